@@ -1,0 +1,105 @@
+"""Errors that a client or an operator sees. Each says what was wrong and what would be right.
+
+Every `ServingError` maps to one HTTP status and one JSON body; nothing else of an exception
+(type, traceback, file names) ever leaves the process.
+"""
+
+from typing import Any
+
+
+class StartupError(Exception):
+    """The service cannot start. The message is printed as it is; the exit code is non-zero."""
+
+
+class ServingError(Exception):
+    """A request that gets an error answer.
+
+    Args:
+        message: What was wrong, naming the field and the allowed range.
+        retry_after_s: Seconds after which the client may try again (sent as ``Retry-After``).
+    """
+
+    status = 500
+    kind = "internal"
+
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def to_wire(self) -> dict[str, Any]:
+        """The error as a JSON object for the engine socket; `from_wire` reads it back."""
+        return {"kind": self.kind, "message": self.message, "retry_after_s": self.retry_after_s}
+
+    def to_body(self, request_id: str) -> dict[str, str]:
+        """The body of the HTTP answer."""
+        return {"error": self.message, "error_type": self.kind, "request_id": request_id}
+
+    @staticmethod
+    def from_wire(wire: dict[str, Any]) -> "ServingError":
+        """Rebuild an error that another process sent."""
+        cls = _BY_KIND.get(wire["kind"], InternalError)
+        return cls(wire["message"], retry_after_s=wire.get("retry_after_s"))
+
+
+class BadRequest(ServingError):
+    """400: the request itself is wrong."""
+
+    status = 400
+    kind = "validation"
+
+
+class PayloadTooLarge(ServingError):
+    """413: the body is larger than the limit."""
+
+    status = 413
+    kind = "payload_too_large"
+
+
+class UnsupportedMediaType(ServingError):
+    """415: the content type is none that we read."""
+
+    status = 415
+    kind = "unsupported_media_type"
+
+
+class Overloaded(ServingError):
+    """429: the queue is full."""
+
+    status = 429
+    kind = "overloaded"
+
+
+class InternalError(ServingError):
+    """500: our fault; the batch was given up."""
+
+    status = 500
+    kind = "internal"
+
+
+class Unavailable(ServingError):
+    """503: the engine is not ready, shutting down or gone."""
+
+    status = 503
+    kind = "unavailable"
+
+
+class DeadlinePassed(ServingError):
+    """504: the request's time is over."""
+
+    status = 504
+    kind = "timeout"
+
+
+_BY_KIND: dict[str, type[ServingError]] = {
+    cls.kind: cls
+    for cls in (
+        BadRequest,
+        PayloadTooLarge,
+        UnsupportedMediaType,
+        Overloaded,
+        InternalError,
+        Unavailable,
+        DeadlinePassed,
+    )
+}

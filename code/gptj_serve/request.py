@@ -1,0 +1,112 @@
+"""What a front asks of the engine: one `GenerationRequest` a sequence, whatever the client spoke."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen; the names and meanings are those of Transformers' ``generate``.
+
+    Attributes:
+        max_new_tokens: Tokens generated at most, >= 1.
+        min_new_tokens: No end-of-sequence token before this many tokens, 0..max_new_tokens.
+        do_sample: Draw from the distribution instead of taking its maximum.
+        temperature: > 0; divides the logits. Used when sampling only.
+        top_k: Keep the k most likely tokens; 0 keeps all. Used when sampling only.
+        top_p: Keep the smallest set of tokens with this much probability, (0, 1]; 1 keeps all.
+        typical_p: Keep the most typical tokens with this much probability, (0, 1]; 1 keeps all.
+        repetition_penalty: > 0; 1 is none. Counts prompt and generated tokens.
+        seed: 0..2**64-1. The same seed and prompt give the same tokens whatever else runs.
+        sequence_index: Which of several sequences for one prompt this is; part of the random key.
+    """
+
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    sequence_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One sequence to generate.
+
+    Attributes:
+        request_id: Unique among the requests of one connection.
+        prompt_ids: The prompt, at least one token id, each 0..vocab_size-1.
+        sampling: How tokens are chosen.
+        eos_token_ids: Token ids that end the sequence (the ending token is reported too).
+        logprobs: Report each token's log-probability under the model's own distribution
+            (before temperature, filters and penalties).
+        timeout_s: Seconds from submission after which the request fails with `DeadlinePassed`.
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    eos_token_ids: tuple[int, ...] = ()
+    logprobs: bool = False
+    timeout_s: float | None = None
+
+    @property
+    def num_tokens_needed(self) -> int:
+        """Positions the sequence may fill: prompt plus new tokens."""
+        return len(self.prompt_ids) + self.sampling.max_new_tokens
+
+    def to_wire(self) -> dict[str, Any]:
+        """The request as a JSON object."""
+        return asdict(self)
+
+    @staticmethod
+    def from_wire(wire: dict[str, Any]) -> "GenerationRequest":
+        """Read back what `to_wire` made."""
+        fields = dict(wire)
+        fields["sampling"] = SamplingParams(**fields["sampling"])
+        fields["prompt_ids"] = tuple(fields["prompt_ids"])
+        fields["eos_token_ids"] = tuple(fields["eos_token_ids"])
+        return GenerationRequest(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a front has to know of the engine; sent on every new connection.
+
+    Attributes:
+        engine: Name of the engine that runs ("hf", "deepspeed", ...).
+        model_dir: Directory the weights came from (the front finds the tokenizer there).
+        max_context: Prompt plus new tokens at most.
+        max_batch_size: Sequences in one batch at most.
+        vocab_size: Number of token ids the model knows.
+        eos_token_ids: Token ids that end a sequence.
+    """
+
+    engine: str
+    model_dir: str
+    max_context: int
+    max_batch_size: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+    def to_wire(self) -> dict[str, Any]:
+        """The information as a JSON object."""
+        return asdict(self)
+
+    @staticmethod
+    def from_wire(wire: dict[str, Any]) -> "ModelInfo":
+        """Read back what `to_wire` made."""
+        return ModelInfo(**{**wire, "eos_token_ids": tuple(wire["eos_token_ids"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where a finished sequence's time went, in seconds since it was submitted."""
+
+    queue_s: float
+    first_token_s: float
+    total_s: float

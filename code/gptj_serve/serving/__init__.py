@@ -1,0 +1,1 @@
+"""Text in, text out: schemas, tokenisation, the engine client and the fronts."""

@@ -1,0 +1,193 @@
+"""Every setting of the service, read once from an environment that is passed in.
+
+A name that starts with ``GPTJ_`` and is none of ours, or a value outside its range, is a
+`StartupError` that names the key, the value and what is allowed.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from gptj_serve.errors import StartupError
+
+ENGINES = ("auto", "hf", "deepspeed")
+FRONTS = ("mms",)
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The service's settings. ``None`` means: chosen from what the machine and the model have.
+
+    Attributes:
+        model_dir: Where to look for the model; it may be nested in sub-folders.
+        engine: One of `ENGINES`.
+        front: One of `FRONTS`.
+        host: Address to listen on.
+        port: Port to listen on, 1..65535.
+        max_batch_size: Sequences that run together at most, 1..256.
+        max_context: Prompt plus new tokens at most, 2..1048576 (never more than the model's).
+        max_queue: Sequences that may wait, 0..100000.
+        batch_wait_ms: After a batch of several, how long waiting requests wait for company.
+        request_timeout_s: A request's time from arrival to answer.
+        drain_timeout_s: After SIGTERM, how long running requests may go on.
+        max_payload_mb: Largest request body.
+        num_workers: Worker processes of the multi-model-server front.
+        worker_timeout_s: After this many seconds the model server kills a worker that is silent.
+        log_level: One of `LOG_LEVELS`.
+    """
+
+    model_dir: Path
+    engine: str
+    front: str
+    host: str
+    port: int
+    max_batch_size: int | None
+    max_context: int | None
+    max_queue: int
+    batch_wait_ms: int
+    request_timeout_s: float
+    drain_timeout_s: float
+    max_payload_mb: int
+    num_workers: int | None
+    worker_timeout_s: int
+    log_level: str
+
+    @staticmethod
+    def from_env(env: Mapping[str, str]) -> "Settings":
+        """Read and check the settings.
+
+        Args:
+            env: Names and values, ``os.environ`` as a rule.
+
+        Raises:
+            StartupError: An unknown ``GPTJ_*`` name, or a value outside its range.
+        """
+        _reject_unknown(env)
+        _read(env, "TENSOR_PARALLEL_DEGREE", 1, _integer(1, 1))
+        worker_timeout_s = _read(env, "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", None, _integer(3, 3600))
+        request_timeout_s = _request_timeout(env, worker_timeout_s)
+        return Settings(
+            model_dir=_read(env, "GPTJ_MODEL_DIR", Path("/opt/ml/model"), _path),
+            engine=_read(env, "GPTJ_ENGINE", "auto", _one_of(ENGINES)),
+            front=_read(env, "GPTJ_FRONT", "mms", _one_of(FRONTS)),
+            host=_read(env, "GPTJ_HOST", "0.0.0.0", _text),
+            port=_read(env, "GPTJ_PORT", _read(env, "SAGEMAKER_BIND_TO_PORT", 8080, _port), _port),
+            max_batch_size=_read(env, "GPTJ_MAX_BATCH_SIZE", None, _auto_or(_integer(1, 256))),
+            max_context=_read(env, "GPTJ_MAX_CONTEXT", None, _auto_or(_integer(2, 1 << 20))),
+            max_queue=_read(env, "GPTJ_MAX_QUEUE", 128, _integer(0, 100_000)),
+            batch_wait_ms=_read(env, "GPTJ_BATCH_WAIT_MS", 5, _integer(0, 1000)),
+            request_timeout_s=request_timeout_s,
+            drain_timeout_s=_read(env, "GPTJ_DRAIN_TIMEOUT_S", 25.0, _number(0, 3600)),
+            max_payload_mb=_read(env, "SAGEMAKER_MAX_PAYLOAD_IN_MB", 6, _integer(1, 100)),
+            num_workers=_read(env, "SAGEMAKER_MODEL_SERVER_WORKERS", None, _auto_or(_integer(1, 256))),
+            worker_timeout_s=worker_timeout_s or int(request_timeout_s) + 10,
+            log_level=_read(env, "GPTJ_LOG_LEVEL", "info", _one_of(LOG_LEVELS)),
+        )
+
+
+KEYS = (
+    "GPTJ_MODEL_DIR",
+    "GPTJ_ENGINE",
+    "GPTJ_FRONT",
+    "GPTJ_HOST",
+    "GPTJ_PORT",
+    "GPTJ_MAX_BATCH_SIZE",
+    "GPTJ_MAX_CONTEXT",
+    "GPTJ_MAX_QUEUE",
+    "GPTJ_BATCH_WAIT_MS",
+    "GPTJ_REQUEST_TIMEOUT_S",
+    "GPTJ_DRAIN_TIMEOUT_S",
+    "GPTJ_LOG_LEVEL",
+)
+"""Every ``GPTJ_*`` name there is."""
+
+
+def _request_timeout(env: Mapping[str, str], worker_timeout_s: int | None) -> float:
+    """The deadline has to come before the model server kills the worker that holds the request."""
+    default = 58.0 if worker_timeout_s is None else min(58.0, worker_timeout_s - 2.0)
+    timeout_s = _read(env, "GPTJ_REQUEST_TIMEOUT_S", default, _number(0.1, 3600))
+    if worker_timeout_s is not None and timeout_s >= worker_timeout_s:
+        raise StartupError(
+            f"GPTJ_REQUEST_TIMEOUT_S={timeout_s:g} is not below SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS="
+            f"{worker_timeout_s}: the worker would be killed before it can answer"
+        )
+    return timeout_s
+
+
+def _reject_unknown(env: Mapping[str, str]) -> None:
+    for name in sorted(env):
+        if name.startswith("GPTJ_") and name not in KEYS:
+            near = difflib.get_close_matches(name, KEYS, n=1, cutoff=0)
+            raise StartupError(f"{name}: no such setting; did you mean {near[0]}?")
+
+
+def _read(env: Mapping[str, str], key: str, default: T, parse: Callable[[str], T]) -> T:
+    raw = env.get(key, "").strip()
+    if not raw:
+        return default
+    try:
+        return parse(raw)
+    except ValueError as error:
+        raise StartupError(f"{key}={raw!r}: {error}") from None
+
+
+def _text(raw: str) -> str:
+    return raw
+
+
+def _path(raw: str) -> Path:
+    return Path(raw).expanduser()
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    allowed = f"must be {low}" if low == high else f"must be a whole number from {low} to {high}"
+
+    def parse(raw: str) -> int:
+        # int() would also take "1_0" and "١", which nobody means in an environment variable
+        if not raw.isascii() or not raw.isdigit() or not low <= int(raw) <= high:
+            raise ValueError(allowed)
+        return int(raw)
+
+    return parse
+
+
+_port = _integer(1, 65535)
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(raw: str) -> float:
+        try:
+            value = float(raw)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise ValueError(f"must be a number from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def _auto_or(parse: Callable[[str], int]) -> Callable[[str], int | None]:
+    def parse_auto(raw: str) -> int | None:
+        if raw.lower() == "auto":
+            return None
+        try:
+            return parse(raw)
+        except ValueError as error:
+            raise ValueError(f"{error}, or auto") from None
+
+    return parse_auto
+
+
+def _one_of(allowed: tuple[str, ...]) -> Callable[[str], str]:
+    def parse(raw: str) -> str:
+        if raw.lower() not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}")
+        return raw.lower()
+
+    return parse

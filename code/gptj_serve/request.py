@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gptj_serve.errors import ServingError
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -110,3 +112,29 @@ class Timings:
     queue_s: float
     first_token_s: float
     total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One generated token. ``logprob`` is None unless the request asked for it."""
+
+    request_id: str
+    token_id: int
+    logprob: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EndEvent:
+    """The one terminal event of a sequence.
+
+    Attributes:
+        request_id: Which sequence ended.
+        reason: "length", "eos_token", "cancelled" or "failed".
+        error: What to tell the client; set when the reason is "failed", else None.
+        timings: None when the sequence never ran.
+    """
+
+    request_id: str
+    reason: str
+    error: ServingError | None = None
+    timings: Timings | None = None

@@ -28,7 +28,7 @@ class Settings:
         engine: One of `ENGINES`.
         front: One of `FRONTS`.
         host: Address to listen on.
-        port: Port to listen on, 1..65535.
+        port: Port to listen on, 1..32766.
         max_batch_size: Sequences that run together at most, 1..256.
         max_context: Prompt plus new tokens at most, 2..1048576 (never more than the model's).
         max_queue: Sequences that may wait, 0..100000.
@@ -148,7 +148,7 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
     allowed = f"must be {low}" if low == high else f"must be a whole number from {low} to {high}"
 
     def parse(raw: str) -> int:
-        # int() would also take "1_0" and "١", which nobody means in an environment variable
+        # int() would also take "1_0" and the digits of other scripts
         if not raw.isascii() or not raw.isdigit() or not low <= int(raw) <= high:
             raise ValueError(allowed)
         return int(raw)
@@ -156,7 +156,7 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-_port = _integer(1, 65535)
+_port = _integer(1, 32766)  # multi-model-server takes no higher one
 
 
 def _number(low: float, high: float) -> Callable[[str], float]:

@@ -1,0 +1,1 @@
+"""Measures a running service from outside, over HTTP."""

@@ -1,0 +1,98 @@
+"""Writes a GPT-J-6B-shaped model directory with random weights: it costs exactly what the real one costs.
+
+Usage: python -m gptj_serve.benchmark.random_model DIR
+
+The tokenizer is the demo model's: prompts of any length can be made with it, and most answers, ids
+beyond its vocabulary, have no text. There is no end-of-sequence token: answers have the length asked for.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from gptj_serve import demo
+
+GPT_J_6B = {
+    "architectures": ["GPTJForCausalLM"],
+    "model_type": "gptj",
+    "activation_function": "gelu_new",
+    "n_layer": 28,
+    "n_embd": 4096,
+    "n_head": 16,
+    "n_inner": None,
+    "n_positions": 2048,
+    "rotary_dim": 64,
+    "vocab_size": 50400,
+    "layer_norm_epsilon": 1e-05,
+    "attn_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "resid_pdrop": 0.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "eos_token_id": None,
+    "bos_token_id": None,
+}
+SEED = 0
+STD = 0.02
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def write(directory: Path) -> None:
+    """Write the model directory, one shard a block; 12.1 GB."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(GPT_J_6B, indent=1))
+    for name in TOKENIZER_FILES:
+        shutil.copy(demo.MODEL_DIR / name, directory / name)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = torch.Generator(device).manual_seed(SEED)
+    weight_map: dict[str, str] = {}
+    for number, shapes in enumerate(_shards()):
+        shard = f"model-{number:05d}.safetensors"
+        tensors = {name: _random(name, shape, generator) for name, shape in shapes.items()}
+        save_file(tensors, directory / shard, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, shard)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    if ".ln_" in name:
+        return torch.full(shape, float(name.endswith("weight")), dtype=torch.float16)
+    values = torch.empty(shape, dtype=torch.float16, device=generator.device)
+    return values.normal_(0.0, STD, generator=generator).cpu()
+
+
+def _shards() -> Iterator[dict[str, tuple[int, ...]]]:
+    d, vocab = 4096, 50400
+    yield {"transformer.wte.weight": (vocab, d)}
+    for layer in range(28):
+        prefix = f"transformer.h.{layer}"
+        yield {
+            **{f"{prefix}.ln_1.{part}": (d,) for part in ("weight", "bias")},
+            **{f"{prefix}.attn.{name}_proj.weight": (d, d) for name in ("q", "k", "v", "out")},
+            f"{prefix}.mlp.fc_in.weight": (4 * d, d),
+            f"{prefix}.mlp.fc_in.bias": (4 * d,),
+            f"{prefix}.mlp.fc_out.weight": (d, 4 * d),
+            f"{prefix}.mlp.fc_out.bias": (d,),
+        }
+    yield {
+        **{f"transformer.ln_f.{part}": (d,) for part in ("weight", "bias")},
+        "lm_head.weight": (vocab, d),
+        "lm_head.bias": (vocab,),
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="gptj_serve.benchmark.random_model")
+    parser.add_argument("directory", type=Path)
+    write(parser.parse_args().directory)
+
+
+if __name__ == "__main__":
+    main()

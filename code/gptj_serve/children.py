@@ -1,0 +1,208 @@
+"""Child processes of the launcher, which may be PID 1: started, listened to, reaped, ended.
+
+Each child leads a session of its own, so that Ctrl-C in a terminal reaches the launcher alone, and
+dies with the launcher. Orphans of a child (a model server's workers) come to the launcher. What the
+children print goes on to our stdout; lines that are no JSON are wrapped, so that the log stays JSON.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+logger = logging.getLogger("gptj_serve.child")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Stopped(Exception):
+    """A SIGTERM or SIGINT arrived."""
+
+
+class ChildDied(Exception):
+    """A child ended that should not have."""
+
+    def __init__(self, child: "Child") -> None:
+        super().__init__(f"the {child.name} ended with exit code {child.exit_code}")
+        self.child = child
+
+
+class Child:
+    """A started process; made by `Children.start`."""
+
+    def __init__(self, name: str, popen: "subprocess.Popen[bytes]") -> None:
+        self.name = name
+        self.pid = popen.pid
+        self.exit_code: int | None = None
+        self.expected_to_end = False
+        self._popen = popen
+
+    @property
+    def is_running(self) -> bool:
+        """The process has not been reaped."""
+        return self.exit_code is None
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the process alone; its end is no surprise from now on."""
+        self.expected_to_end = True
+        if self.is_running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+
+    def kill_session(self) -> None:
+        """Kill the process and all that it started and that stayed in its session."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def note_exit(self, status: int) -> None:
+        """Take the status that ``waitpid`` gave; negative exit codes are signals."""
+        self.exit_code = self._popen.returncode = os.waitstatus_to_exitcode(status)
+
+
+class Children:
+    """All children of this process and the signals it gets. One at a time, in the main thread."""
+
+    def __init__(self) -> None:
+        self._children: list[Child] = []
+        self._selector = selectors.DefaultSelector()
+        self._signals, writer = os.pipe()
+        for descriptor in (self._signals, writer):
+            os.set_blocking(descriptor, False)
+        self._selector.register(self._signals, selectors.EVENT_READ)
+        signal.set_wakeup_fd(writer)
+        for number in (signal.SIGCHLD, *STOP_SIGNALS):
+            signal.signal(number, lambda *_: None)
+        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def start(
+        self, name: str, command: Sequence[str], env: Mapping[str, str], pass_fds: Sequence[int] = ()
+    ) -> Child:
+        """Start a process.
+
+        Args:
+            name: For the log.
+            command: Program and arguments.
+            env: The whole environment of the child.
+            pass_fds: Descriptors that the child inherits.
+        """
+        popen = subprocess.Popen(
+            list(command),
+            env=dict(env),
+            pass_fds=tuple(pass_fds),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+        assert popen.stdout is not None
+        os.set_blocking(popen.stdout.fileno(), False)
+        self._selector.register(popen.stdout, selectors.EVENT_READ, _Relay(name))
+        child = Child(name, popen)
+        self._children.append(child)
+        return child
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Sleep until something happens or for ``timeout_s``, passing on what the children print.
+
+        Raises:
+            Stopped: SIGTERM or SIGINT came.
+            ChildDied: A child ended that was not told to.
+        """
+        stop = False
+        for key, _ in self._selector.select(timeout_s):
+            if key.fd == self._signals:
+                stop = any(number in STOP_SIGNALS for number in os.read(self._signals, 4096))
+            elif not key.data.read(key.fd):
+                self._selector.unregister(key.fileobj)
+        self._reap()
+        if stop:
+            raise Stopped
+        for child in self._children:
+            if not child.is_running and not child.expected_to_end:
+                child.expected_to_end = True
+                raise ChildDied(child)
+
+    def wait_for_end(self, child: Child, timeout_s: float) -> bool:
+        """Wait until a child has ended; False if it has not after ``timeout_s``. Raises as `wait`."""
+        until_s = time.monotonic() + timeout_s
+        while child.is_running and time.monotonic() < until_s:
+            self.wait(0.05)
+        return not child.is_running
+
+    def end_all(self, timeout_s: float) -> None:
+        """SIGTERM to all, SIGKILL to what is left after ``timeout_s``; nothing stays behind."""
+        for child in self._children:
+            child.terminate()
+        for child in self._children:
+            with contextlib.suppress(Stopped):
+                self.wait_for_end(child, timeout_s)
+        for child in self._children:
+            child.kill_session()
+        until_s = time.monotonic() + 2
+        while _has_children() and time.monotonic() < until_s:
+            with contextlib.suppress(Stopped):
+                self.wait(0.02)
+
+    def _reap(self) -> None:
+        """Collect every process that has ended, ours and orphans alike."""
+        by_pid = {child.pid: child for child in self._children}
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in by_pid:
+                by_pid[pid].note_exit(status)
+
+
+class _Relay:
+    """Passes a child's output on, line by line."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._rest = b""
+
+    def read(self, descriptor: int) -> bool:
+        """Pass on what there is; False at the end of the output."""
+        try:
+            chunk = os.read(descriptor, 1 << 16)
+        except BlockingIOError:
+            return True
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if not chunk and self._rest:
+            lines, self._rest = [self._rest], b""
+        for line in lines:
+            self._pass_on(line)
+        return bool(chunk)
+
+    def _pass_on(self, line: bytes) -> None:
+        if line.startswith(b"{") and line.rstrip().endswith(b"}"):
+            sys.stdout.buffer.write(line + b"\n")
+            sys.stdout.buffer.flush()
+        elif line.strip():
+            logger.info(line.decode("utf-8", "replace").rstrip(), extra={"fields": {"from": self._name}})
+
+
+def _die_with_parent() -> None:
+    # runs between fork and exec; the launcher has no threads
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True

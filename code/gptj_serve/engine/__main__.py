@@ -1,0 +1,86 @@
+"""The engine process: loads the model, says that it is ready, serves the socket until drained.
+
+Usage: python -m gptj_serve.engine --socket PATH --ready-fd N
+
+One JSON line goes to the descriptor: {"status": "ready", "model": {...}} or {"status": "failed",
+"message": "..."}. SIGTERM drains. Exit codes: 0 drained, 1 not started, 70 the backend died.
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gptj_serve import logs
+from gptj_serve.errors import StartupError
+from gptj_serve.settings import Settings
+
+logger = logging.getLogger("gptj_serve.engine")
+
+EXIT_NOT_STARTED = 1
+EXIT_BACKEND_DEAD = 70
+
+
+def main() -> int:
+    """Run the engine; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="gptj_serve.engine")
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--ready-fd", type=int, required=True)
+    args = parser.parse_args()
+    started_s = time.monotonic()
+    settings = Settings.from_env(os.environ)
+    logs.configure("engine", settings.log_level)
+    try:
+        engine, info = _start(settings, args.socket)
+    except StartupError as error:
+        _say(args.ready_fd, {"status": "failed", "message": str(error)})
+        return EXIT_NOT_STARTED
+    except Exception as error:
+        logger.exception("the engine could not start")
+        _say(args.ready_fd, {"status": "failed", "message": f"{type(error).__name__}: {error}"})
+        return EXIT_NOT_STARTED
+    fields = {"event": "engine_ready", "seconds": round(time.monotonic() - started_s, 3)}
+    logger.info("the engine is ready", extra={"fields": fields})
+    _say(args.ready_fd, {"status": "ready", "model": info.to_wire()})
+    return _serve(engine)
+
+
+def _start(settings: Settings, socket_path: Path) -> tuple[Any, Any]:
+    # torch and Transformers take seconds to import: cheap checks of the model come first
+    from gptj_serve.engine.model_dir import find_checkpoint
+
+    checkpoint = find_checkpoint(settings.model_dir)
+    from gptj_serve.engine.build import build_engine
+
+    return build_engine(settings, checkpoint, socket_path)
+
+
+def _serve(engine: Any) -> int:
+    from gptj_serve.engine.backend import BackendDead
+
+    signal.signal(signal.SIGTERM, lambda *_: engine.drain())
+    try:
+        engine.run()
+    except BackendDead:
+        logger.exception("the backend died", extra={"fields": {"event": "backend_dead"}})
+        return EXIT_BACKEND_DEAD
+    engine.close()
+    return 0
+
+
+def _say(ready_fd: int, message: dict[str, Any]) -> None:
+    os.write(ready_fd, json.dumps(message).encode() + b"\n")
+    os.close(ready_fd)
+
+
+if __name__ == "__main__":
+    # no interpreter shutdown: with a CUDA context that is broken it can hang or crash
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,82 @@
+"""Puts an engine together: chooses the backend, loads it, and joins it to a scheduler and a socket."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from gptj_serve.engine.backend import Backend
+from gptj_serve.engine.choose import Machine, choose_engine
+from gptj_serve.engine.deepspeed_kernels import kernels_missing
+from gptj_serve.engine.engine import Engine
+from gptj_serve.engine.hf import load_hf
+from gptj_serve.engine.loader import load_model
+from gptj_serve.engine.model_dir import Checkpoint
+from gptj_serve.engine.scheduler import StaticScheduler
+from gptj_serve.engine.server import EngineServer
+from gptj_serve.engine.step_loop import StepLoop
+from gptj_serve.request import ModelInfo
+from gptj_serve.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def build_engine(settings: Settings, checkpoint: Checkpoint, socket_path: Path) -> tuple[Engine, ModelInfo]:
+    """Load the model and open the socket.
+
+    Args:
+        settings: The service's settings.
+        checkpoint: The model.
+        socket_path: Where fronts connect.
+
+    Returns:
+        The engine, not running yet, and what fronts are told of it.
+
+    Raises:
+        StartupError: The engine asked for cannot run here, or the model does not load.
+    """
+    name, reason = choose_engine(settings.engine, look_at_machine())
+    fields = {"event": "engine_chosen", "engine": name, "reason": reason}
+    logger.info("engine %s", name, extra={"fields": fields})
+    backend = _load(name, settings, checkpoint)
+    limits = backend.limits
+    info = ModelInfo(
+        engine=backend.name,
+        model_dir=str(checkpoint.directory),
+        max_context=limits.max_context,
+        max_batch_size=limits.max_batch_size,
+        vocab_size=limits.vocab_size,
+        eos_token_ids=checkpoint.eos_token_ids,
+    )
+    scheduler = StaticScheduler(
+        max_batch_size=limits.max_batch_size,
+        max_context=limits.max_context,
+        vocab_size=limits.vocab_size,
+        max_queue=settings.max_queue,
+        batch_wait_s=settings.batch_wait_ms / 1000,
+    )
+    server = EngineServer(socket_path, info)
+    server.start()
+    return Engine(server, scheduler, StepLoop(scheduler, backend), settings.drain_timeout_s), info
+
+
+def look_at_machine() -> Machine:
+    """What this machine offers to an engine."""
+    if not torch.cuda.is_available():
+        return Machine(None, (0, 0), None)
+    return Machine(
+        torch.cuda.get_device_name(), torch.cuda.get_device_capability(), kernels_missing=kernels_missing()
+    )
+
+
+def _load(name: str, settings: Settings, checkpoint: Checkpoint) -> Backend:
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if name == "hf":
+        return load_hf(
+            checkpoint, device, max_batch_size=settings.max_batch_size, max_context=settings.max_context
+        )
+    # imported only where it runs: DeepSpeed is an extra, and slow to import
+    from gptj_serve.engine.deepspeed import load_deepspeed
+
+    model = load_model(checkpoint, device, torch.float16)
+    return load_deepspeed(model, settings.max_batch_size, settings.max_context)

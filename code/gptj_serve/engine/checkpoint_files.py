@@ -1,0 +1,203 @@
+"""Reads what a checkpoint's files hold, names and shapes alone, without loading a weight.
+
+A broken, truncated or malicious file is a `StartupError` that names the file and what is wrong.
+"""
+
+import json
+import math
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gptj_serve.errors import StartupError
+
+SAFETENSORS = "safetensors"
+PICKLE = "pickle"
+
+# in the order in which Transformers looks for them
+_SINGLE_AND_INDEX = (
+    (SAFETENSORS, "model.safetensors", "model.safetensors.index.json"),
+    (PICKLE, "pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+NAMES = tuple(name for _, *names in _SINGLE_AND_INDEX for name in names)
+"""A directory with one of these files holds a checkpoint."""
+
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_FLOAT_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+# what else the format knows: the causal masks of old checkpoints are of such types
+_OTHER_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8}
+_LFS_POINTER = b"version https://git-lfs"
+
+
+class TensorInfo(NamedTuple):
+    """What a file says of one tensor."""
+
+    shape: tuple[int, ...]
+    is_float: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFiles:
+    """A checkpoint's weight files.
+
+    Attributes:
+        format: `SAFETENSORS` or `PICKLE`.
+        paths: The files that hold tensors, shards in the order of their names.
+    """
+
+    format: str
+    paths: tuple[Path, ...]
+
+
+def find_files(directory: Path) -> CheckpointFiles:
+    """The weight files that Transformers would load; safetensors come first.
+
+    Raises:
+        StartupError: None is there, or an index is broken or lists shards that are absent.
+    """
+    for kind, single, index in _SINGLE_AND_INDEX:
+        if (directory / single).is_file():
+            return CheckpointFiles(kind, (directory / single,))
+        if (directory / index).is_file():
+            return CheckpointFiles(kind, _shards(directory / index))
+    raise StartupError(f"{directory}: no weights; expected one of {', '.join(NAMES)}")
+
+
+def read_tensors(files: CheckpointFiles) -> dict[str, TensorInfo]:
+    """Every tensor of the checkpoint by name, without its values.
+
+    Raises:
+        StartupError: A file is unreadable, truncated, corrupt, or holds more than tensors.
+    """
+    read = _read_safetensors if files.format == SAFETENSORS else _read_pickle
+    tensors: dict[str, TensorInfo] = {}
+    for path in files.paths:
+        try:
+            tensors.update(read(path))
+        except OSError as error:
+            raise StartupError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        StartupError: The file is unreadable or holds no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StartupError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise StartupError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise StartupError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def some(items: list[str], limit: int = 5) -> str:
+    """The first few of many names, and how many there are in all."""
+    more = f", … ({len(items)} in all)" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise StartupError(f'{index}: expected "weight_map": an object of tensor names and file names')
+    names = sorted({str(name) for name in weight_map.values()})
+    if outside := [name for name in names if Path(name).name != name]:
+        raise StartupError(f"{index}: lists files outside its directory: {some(outside)}")
+    if absent := [name for name in names if not (index.parent / name).is_file()]:
+        raise StartupError(f"{index}: lists files that are not there: {some(absent)}")
+    return tuple(index.parent / name for name in names)
+
+
+def _read_safetensors(path: Path) -> dict[str, TensorInfo]:
+    """Read one file's header.
+
+    The file is eight bytes of header length (little-endian), the header (JSON), then the tensors.
+    """
+    actual_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        header_bytes = int.from_bytes(start, "little")
+        if len(start) < 8 or header_bytes > _MAX_HEADER_BYTES:
+            raise _not_weights(path, start + file.read(32), "a safetensors file", actual_bytes)
+        header = file.read(header_bytes)
+    if len(header) < header_bytes:
+        raise _truncated(path, f"more than {8 + header_bytes}", actual_bytes)
+    tensors, data_bytes = _parse_header(path, header)
+    if actual_bytes != 8 + header_bytes + data_bytes:
+        raise _truncated(path, str(8 + header_bytes + data_bytes), actual_bytes)
+    return tensors
+
+
+def _parse_header(path: Path, header: bytes) -> tuple[dict[str, TensorInfo], int]:
+    """The tensors of a safetensors header and the bytes that they take together."""
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        tensors = {name: _parse_entry(entry) for name, entry in entries.items()}
+        data_bytes = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
+        raise StartupError(f"{path}: the safetensors header is corrupt: {error}") from error
+    return tensors, data_bytes
+
+
+def _parse_entry(entry: dict[str, Any]) -> TensorInfo:
+    begin, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
+        raise ValueError(f"bad numbers in {entry}")
+    item_bytes = (_FLOAT_BYTES | _OTHER_BYTES)[entry["dtype"]]
+    if end - begin != math.prod(shape) * item_bytes:
+        raise ValueError(f"{end - begin} bytes for {entry['dtype']} {list(shape)}")
+    return TensorInfo(shape, entry["dtype"] in _FLOAT_BYTES)
+
+
+def _read_pickle(path: Path) -> dict[str, TensorInfo]:
+    """Unpickle one PyTorch checkpoint without running code; the values stay on the disk."""
+    import torch  # here, since safetensors need none of it
+
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            start = file.read(40)
+        expected = "a whole checkpoint of PyTorch 1.6 or later"
+        raise _not_weights(path, start, expected, path.stat().st_size)
+    try:
+        tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:
+        raise StartupError(f"{path}: {_why_refused(error)}") from error
+    if not isinstance(tensors, dict):
+        raise StartupError(f"{path}: expected a dictionary of tensors, found {type(tensors).__name__}")
+    if other := [str(name) for name, value in tensors.items() if not isinstance(value, torch.Tensor)]:
+        raise StartupError(f"{path}: expected a dictionary of tensors; these are none: {some(other)}")
+    return {str(name): TensorInfo(tuple(t.shape), t.is_floating_point()) for name, t in tensors.items()}
+
+
+def _why_refused(error: Exception) -> str:
+    # PyTorch's own message tells the reader to switch the protection off: never pass it on
+    if "weights_only" in str(error) or "Weights only" in str(error):
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({found.group(1)})" if found else ""
+        return f"refused: it asks for code to be run{what}, which weights never need; nothing was run"
+    return f"the PyTorch checkpoint is corrupt: {str(error).splitlines()[0]}"
+
+
+def _truncated(path: Path, expected_bytes: str, actual_bytes: int) -> StartupError:
+    return StartupError(
+        f"{path}: expected {expected_bytes} bytes by its own header, found {actual_bytes}: "
+        "the file is truncated or corrupt; copy it again"
+    )
+
+
+def _not_weights(path: Path, start: bytes, expected: str, actual_bytes: int) -> StartupError:
+    if start.startswith(_LFS_POINTER):
+        return StartupError(f"{path}: a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
+    return StartupError(
+        f"{path}: not {expected} ({actual_bytes} bytes): truncated, corrupt or another format"
+    )

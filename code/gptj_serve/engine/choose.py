@@ -1,0 +1,57 @@
+"""Which engine runs: a pure function of what was asked for and what the machine has."""
+
+from dataclasses import dataclass
+
+from gptj_serve.errors import StartupError
+
+MIN_CAPABILITY = (7, 0)
+"""DeepSpeed's kernels need sm_70 (V100) or newer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What an engine may count on.
+
+    Attributes:
+        gpu: Name of the GPU, None without one.
+        capability: Its compute capability.
+        kernels_missing: Why DeepSpeed's kernels cannot be had here; None when they can.
+    """
+
+    gpu: str | None
+    capability: tuple[int, int]
+    kernels_missing: str | None
+
+
+def choose_engine(asked: str, machine: Machine) -> tuple[str, str]:
+    """Pick the engine.
+
+    Args:
+        asked: One of `gptj_serve.settings.ENGINES`.
+        machine: What the machine has.
+
+    Returns:
+        The engine's name and the reason, in words for the log.
+
+    Raises:
+        StartupError: The engine asked for cannot run here.
+    """
+    obstacle = _obstacle(machine)
+    if asked == "deepspeed" and obstacle:
+        raise StartupError(f"GPTJ_ENGINE=deepspeed: {obstacle}")
+    if asked != "auto":
+        return asked, f"GPTJ_ENGINE={asked}"
+    if obstacle:
+        return "hf", f"auto: {obstacle}"
+    return "deepspeed", f"auto: the fastest engine for {machine.gpu}"
+
+
+def _obstacle(machine: Machine) -> str | None:
+    if machine.gpu is None:
+        return "no NVIDIA GPU is visible"
+    if machine.capability < MIN_CAPABILITY:
+        have = ".".join(map(str, machine.capability))
+        return f"{machine.gpu} has compute capability {have}; 7.0 or newer is needed"
+    if machine.kernels_missing:
+        return f"DeepSpeed's kernels are not there: {machine.kernels_missing}"
+    return None

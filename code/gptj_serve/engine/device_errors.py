@@ -1,0 +1,49 @@
+"""Sorts what can go wrong on a device into what the batch does not survive and what nothing survives."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from gptj_serve.engine.backend import BackendDead, BatchLost
+
+_DEVICE_MARKS = ("CUDA error", "CUBLAS_STATUS", "cuDNN error", "CUDNN_STATUS", "device-side assert")
+_MEMORY_MARKS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory", "CUDA error: out of memory")
+
+
+@contextmanager
+def batch_errors(what: str) -> Iterator[None]:
+    """Turn every failure of the work inside into `BatchLost` or `BackendDead`.
+
+    Kernels run after the call that started them has returned, so a CUDA error can show up in
+    whatever waits for the device next: the sampler's transfer needs this as much as the model.
+
+    Args:
+        what: What was running, for the message; it reaches the client.
+    """
+    try:
+        yield
+    except (BatchLost, BackendDead):
+        raise
+    except Exception as error:
+        raise _sorted(error, what) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """The device had no memory left; it still works."""
+    return isinstance(error, torch.OutOfMemoryError) or any(mark in str(error) for mark in _MEMORY_MARKS)
+
+
+def is_device_broken(error: BaseException) -> bool:
+    """A CUDA error other than memory: every later call of this process would fail as well."""
+    return not is_out_of_memory(error) and (
+        isinstance(error, torch.AcceleratorError) or any(mark in str(error) for mark in _DEVICE_MARKS)
+    )
+
+
+def _sorted(error: Exception, what: str) -> Exception:
+    if is_out_of_memory(error):
+        return BatchLost(f"the GPU ran out of memory: {what}")
+    if is_device_broken(error):
+        return BackendDead(f"{what}: {str(error).splitlines()[0]}")
+    return BatchLost(f"the model failed: {what}")

@@ -1,0 +1,111 @@
+"""Joins the socket to the step loop: messages in, steps, events out."""
+
+import queue
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+
+from gptj_serve import wire
+from gptj_serve.engine.scheduler import Event, StaticScheduler, Token
+from gptj_serve.engine.server import Abort, EngineServer, Gone, Message, Submit
+from gptj_serve.engine.step_loop import StepLoop
+from gptj_serve.errors import ServingError, Unavailable
+from gptj_serve.request import EndEvent, TokenEvent
+
+
+class Engine:
+    """Runs until it is told to drain and everything accepted has ended.
+
+    Args:
+        server: The socket.
+        scheduler: The scheduler that the step loop runs.
+        step_loop: Runs the backend.
+        drain_timeout_s: After `drain`, running sequences that take longer fail with `Unavailable`.
+    """
+
+    def __init__(
+        self, server: EngineServer, scheduler: StaticScheduler, step_loop: StepLoop, drain_timeout_s: float
+    ) -> None:
+        self._server = server
+        self._scheduler = scheduler
+        self._step_loop = step_loop
+        self._drain_timeout_s = drain_timeout_s
+        self._drain = False
+        self._drain_by_s = float("inf")
+
+    def drain(self) -> None:
+        """Accept no more, finish what is there. May be called from a signal handler."""
+        self._drain = True
+        self._server.inbox.put(None)
+
+    def close(self) -> None:
+        """Send what is left to send and end the connections."""
+        self._server.close()
+
+    def run(self) -> None:
+        """Serve until drained. Raises BackendDead when the backend cannot go on."""
+        wait_s = 0.0
+        while True:
+            self._read_inbox(wait_s)
+            if self._drain and self._is_drained():
+                return
+            events, wait = self._step_loop.step()
+            self._report(events)
+            wait_s = 0.0 if wait is None else self._wait_s(wait.until_s)
+
+    def _wait_s(self, until_s: float | None) -> float:
+        # one second at most: a deadline may pass while nothing runs
+        wake_s = min(until_s if until_s is not None else float("inf"), self._drain_by_s)
+        return max(0.0, min(1.0, wake_s - time.monotonic()))
+
+    def _read_inbox(self, wait_s: float) -> None:
+        """Handle all messages there are; if there are none, wait for the first."""
+        try:
+            message = self._server.inbox.get(timeout=wait_s) if wait_s else self._server.inbox.get_nowait()
+            while True:
+                if message is not None:
+                    self._handle(message)
+                message = self._server.inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def _handle(self, message: Message) -> None:
+        now_s = time.monotonic()
+        if isinstance(message, Submit):
+            self._submit(message, now_s)
+        elif isinstance(message, Abort):
+            self._report(self._scheduler.abort((message.connection, message.request_id), now_s))
+        elif isinstance(message, Gone):
+            for key in self._scheduler.held_keys():
+                if key[0] == message.connection:
+                    self._scheduler.abort(key, now_s)
+
+    def _submit(self, message: Submit, now_s: float) -> None:
+        group = [((message.connection, request.request_id), request) for request in message.requests]
+        try:
+            self._scheduler.add(group, now_s)
+        except ServingError as error:
+            refused = [EndEvent(request.request_id, "failed", error) for request in message.requests]
+            self._server.send({message.connection: wire.events(refused)})
+
+    def _is_drained(self) -> bool:
+        if self._drain_by_s == float("inf"):
+            self._scheduler.close()
+            self._drain_by_s = time.monotonic() + self._drain_timeout_s
+        if time.monotonic() >= self._drain_by_s:
+            error = Unavailable(f"the server is shutting down; no answer within {self._drain_timeout_s:g} s")
+            self._report(self._scheduler.abort_all(error, time.monotonic()))
+        return self._scheduler.is_idle
+
+    def _report(self, events: Iterable[Event]) -> None:
+        by_connection: defaultdict[int, list[TokenEvent | EndEvent]] = defaultdict(list)
+        for event in events:
+            connection, request_id = event.key
+            if isinstance(event, Token):
+                by_connection[connection].append(TokenEvent(request_id, event.token_id, event.logprob))
+            else:
+                by_connection[connection].append(
+                    EndEvent(request_id, event.reason, event.error, event.timings)
+                )
+        if by_connection:
+            self._server.send({number: wire.events(batch) for number, batch in by_connection.items()})

@@ -1,0 +1,125 @@
+"""The engine's side of the Unix socket, in a thread of its own so that a long step delays no message.
+
+The step loop reads `inbox` and calls `send`; nothing else is shared between the two threads.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import queue
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptj_serve import wire
+from gptj_serve.request import GenerationRequest, ModelInfo
+
+logger = logging.getLogger(__name__)
+
+MAX_UNSENT_BYTES = 32 * 1024 * 1024
+"""A front that leaves more than this unread is cut off: it must not hold the engine's memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A front asks for these sequences."""
+
+    connection: int
+    requests: tuple[GenerationRequest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """A front no longer wants this sequence."""
+
+    connection: int
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A front's connection has ended: nobody waits for its sequences."""
+
+    connection: int
+
+
+Message = Submit | Abort | Gone
+
+
+class EngineServer:
+    """Accepts fronts on a Unix socket.
+
+    Args:
+        socket_path: Where to listen; its directory must be private.
+        info: Sent to every front that connects.
+
+    Attributes:
+        inbox: What the fronts said, oldest first.
+    """
+
+    def __init__(self, socket_path: Path, info: ModelInfo) -> None:
+        self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._socket_path = socket_path
+        self._info = info
+        self._numbers = itertools.count()
+        self._writers: dict[int, asyncio.StreamWriter] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="engine-socket", daemon=True)
+
+    def start(self) -> None:
+        """Listen. Raises OSError if the socket cannot be made."""
+        self._thread.start()
+        start = asyncio.start_unix_server(self._serve, str(self._socket_path), limit=wire.MAX_LINE_BYTES)
+        asyncio.run_coroutine_threadsafe(start, self._loop).result()
+
+    def send(self, lines: Mapping[int, bytes]) -> None:
+        """Queue one line each for the given connections; those that have gone are ignored."""
+        self._loop.call_soon_threadsafe(self._write, dict(lines))
+
+    def close(self) -> None:
+        """Send what is queued, end all connections and stop the thread."""
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(timeout=5)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=5)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = next(self._numbers)
+        self._writers[connection] = writer
+        writer.write(wire.hello(self._info))
+        try:
+            while line := await reader.readline():
+                self.inbox.put(_parse(connection, line))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            logger.warning("a front's connection was cut: %s", type(error).__name__)
+        finally:
+            self._writers.pop(connection, None)
+            self.inbox.put(Gone(connection))
+            writer.close()
+
+    def _write(self, lines: dict[int, bytes]) -> None:
+        for connection, line in lines.items():
+            writer = self._writers.get(connection)
+            if writer is None:
+                continue
+            writer.write(line)
+            if writer.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+                logger.warning("a front does not read its answers: its connection is cut")
+                writer.transport.abort()
+
+    async def _close(self) -> None:
+        for writer in list(self._writers.values()):
+            with contextlib.suppress(OSError, asyncio.TimeoutError):
+                await asyncio.wait_for(writer.drain(), timeout=1)
+            writer.close()
+        self._socket_path.unlink(missing_ok=True)
+
+
+def _parse(connection: int, line: bytes) -> Message:
+    message = wire.read(line)
+    if message["type"] == "submit":
+        return Submit(connection, tuple(GenerationRequest.from_wire(one) for one in message["requests"]))
+    if message["type"] == "abort":
+        return Abort(connection, message["request_id"])
+    raise ValueError(f"unknown message {message['type']!r}")

@@ -1,0 +1,83 @@
+"""Runs what the scheduler decides: schedule → prefill or decode → sample → commit."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from gptj_serve.engine.backend import Backend, BackendDead, BatchLost
+from gptj_serve.engine.sampler import SamplerRow, sample
+from gptj_serve.engine.scheduler import Event, Prefill, Running, Sampled, StaticScheduler, Step, Wait
+from gptj_serve.errors import InternalError
+
+logger = logging.getLogger(__name__)
+
+
+class StepLoop:
+    """One backend, one scheduler, one thread.
+
+    Args:
+        scheduler: Decides what runs.
+        backend: Runs it.
+        now_s: The clock, in seconds.
+    """
+
+    def __init__(
+        self, scheduler: StaticScheduler, backend: Backend, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._scheduler = scheduler
+        self._backend = backend
+        self._now_s = now_s
+
+    def step(self) -> tuple[list[Event], Wait | None]:
+        """Run one step.
+
+        Returns:
+            What happened, and how long there is nothing to run (None if there may be more at once).
+
+        Raises:
+            BackendDead: The process has to end; the batch's sequences have had no terminal event.
+        """
+        events = self._scheduler.expire(self._now_s())
+        step = self._scheduler.schedule(self._now_s())
+        if isinstance(step, Wait):
+            return events, step
+        try:
+            sampled = self._run(step)
+        except BackendDead:
+            raise
+        except Exception as error:
+            events += self._give_up(step, error)
+        else:
+            events += self._scheduler.commit(step, sampled, self._now_s())
+        if not self._scheduler.num_running:
+            self._backend.reset()
+        return events, None
+
+    @torch.inference_mode()
+    def _run(self, step: Step) -> Sequence[Sampled | None]:
+        if isinstance(step, Prefill):
+            self._backend.reset()  # a batch whose rows were all aborted was never ended by a step
+            logits_BV = self._backend.prefill([row.request.prompt_ids for row in step.rows])
+        else:
+            logits_BV = self._backend.decode([row.generated_ids[-1] if row else 0 for row in step.rows])
+        return sample(logits_BV, [_sampler_row(row) for row in step.rows])
+
+    def _give_up(self, step: Step, error: Exception) -> list[Event]:
+        """The batch is lost, the engine is not: whatever failed must not reach the next batch."""
+        logger.error("a batch was given up", exc_info=error, extra={"fields": {"event": "batch_failed"}})
+        message = str(error) if isinstance(error, BatchLost) else "the engine failed on this batch"
+        return self._scheduler.fail(step, InternalError(message), self._now_s())
+
+
+def _sampler_row(running: Running | None) -> SamplerRow | None:
+    if running is None:
+        return None
+    return SamplerRow(
+        sampling=running.request.sampling,
+        prompt_ids=running.request.prompt_ids,
+        generated_ids=running.generated_ids,
+        eos_token_ids=running.request.eos_token_ids,
+        logprobs=running.request.logprobs,
+    )

@@ -1,0 +1,163 @@
+"""PID 1 of the container: starts the engine, then the front, and ends both together.
+
+The front starts when the engine is ready and never outlives it, so a front that answers ``/ping``
+means a model that can answer. Exit codes: 0 after SIGTERM or SIGINT, else non-zero.
+"""
+
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import gptj_serve
+from gptj_serve import logs, run_dir
+from gptj_serve.children import Child, ChildDied, Children, Stopped
+from gptj_serve.engine.model_dir import find_directory
+from gptj_serve.errors import StartupError
+from gptj_serve.request import ModelInfo
+from gptj_serve.serving import mms
+from gptj_serve.serving.text import Tokenizer
+from gptj_serve.settings import Settings
+
+logger = logging.getLogger("gptj_serve.launcher")
+
+EXIT_NOT_STARTED = 1
+EXIT_ENGINE_DIED = 70
+EXIT_FRONT_DIED = 71
+ANSWER_GRACE_S = 1.0
+"""After the engine has ended, how long the front has for handing over its last answers."""
+END_TIMEOUT_S = 2.0
+FRONT_START_TIMEOUT_S = 120.0
+
+
+class Launcher:
+    """Runs one service from start to end.
+
+    Args:
+        settings: The service's settings.
+        env: Environment that the children inherit.
+        directory: Private directory for sockets and generated files.
+    """
+
+    def __init__(self, settings: Settings, env: dict[str, str], directory: Path) -> None:
+        self._settings = settings
+        self._env = env
+        self._directory = directory
+        self._children = Children()
+        self._started_s = time.monotonic()
+
+    def run(self) -> int:
+        """Serve until told to stop or a child dies; returns the exit code.
+
+        Raises:
+            StartupError: The engine or the front could not start.
+        """
+        # cheap, and better known before minutes of loading
+        Tokenizer.load(find_directory(self._settings.model_dir))
+        engine: Child | None = None
+        try:
+            engine, info = self._start_engine()
+            self._start_front(info)
+            seconds = round(time.monotonic() - self._started_s, 3)
+            fields = {"event": "ready", "seconds": seconds, "engine": info.engine}
+            logger.info("ready on port %d", self._settings.port, extra={"fields": fields})
+            while True:
+                self._children.wait(None)
+        except Stopped:
+            self._drain(engine)
+            return 0
+        except ChildDied as error:
+            logger.error("%s", error, extra={"fields": {"event": "child_died"}})
+            self._let_front_answer()
+            return EXIT_ENGINE_DIED if error.child.name == "engine" else EXIT_FRONT_DIED
+        finally:
+            self._children.end_all(END_TIMEOUT_S)
+
+    def _start_engine(self) -> tuple[Child, ModelInfo]:
+        reader, writer = os.pipe()
+        command = [sys.executable, "-m", "gptj_serve.engine", "--ready-fd", str(writer)]
+        command += ["--socket", str(run_dir.engine_socket(self._directory))]
+        engine = self._children.start("engine", command, self._env, pass_fds=[writer])
+        os.close(writer)
+        os.set_blocking(reader, False)
+        with open(reader, "rb", buffering=0) as ready:
+            said = b""
+            while not said.endswith(b"\n"):
+                died = self._died_within(0.05)
+                said += ready.read() or b""
+                if died is not None and not said.endswith(b"\n"):
+                    raise StartupError(str(died))
+        message = json.loads(said)
+        if message["status"] != "ready":
+            raise StartupError(message["message"])
+        return engine, ModelInfo.from_wire(message["model"])
+
+    def _died_within(self, timeout_s: float) -> ChildDied | None:
+        # an engine that says why it ends is heard before its end is looked at
+        try:
+            self._children.wait(timeout_s)
+        except ChildDied as error:
+            return error
+        return None
+
+    def _start_front(self, info: ModelInfo) -> None:
+        command, env = mms.prepare(self._settings, info, self._directory, self._env)
+        self._children.start("front", command, env)
+        give_up_s = time.monotonic() + FRONT_START_TIMEOUT_S
+        while not mms.is_ready(self._directory):
+            self._children.wait(0.05)
+            if time.monotonic() > give_up_s:
+                raise StartupError(f"the front did not answer within {FRONT_START_TIMEOUT_S:g} s")
+
+    def _drain(self, engine: Child | None) -> None:
+        """Let the engine finish what it has; a second signal ends that."""
+        logger.info("stopping", extra={"fields": {"event": "stopping"}})
+        if engine is None:
+            return
+        engine.terminate()
+        try:
+            # the engine itself fails what is left when its time is over; a stuck one is killed
+            self._children.wait_for_end(engine, self._settings.drain_timeout_s + 1)
+        except (Stopped, ChildDied) as error:
+            logger.warning("not waiting any longer: %r", error)
+            return
+        self._let_front_answer()
+
+    def _let_front_answer(self) -> None:
+        until_s = time.monotonic() + ANSWER_GRACE_S
+        while time.monotonic() < until_s:
+            try:
+                self._children.wait(until_s - time.monotonic())
+            except (Stopped, ChildDied):
+                return
+
+
+def _versions() -> dict[str, str]:
+    found = {"gptj-serve": gptj_serve.__version__, "python": platform.python_version()}
+    for package in ("torch", "transformers", "deepspeed", "multi-model-server", "sagemaker-inference"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def main() -> int:
+    """Entry point of ``serve``; returns the exit code."""
+    logs.configure("serve", "info")
+    directory = run_dir.make()
+    try:
+        settings = Settings.from_env(os.environ)
+        logs.configure("serve", settings.log_level)
+        logger.info("starting", extra={"fields": {"event": "starting", "versions": _versions()}})
+        return Launcher(settings, dict(os.environ), directory).run()
+    except StartupError as error:
+        logger.error("%s", error, extra={"fields": {"event": "not_started"}})
+        return EXIT_NOT_STARTED
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

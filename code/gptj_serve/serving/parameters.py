@@ -1,0 +1,286 @@
+"""Generation parameters. Names and meanings are those of Transformers' ``generate``.
+
+Everything is checked here, before anything reaches the engine; an error names the field, its value
+and what is allowed.
+"""
+
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gptj_serve.errors import BadRequest
+from gptj_serve.request import ModelInfo, SamplingParams
+
+DEFAULT_MAX_NEW_TOKENS = 100
+MAX_STOPS = 16
+MAX_STOP_CHARS = 1000
+MAX_TOKENS = 1 << 20
+NO_BEAMS = "only 1 is served: the injected kernels keep one cache per row and cannot reorder it for beams"
+
+Check = Callable[[Any], Any]
+"""Returns the value to use, or raises `ValueError` saying what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What a client asked for, checked one by one; `sampling` adds what depends on the prompt.
+
+    Attributes:
+        max_new_tokens: Tokens to generate at most; None takes what fits, `DEFAULT_MAX_NEW_TOKENS` at most.
+        max_length: The same with the prompt counted in; comes before ``max_new_tokens``.
+        min_new_tokens: No end of text before this many new tokens.
+        min_length: The same with the prompt counted in.
+        stop: Strings that end the answer.
+        seed: None draws one.
+        num_return_sequences: Answers for each prompt.
+        return_full_text: Put the prompt before the answer.
+        truncate: Keep this many tokens of the prompt's end.
+        details: Report tokens, log-probabilities, counts and the seed.
+    """
+
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    min_new_tokens: int = 0
+    min_length: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = field(default=(), repr=False)
+    seed: int | None = None
+    num_return_sequences: int = 1
+    return_full_text: bool = False
+    truncate: int | None = None
+    details: bool = False
+
+    def check_against(self, info: ModelInfo, where: str) -> None:
+        """Check what depends on the engine or on several fields.
+
+        Raises:
+            BadRequest: More answers a prompt than the engine's batch holds, or than greedy search has.
+        """
+        name = f"{where}.num_return_sequences={self.num_return_sequences}"
+        if self.num_return_sequences > info.max_batch_size:
+            raise BadRequest(f"{name}: must be a whole number from 1 to {info.max_batch_size}")
+        if self.num_return_sequences > 1 and not self.do_sample:
+            raise BadRequest(f"{name}: must be 1 without do_sample (all answers would be the same)")
+
+    def sampling(self, num_prompt_tokens: int, info: ModelInfo, seed: int, where: str) -> SamplingParams:
+        """How one prompt's tokens are chosen.
+
+        Args:
+            num_prompt_tokens: The prompt's length, >= 1.
+            info: The engine's limits.
+            seed: Used when sampling.
+            where: The prompt's name in errors.
+
+        Raises:
+            BadRequest: Prompt and new tokens do not fit, or the limits contradict each other.
+        """
+        max_new_tokens, min_new_tokens = self._lengths(num_prompt_tokens, info.max_context, where)
+        greedy = SamplingParams(
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            repetition_penalty=self.repetition_penalty,
+        )
+        if not self.do_sample:
+            return greedy
+        return replace(
+            greedy,
+            do_sample=True,
+            temperature=self.temperature,
+            top_k=self.top_k if self.top_k < info.vocab_size else 0,
+            top_p=self.top_p,
+            typical_p=self.typical_p,
+            seed=seed,
+        )
+
+    def _lengths(self, num_prompt_tokens: int, max_context: int, where: str) -> tuple[int, int]:
+        min_new_tokens = max(self.min_new_tokens, self.min_length - num_prompt_tokens)
+        if self.max_length is not None:
+            max_new_tokens = self.max_length - num_prompt_tokens
+        elif self.max_new_tokens is not None:
+            max_new_tokens = self.max_new_tokens
+        else:
+            wanted = max(DEFAULT_MAX_NEW_TOKENS, min_new_tokens)
+            max_new_tokens = max(1, min(wanted, max_context - num_prompt_tokens))
+        if max_new_tokens < 1:
+            raise BadRequest(
+                f"max_length={self.max_length}: counts the prompt too, and {where} has {num_prompt_tokens}"
+                f" tokens; must be at least {num_prompt_tokens + 1}"
+            )
+        if num_prompt_tokens + max_new_tokens > max_context:
+            raise too_long(where, str(num_prompt_tokens), max_new_tokens, max_context)
+        if min_new_tokens > max_new_tokens:
+            raise BadRequest(
+                f"min_new_tokens={min_new_tokens}: must be at most max_new_tokens, which is {max_new_tokens}"
+            )
+        return max_new_tokens, min_new_tokens
+
+
+def too_long(where: str, num_prompt_tokens: str, max_new_tokens: int, max_context: int) -> BadRequest:
+    """The error for a prompt that does not fit."""
+    return BadRequest(
+        f"{where}: {num_prompt_tokens} prompt tokens and max_new_tokens={max_new_tokens} do not fit"
+        f" the context of {max_context} tokens; shorten the prompt, ask for fewer new tokens, or set truncate"
+    )
+
+
+def read_fields(values: Any, checks: Mapping[str, Check], where: str) -> dict[str, Any]:
+    """Check the fields of a JSON object. ``null`` means the default, so it is left out.
+
+    Args:
+        values: The object as parsed.
+        checks: Every field there is.
+        where: The object's own path, for errors.
+
+    Raises:
+        BadRequest: Not an object, a name that is none of ours, or a value outside its range.
+    """
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise BadRequest(f"{where}={shown(values)}: must be an object")
+    for name in values:
+        if name not in checks:
+            near = _nearest(name, checks)
+            raise BadRequest(f"{where}.{shown_name(name)}: no such field; did you mean {near}?")
+    return {
+        name: _checked(value, checks[name], f"{where}.{name}")
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def join_stops(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """``stop`` and ``stop_sequences`` are two names for one field."""
+    stop_sequences = fields.pop("stop_sequences", ())
+    if stop_sequences and fields.get("stop"):
+        raise BadRequest(f"{where}.stop_sequences: is another name for {where}.stop; send one of them")
+    return {**fields, "stop": stop_sequences or fields.get("stop", ())}
+
+
+def shown(value: Any) -> str:
+    """A value as an error message quotes it: short, and always printable."""
+    if isinstance(value, (list, dict)):
+        return "[...]" if isinstance(value, list) else "{...}"
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def shown_name(name: str) -> str:
+    """A field's name as an error message quotes it."""
+    return shown(name)[1:-1] if len(name) <= 50 else shown(name)
+
+
+def check_text(text: str) -> str:
+    """Refuse lone surrogates: JSON can spell them, no encoding can carry them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"has a lone surrogate at character {error.start}, not valid Unicode") from None
+    return text
+
+
+def anything(value: Any) -> Any:
+    """For a field that is checked elsewhere."""
+    return value
+
+
+def boolean(value: Any) -> bool:
+    """Check for ``true`` or ``false``."""
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def integer(low: int, high: int) -> Check:
+    """Check for a whole number; ``true`` is none."""
+
+    def check(value: Any) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return value
+
+    return check
+
+
+def number(low: float, high: float) -> Check:
+    """Check for a number, both ends allowed."""
+
+    def check(value: Any) -> float:
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise ValueError(f"must be a number from {low:g} to {high:g}")
+        return float(value)
+
+    return check
+
+
+def probability(value: Any) -> float:
+    """Check for a number above 0, at most 1."""
+    if type(value) not in (int, float) or not 0 < value <= 1:
+        raise ValueError("must be a number above 0 and at most 1")
+    return float(value)
+
+
+def only(*allowed: Any, why: str = "") -> Check:
+    """Check for a value that changes nothing, where others are not supported."""
+
+    def check(value: Any) -> Any:
+        if not any(type(value) is type(other) and value == other for other in allowed):
+            values = " or ".join(shown(other) for other in allowed)
+            raise ValueError(why or f"is not supported; leave it out or send {values}")
+        return value
+
+    return check
+
+
+def stops(value: Any) -> tuple[str, ...]:
+    """Check for one stop string or a list of them."""
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, list) or len(strings) > MAX_STOPS:
+        raise ValueError(f"must be a string or a list of at most {MAX_STOPS} strings")
+    for string in strings:
+        if not isinstance(string, str) or not 1 <= len(string) <= MAX_STOP_CHARS:
+            raise ValueError(f"each must be a string of 1 to {MAX_STOP_CHARS} characters")
+        check_text(string)
+    return tuple(strings)
+
+
+_SCALE = number(1e-6, 1e6)  # beyond this, float32 logits overflow
+
+COMMON: Mapping[str, Check] = {
+    "max_new_tokens": integer(1, MAX_TOKENS),
+    "min_new_tokens": integer(0, MAX_TOKENS),
+    "do_sample": boolean,
+    "temperature": _SCALE,
+    "top_k": integer(0, MAX_TOKENS),
+    "top_p": probability,
+    "typical_p": probability,
+    "repetition_penalty": _SCALE,
+    "stop": stops,
+    "stop_sequences": stops,
+    "seed": integer(0, (1 << 64) - 1),
+    "num_return_sequences": integer(1, MAX_TOKENS),
+    "return_full_text": boolean,
+    "truncate": integer(1, MAX_TOKENS),
+    "details": boolean,
+    "num_beams": only(1, why=NO_BEAMS),
+}
+"""The fields that both JSON schemas have."""
+
+
+def _checked(value: Any, check: Check, where: str) -> Any:
+    try:
+        return check(value)
+    except ValueError as error:
+        raise BadRequest(f"{where}={shown(value)}: {error}") from None
+
+
+def _nearest(name: str, checks: Mapping[str, Check]) -> str:
+    # comparing takes time with the name's length, which the client chooses
+    return difflib.get_close_matches(name[:64], checks, n=1, cutoff=0)[0]

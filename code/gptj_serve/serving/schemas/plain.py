@@ -1,0 +1,29 @@
+"""Plain text in, plain text (or JSON) out, with every parameter at its default."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gptj_serve.serving.body import prefers_plain
+from gptj_serve.serving.call import Ask, Call
+from gptj_serve.serving.generation import Answer
+from gptj_serve.serving.parameters import Parameters
+from gptj_serve.serving.schemas import tgi
+
+NAME = "plain"
+
+
+def read(text: str) -> Ask:
+    """The whole body is the prompt."""
+    return Ask(
+        schema=NAME,
+        texts=(text,),
+        is_list=False,
+        prompts_field="body",
+        parameters_field="body",
+        parameters=Parameters(),
+    )
+
+
+def render(call: Call, answers: Sequence[Answer]) -> list[Any] | str:
+    """The continuation alone: as text, or as the `tgi` schema's list where JSON is preferred."""
+    return answers[0].text if prefers_plain(call.accept) else tgi.render(call, answers)

@@ -1,0 +1,292 @@
+"""The service without its HTTP: parse a body, run it in the engine, render the answer.
+
+The three stages are those of sagemaker-inference's ``input_fn``, ``predict_fn`` and ``output_fn``.
+A front that has its own loop uses `Service.start` in place of `Service.run`.
+"""
+
+import json
+import logging
+import secrets
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from gptj_serve.errors import BadRequest, DeadlinePassed, InternalError, Overloaded, ServingError
+from gptj_serve.request import EndEvent, GenerationRequest, ModelInfo, TokenEvent
+from gptj_serve.serving import body, schemas
+from gptj_serve.serving.call import Ask, Call, Prompt
+from gptj_serve.serving.generation import Answer, Generation, SequenceAssembler
+from gptj_serve.serving.parameters import check_text, too_long
+from gptj_serve.serving.text import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+MAX_SEQUENCES = 64
+
+
+class Client(Protocol):
+    """What the service needs of a connection to the engine."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What runs in the engine; raises `ServingError` when it is gone."""
+        ...
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[TokenEvent | EndEvent]:
+        """Run the sequences of one call; ends when each had its `EndEvent`.
+
+        Closing the iterator cancels the rest. Raises `ServingError` when the engine refuses or is gone.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Cancel one sequence."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a call gave.
+
+    Attributes:
+        request_id: The call's.
+        answers: All answers of the first prompt first.
+        queue_s: The longest wait in the engine's queue; None when stop strings ended every sequence.
+        first_token_s: From arrival to the first token.
+    """
+
+    request_id: str
+    answers: tuple[Answer, ...]
+    queue_s: float | None
+    first_token_s: float | None
+
+
+class ErrorAnswer(NamedTuple):
+    """An error as HTTP has it."""
+
+    status: int
+    body: bytes
+    content_type: str
+    headers: dict[str, str]
+
+
+class Service:
+    """Text in, text out.
+
+    Args:
+        client: The engine.
+        tokenizer: The model's.
+        max_payload_bytes: Largest body.
+        request_timeout_s: Seconds from arrival to answer.
+        streaming: Whether the front can send tokens as they come.
+        max_sequences: Prompts times answers a prompt, at most, in one call.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        tokenizer: Tokenizer,
+        max_payload_bytes: int,
+        request_timeout_s: float,
+        streaming: bool = False,
+        max_sequences: int = MAX_SEQUENCES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._tokenizer = tokenizer
+        self._max_payload_bytes = max_payload_bytes
+        self._request_timeout_s = request_timeout_s
+        self._streaming = streaming
+        self._max_sequences = max_sequences
+        self._clock = clock
+
+    def parse(self, data: bytes, content_type: str | None, accept: str | None = None) -> Call:
+        """Read and check a body; nothing has reached the engine yet.
+
+        Args:
+            data: The body.
+            content_type: Its ``Content-Type``; None means JSON.
+            accept: The ``Accept`` header.
+
+        Raises:
+            ServingError: The body is wrong (400, 413, 415), or the engine is gone (503).
+        """
+        arrived_s = self._clock()
+        ask = schemas.read(data, content_type, self._max_payload_bytes)
+        if ask.stream and not self._streaming:
+            raise BadRequest("stream=true: needs GPTJ_FRONT=http, which is not available in this front")
+        info = self._client.info
+        ask.parameters.check_against(info, ask.parameters_field)
+        self._check_num_sequences(ask)
+        seed = ask.parameters.seed
+        if seed is None:
+            # what a double holds exactly, so that JavaScript clients can send the reported seed back
+            seed = secrets.randbits(53)
+        prompts = [
+            self._prompt(text, ask, info, seed, ask.prompt_name(index))
+            for index, text in enumerate(ask.texts)
+        ]
+        return Call(
+            ask=ask,
+            prompts=tuple(prompts),
+            seed=seed if ask.parameters.do_sample else None,
+            eos_token_ids=info.eos_token_ids,
+            accept=accept,
+            arrived_s=arrived_s,
+        )
+
+    def start(self, call: Call, request_id: str) -> Generation:
+        """What to ask the engine, and where its events go.
+
+        Args:
+            call: A parsed body.
+            request_id: Unique among the calls that run on one engine connection.
+
+        Raises:
+            DeadlinePassed: No time is left.
+        """
+        timeout_s = self._request_timeout_s - (self._clock() - call.arrived_s)
+        if timeout_s <= 0:
+            raise DeadlinePassed(f"no answer within {self._request_timeout_s:g} s")
+        requests = tuple(call.requests(request_id, timeout_s))
+        assemblers = [
+            SequenceAssembler(
+                self._tokenizer, call.parameters.stop, call.eos_token_ids, call.parameters.details
+            )
+            for _ in requests
+        ]
+        return Generation(requests, assemblers)
+
+    def run(self, call: Call, request_id: str) -> Result:
+        """Generate all of a call's answers; the first failure fails the call and cancels the rest.
+
+        Args:
+            call: A parsed body.
+            request_id: Unique among the calls that run on one engine connection.
+
+        Raises:
+            ServingError: The engine refused, failed or is gone.
+        """
+        generation = self.start(call, request_id)
+        first_token_s = None
+        events = self._client.generate(generation.requests)
+        try:
+            for event in events:
+                if first_token_s is None and isinstance(event, TokenEvent):
+                    first_token_s = self._clock() - call.arrived_s
+                if generation.push(event).stop_found:
+                    self._client.abort(event.request_id)
+                if generation.done:
+                    # an aborted sequence's end need not be waited for
+                    break
+        finally:
+            if isinstance(events, Generator):
+                events.close()
+        return Result(request_id, generation.answers(), generation.queue_s, first_token_s)
+
+    def render(self, call: Call, result: Result) -> tuple[bytes, str]:
+        """The answer's body and content type, in the schema that the client spoke. Logs the request."""
+        rendered = schemas.render(call, result.answers)
+        _log(
+            call,
+            self._clock(),
+            request_id=result.request_id,
+            status=200,
+            generated_tokens=sum(answer.num_tokens for answer in result.answers),
+            queue_s=result.queue_s,
+            first_token_s=result.first_token_s,
+            finish_reasons=[answer.finish_reason for answer in result.answers],
+        )
+        return rendered
+
+    def render_error(self, error: Exception, request_id: str, call: Call | None = None) -> ErrorAnswer:
+        """`render_error` on the service's clock."""
+        return render_error(error, request_id, call, self._clock)
+
+    def _check_num_sequences(self, ask: Ask) -> None:
+        num_sequences = len(ask.texts) * ask.parameters.num_return_sequences
+        if num_sequences > self._max_sequences:
+            raise BadRequest(
+                f"{ask.prompts_field}: {len(ask.texts)} prompts with num_return_sequences="
+                f"{ask.parameters.num_return_sequences} make {num_sequences} sequences;"
+                f" one request has at most {self._max_sequences}"
+            )
+
+    def _prompt(self, text: str, ask: Ask, info: ModelInfo, seed: int, where: str) -> Prompt:
+        token_ids = self._encode(text, ask, info, where)
+        if ask.parameters.truncate is not None:
+            token_ids = token_ids[-ask.parameters.truncate :]
+        return Prompt(text, token_ids, ask.parameters.sampling(len(token_ids), info, seed, where))
+
+    def _encode(self, text: str, ask: Ask, info: ModelInfo, where: str) -> tuple[int, ...]:
+        if not text:
+            raise BadRequest(f"{where}: is empty; must have at least one character")
+        try:
+            check_text(text)
+        except ValueError as error:
+            raise BadRequest(f"{where}: {error}") from None
+        min_num_tokens = self._tokenizer.min_num_tokens(text)
+        if ask.parameters.truncate is None and min_num_tokens >= info.max_context:
+            # tokenising megabytes takes seconds, and would only tell by how much it is too long
+            max_new_tokens = ask.parameters.max_new_tokens or 1
+            raise too_long(where, f"at least {min_num_tokens}", max_new_tokens, info.max_context)
+        token_ids = self._tokenizer.encode(text)
+        if not token_ids:
+            raise BadRequest(f"{where}: has no tokens")
+        if max(token_ids) >= info.vocab_size:
+            raise BadRequest(
+                f"{where}: has token id {max(token_ids)}, and the model knows ids below {info.vocab_size}"
+            )
+        return token_ids
+
+
+def render_error(
+    error: Exception,
+    request_id: str,
+    call: Call | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> ErrorAnswer:
+    """An error's answer. Anything but a `ServingError` becomes a 500 that tells nothing. Logs the request.
+
+    Args:
+        error: What `Service.parse`, `Service.run` or `Service.render` raised.
+        request_id: The call's.
+        call: The parsed body, if it came that far.
+        clock: The service's.
+    """
+    if not isinstance(error, ServingError):
+        _log_unexpected(error, request_id)
+        error = InternalError("internal error")
+    _log(call, clock(), request_id=request_id, status=error.status, error_type=error.kind)
+    retry_after_s = error.retry_after_s
+    if retry_after_s is None and isinstance(error, Overloaded):
+        retry_after_s = 1
+    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+    return ErrorAnswer(error.status, json.dumps(error.to_body(request_id)).encode(), body.JSON, headers)
+
+
+def _log(call: Call | None, now_s: float, **fields: Any) -> None:
+    if call is not None:
+        fields["schema"] = call.ask.schema
+        fields["prompt_tokens"] = call.num_prompt_tokens
+        fields["num_sequences"] = call.num_sequences
+        fields["total_s"] = now_s - call.arrived_s
+    known = {
+        name: round(value, 6) if isinstance(value, float) else value
+        for name, value in fields.items()
+        if value is not None
+    }
+    logger.info("request", extra={"fields": known})
+
+
+def _log_unexpected(error: Exception, request_id: str) -> None:
+    # the message of an exception may quote a prompt; where it was raised may be told
+    fields = {
+        "request_id": request_id,
+        "exception": type(error).__name__,
+        "traceback": "".join(traceback.format_tb(error.__traceback__)),
+    }
+    logger.error("unexpected error", extra={"fields": fields})

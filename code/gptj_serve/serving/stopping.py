@@ -1,0 +1,78 @@
+"""Stop strings: found wherever token borders fall, and cut out of the answer."""
+
+from collections.abc import Sequence
+
+
+class StopFinder:
+    """Looks for stop strings in text that comes in pieces.
+
+    The first stop string to be complete ends the text, at the character where it begins (of
+    several that are complete at the same character, the longest counts). What pieces the text
+    comes in makes no difference.
+
+    Args:
+        stops: The strings to look for, none of them empty.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._matchers = [_Matcher(stop) for stop in stops]
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        """Take the next piece.
+
+        Returns:
+            What can no longer belong to a stop string; nothing once one was found.
+        """
+        if self.found:
+            return ""
+        num_read = len(self._held)
+        self._held += text
+        for char in text:
+            num_read += 1
+            lengths = [matcher.length for matcher in self._matchers if matcher.push(char)]
+            if lengths:
+                self.found = True
+                return self._release(num_read - max(lengths))
+        num_undecided = max((matcher.num_matched for matcher in self._matchers), default=0)
+        return self._release(len(self._held) - num_undecided)
+
+    def finish(self) -> str:
+        """No more text comes: what was held back is text after all, unless a stop was found."""
+        return "" if self.found else self._release(len(self._held))
+
+    def _release(self, num_chars: int) -> str:
+        released, self._held = self._held[:num_chars], self._held[num_chars:]
+        return released
+
+
+class _Matcher:
+    """Knuth-Morris-Pratt for one string: constant amortised time a character."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+        self._borders = _borders(pattern)
+        self.length = len(pattern)
+        self.num_matched = 0
+
+    def push(self, char: str) -> bool:
+        """Whether the pattern is complete with this character (nothing may be pushed after that)."""
+        while self.num_matched and self._pattern[self.num_matched] != char:
+            self.num_matched = self._borders[self.num_matched - 1]
+        if self._pattern[self.num_matched] == char:
+            self.num_matched += 1
+        return self.num_matched == self.length
+
+
+def _borders(pattern: str) -> list[int]:
+    """For each prefix, the length of its longest proper prefix that is also its suffix."""
+    borders = [0] * len(pattern)
+    length = 0
+    for index in range(1, len(pattern)):
+        while length and pattern[index] != pattern[length]:
+            length = borders[length - 1]
+        if pattern[index] == pattern[length]:
+            length += 1
+        borders[index] = length
+    return borders

@@ -1,0 +1,64 @@
+"""The functions that sagemaker-inference calls for each request, in this order.
+
+The model itself lives in the engine process; what is "loaded" here is a connection to it.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptj_serve import run_dir
+from gptj_serve.serving.call import Call
+from gptj_serve.serving.client import EngineClient
+from gptj_serve.serving.mms_handler import RequestContext
+from gptj_serve.serving.service import Result, Service
+from gptj_serve.serving.text import Tokenizer
+from gptj_serve.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A request as it came."""
+
+    body: bytes
+    content_type: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A finished request."""
+
+    service: Service
+    call: Call
+    result: Result
+
+
+def model_fn(model_dir: str) -> Service:  # noqa: ARG001 - the engine says where its model is
+    """Make the service that turns text into token ids and asks the engine.
+
+    Raises:
+        ServingError: The engine is gone.
+        StartupError: The model has no tokenizer that we can read.
+    """
+    settings = Settings.from_env(os.environ)
+    client = EngineClient(run_dir.engine_socket(Path(os.environ[run_dir.ENV_NAME])))
+    tokenizer = Tokenizer.load(Path(client.info.model_dir))
+    # the server forks this process for its workers: each has to make a connection of its own
+    client.close()
+    return Service(client, tokenizer, settings.max_payload_mb * 1024 * 1024, settings.request_timeout_s)
+
+
+def input_fn(body: bytes, content_type: str | None) -> Received:
+    """Take the request as it came; what it means depends on the model, which `predict_fn` gets."""
+    return Received(body, content_type)
+
+
+def predict_fn(received: Received, service: Service, context: RequestContext) -> Reply:
+    """Parse the request and generate. Raises `ServingError`."""
+    context.call = call = service.parse(received.body, received.content_type, context.accept)
+    return Reply(service, call, service.run(call, context.request_id))
+
+
+def output_fn(reply: Reply, accept: str | None) -> tuple[bytes, str]:  # noqa: ARG001 - settled by the call
+    """The answer's body and content type."""
+    return reply.service.render(reply.call, reply.result)

@@ -1,0 +1,18 @@
+"""One server for all tests that do not end it."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from harness import Server, serving
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A server with the demo model and room for batches of four."""
+    with serving(GPTJ_MAX_BATCH_SIZE="4") as running:
+        yield running

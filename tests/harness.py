@@ -1,0 +1,184 @@
+"""Starts ``serve`` as a user would and talks to it from outside: HTTP, signals, its log."""
+
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from gptj_serve import demo
+
+ROOT = Path(__file__).parent.parent
+START_TIMEOUT_S = 90
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str]
+    seconds: float
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def text(self) -> str:
+        """The generated text of an answer to a single Hugging Face request."""
+        assert self.status == 200, self.body
+        text = self.json[0]["generated_text"]
+        assert isinstance(text, str)
+        return text
+
+
+class Server:
+    """One running ``serve`` with the demo model, on a free port of the loopback interface."""
+
+    def __init__(self, module: str = "gptj_serve", **env: str) -> None:
+        self.port = free_port()
+        clean = {
+            key: value for key, value in os.environ.items() if not key.startswith(("GPTJ_", "SAGEMAKER_"))
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            env={
+                **clean,
+                "GPTJ_MODEL_DIR": str(demo.MODEL_DIR),
+                "GPTJ_HOST": "127.0.0.1",
+                "GPTJ_PORT": str(self.port),
+                "OMP_NUM_THREADS": "1",
+                **env,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=ROOT,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.decode())
+
+    @property
+    def log(self) -> str:
+        """All that the service has printed."""
+        return "".join(self.lines)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The log lines of one kind of event."""
+        found = [json.loads(line) for line in list(self.lines) if line.startswith("{")]
+        return [line for line in found if line.get("event") == name]
+
+    def wait_for(self, event: str, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
+        """Wait until an event has been logged."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            if self.events(event):
+                return self.events(event)[0]
+            assert self.process.poll() is None, f"serve ended with {self.process.returncode}:\n{self.log}"
+            time.sleep(0.05)
+        raise AssertionError(f"no event {event!r} within {timeout_s} s:\n{self.log}")
+
+    def wait_until_ready(self) -> "Server":
+        self.wait_for("ready")
+        return self
+
+    def get(self, path: str, method: str = "GET") -> Answer:
+        return self._request(method, path, None, {})
+
+    def post(
+        self, body: bytes | str, content_type: str | None = "application/json", **headers: str
+    ) -> Answer:
+        """POST /invocations."""
+        data = body.encode() if isinstance(body, str) else body
+        content = {"Content-Type": content_type} if content_type else {}
+        return self._request("POST", "/invocations", data, content | headers)
+
+    def generate(self, prompt: Any, **parameters: Any) -> Answer:
+        """Ask in the Hugging Face schema."""
+        return self.post(json.dumps({"inputs": prompt, "parameters": parameters}))
+
+    def _request(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+        started_s = time.monotonic()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+            low = {name.lower(): value for name, value in answer.getheaders()}
+            return Answer(answer.status, content, low, time.monotonic() - started_s)
+
+    def descendants(self) -> list[psutil.Process]:
+        """All processes that the service has started and that still run."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.process.pid).children(recursive=True)
+        return []
+
+    def engine(self) -> psutil.Process:
+        """The engine process."""
+        (engine,) = [one for one in self.descendants() if "gptj_serve.engine" in one.cmdline()]
+        return engine
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait_for_exit(self, timeout_s: float) -> int:
+        code = self.process.wait(timeout_s)
+        self._reader.join(5)
+        return code
+
+    def close(self) -> None:
+        """End it whatever its state."""
+        left = self.descendants()
+        if self.process.poll() is None:
+            self.signal(signal.SIGKILL)
+        self.process.wait(10)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._reader.join(5)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def serving(**env: str) -> Iterator[Server]:
+    """A server that is ready, ended at exit."""
+    with contextlib.closing(Server(**env)) as server:
+        yield server.wait_until_ready()
+
+
+def free_port() -> int:
+    """A port that nobody listens on at the moment, below the ephemeral ones (the model server's limit)."""
+    while True:
+        port = random.randint(20000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """The process has ended (a zombie has)."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True

@@ -1,0 +1,273 @@
+"""What each schema reads: names, ranges, defaults, and errors that name the field."""
+
+import contextlib
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptj_serve.errors import BadRequest
+from gptj_serve.serving import schemas
+from gptj_serve.serving.call import Ask
+from gptj_serve.serving.parameters import Parameters
+
+
+def read(document: Any) -> Ask:
+    return schemas.read(json.dumps(document).encode(), "application/json", 10_000_000)
+
+
+def tgi(**parameters: Any) -> Parameters:
+    return read({"inputs": "Hello", "parameters": parameters}).parameters
+
+
+def guide(**parameters: Any) -> Parameters:
+    return read({"inputs": {"text_inputs": "Hello", "parameters": parameters}}).parameters
+
+
+def refusal(document: Any) -> str:
+    with pytest.raises(BadRequest) as caught:
+        read(document)
+    return caught.value.message
+
+
+def test_defaults() -> None:
+    assert tgi() == Parameters()
+    assert guide() == Parameters(return_full_text=True)
+    assert read({"inputs": "Hello"}).parameters == Parameters()
+    assert read({"inputs": "Hello", "parameters": None, "stream": None}).parameters == Parameters()
+
+
+EVERYTHING = {
+    "max_new_tokens": 7,
+    "min_new_tokens": 2,
+    "do_sample": True,
+    "temperature": 0.5,
+    "top_k": 3,
+    "top_p": 0.9,
+    "typical_p": 0.8,
+    "repetition_penalty": 1.2,
+    "seed": 2**64 - 1,
+    "num_return_sequences": 2,
+    "return_full_text": True,
+    "truncate": 5,
+    "details": True,
+}
+
+
+def test_every_parameter_arrives() -> None:
+    expected = Parameters(**EVERYTHING, stop=("a", "b"))
+    assert tgi(**EVERYTHING, stop=["a", "b"]) == expected
+    assert tgi(**EVERYTHING, stop_sequences=["a", "b"]) == expected
+    assert guide(**EVERYTHING, stop=["a", "b"]) == expected
+    assert tgi(stop="a").stop == ("a",)
+
+
+def test_null_is_the_default() -> None:
+    assert tgi(**dict.fromkeys(EVERYTHING), stop=None) == Parameters()
+
+
+WRONG_VALUES: list[tuple[str, Any, str]] = [
+    ("max_new_tokens", 0, "from 1 to"),
+    ("max_new_tokens", -1, "from 1 to"),
+    ("max_new_tokens", True, "whole number"),
+    ("max_new_tokens", "20", "whole number"),
+    ("max_new_tokens", 20.0, "whole number"),
+    ("max_new_tokens", 10**400, "from 1 to"),
+    ("max_new_tokens", [20], "whole number"),
+    ("min_new_tokens", -1, "from 0 to"),
+    ("do_sample", 1, "true or false"),
+    ("do_sample", "true", "true or false"),
+    ("temperature", 0, "from 1e-06"),
+    ("temperature", -1.5, "from 1e-06"),
+    ("temperature", 1e-320, "from 1e-06"),
+    ("temperature", True, "number"),
+    ("temperature", 10**400, "number"),
+    ("top_k", -1, "from 0 to"),
+    ("top_p", 0, "above 0 and at most 1"),
+    ("top_p", 1.01, "above 0 and at most 1"),
+    ("top_p", "0.5", "above 0 and at most 1"),
+    ("typical_p", 0.0, "above 0 and at most 1"),
+    ("repetition_penalty", 0, "from 1e-06"),
+    ("stop", "", "1 to 1000 characters"),
+    ("stop", ["a", ""], "1 to 1000 characters"),
+    ("stop", "x" * 1001, "1 to 1000 characters"),
+    ("stop", ["a"] * 17, "at most 16"),
+    ("stop", [1], "must be a string"),
+    ("stop", 5, "must be a string or a list"),
+    ("stop", ["\ud800"], "surrogate"),
+    ("seed", -1, "from 0 to 18446744073709551615"),
+    ("seed", 2**64, "from 0 to 18446744073709551615"),
+    ("seed", False, "whole number"),
+    ("num_return_sequences", 0, "from 1 to"),
+    ("truncate", 0, "from 1 to"),
+    ("details", "yes", "true or false"),
+    ("num_beams", 4, "cannot reorder"),
+    ("best_of", 2, "not supported"),
+    ("watermark", True, "not supported"),
+    ("decoder_input_details", True, "not supported"),
+    ("decoder_input_details", 0, "not supported"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), WRONG_VALUES, ids=lambda value: str(value)[:20])
+def test_wrong_values_are_refused_by_name_value_and_range(name: str, value: Any, allowed: str) -> None:
+    message = refusal({"inputs": "Hello", "parameters": {name: value}})
+    assert message.startswith(f"parameters.{name}=")
+    assert allowed in message
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+@pytest.mark.parametrize("name", ["temperature", "top_p", "max_new_tokens", "repetition_penalty"])
+@pytest.mark.parametrize("shape", ['{"inputs": "a", %s}', '{"inputs": {"text_inputs": "a", %s}}'])
+def test_numbers_that_are_none_are_refused(literal: str, name: str, shape: str) -> None:
+    data = (shape % f'"parameters": {{"{name}": {literal}}}').encode()
+    if (literal, name) == ("1e999", "top_p") and "text_inputs" in shape:
+        # above 1 is no nucleus filter there
+        assert schemas.read(data, None, 1000).parameters.top_p == 1.0
+        return
+    with pytest.raises(BadRequest):
+        schemas.read(data, None, 1000)
+
+
+def test_values_at_the_edges_are_taken() -> None:
+    assert tgi(top_p=1, typical_p=1.0, top_k=0, seed=0, min_new_tokens=0).top_p == 1.0
+    assert tgi(stop=["x" * 1000] * 16).stop[15] == "x" * 1000
+    assert tgi(num_beams=1, best_of=1, watermark=False, decoder_input_details=False, stop=[]) == Parameters()
+
+
+def test_unknown_names_come_with_their_nearest_neighbour() -> None:
+    assert "max_new_tokens" in refusal({"inputs": "a", "parameters": {"max_new_token": 5}})
+    assert refusal({"inputs": "a", "parameters": {"temprature": 1}}).endswith("did you mean temperature?")
+    assert "parameters.max_time" in refusal({"inputs": "a", "parameters": {"max_time": 1}})
+    assert "body.parameter: no such field; did you mean parameters?" in refusal(
+        {"inputs": "a", "parameter": {}}
+    )
+    message = refusal({"inputs": {"text_inputs": "a", "parameters": {"min_token": 1}}})
+    assert message == "inputs.parameters.min_token: no such field; did you mean min_tokens?"
+
+
+def test_names_of_any_length_are_refused_quickly() -> None:
+    # with this many different letters, none is too common for difflib to look at
+    name = "".join(map(chr, range(33, 163))) * 20_000
+    start_s = time.process_time()
+    message = refusal({"inputs": "a", "parameters": {name: 1}})
+    assert time.process_time() - start_s < 1
+    assert len(message) < 300
+
+
+def test_two_names_for_the_stop_strings() -> None:
+    message = refusal({"inputs": "a", "parameters": {"stop": "a", "stop_sequences": ["b"]}})
+    assert "stop_sequences" in message
+    assert tgi(stop=[], stop_sequences=["b"]).stop == ("b",)
+
+
+@pytest.mark.parametrize(
+    ("document", "named"),
+    [
+        ([], "must be a JSON object"),
+        ("text", "must be a JSON object"),
+        (None, "must be a JSON object"),
+        ({}, "inputs: is missing"),
+        ({"inputs": None}, "inputs: is missing"),
+        ({"text": "a"}, "text_inputs"),
+        ({"prompt": "a", "max_tokens": 5}, "OpenAI.*inputs.*text_inputs.*text/plain"),
+        ({"inputs": 5}, "inputs=5"),
+        ({"inputs": []}, "inputs: must not be an empty list"),
+        ({"inputs": ["a", 5]}, r"inputs\[1\]=5"),
+        ({"inputs": ["a", None]}, r"inputs\[1\]=null"),
+        ({"inputs": "a", "parameters": [1]}, r"parameters=\[...\]: must be an object"),
+        ({"inputs": "a", "stream": "yes"}, 'stream="yes"'),
+        ({"inputs": {}}, "inputs.text_inputs"),
+        ({"inputs": {"text_inputs": ["a", {}]}}, r"inputs.text_inputs\[1\]"),
+        ({"inputs": {"text_inputs": "a", "text": 1}}, "inputs.text"),
+        ({"inputs": {"text_inputs": "a"}, "parameters": {}}, "inputs.parameters"),
+        ({"inputs": {"text_inputs": "a"}, "stream": True}, "stream"),
+        ({"inputs": "a", "\ud800": 1}, "no such field"),
+    ],
+    ids=lambda value: str(value)[:30].encode("ascii", "replace").decode(),
+)
+def test_wrong_shapes_are_refused_by_name(document: Any, named: str) -> None:
+    with pytest.raises(BadRequest, match=named) as caught:
+        read(document)
+    caught.value.message.encode()
+
+
+def test_prompts_arrive_in_order() -> None:
+    ask = read({"inputs": ["a", "b"], "stream": True})
+    assert (ask.schema, ask.texts, ask.is_list, ask.stream) == ("tgi", ("a", "b"), True, True)
+    ask = read({"inputs": {"text_inputs": ["a"]}})
+    assert (ask.schema, ask.texts, ask.is_list, ask.stream) == ("guide", ("a",), True, False)
+    assert read({"inputs": {"text_inputs": "a"}}).is_list is False
+
+
+def test_the_guides_old_parameters_keep_working() -> None:
+    assert guide(min_tokens=5).min_new_tokens == 5
+    assert guide(min_tokens=5, min_new_tokens=9).min_new_tokens == 9
+    assert guide(top_p=10).top_p == guide(top_p=1.5).top_p == 1.0
+    assert guide(top_p=0.5).top_p == 0.5
+    assert guide(max_length=50, min_length=10) == Parameters(
+        max_length=50, min_length=10, return_full_text=True
+    )
+    assert guide(max_new_tokens=20.0, top_k=5.0).max_new_tokens == 20
+    assert guide(return_full_text=False).return_full_text is False
+
+
+def test_the_guides_harmless_parameters_change_nothing() -> None:
+    harmless = {
+        "num_beams": 1,
+        "early_stopping": True,
+        "use_cache": True,
+        "pad_token_id": 50256,
+        "length_penalty": 2.0,
+        "no_repeat_ngram_size": 0,
+        "return_tensors": False,
+        "clean_up_tokenization_spaces": False,
+    }
+    assert guide(**harmless) == guide()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_beams", 4),
+        ("min_tokens", -1),
+        ("min_tokens", "5"),
+        ("top_p", 0),
+        ("top_p", -1),
+        ("top_p", True),
+        ("max_new_tokens", 20.5),
+        ("max_length", 0),
+        ("no_repeat_ngram_size", 2),
+        ("clean_up_tokenization_spaces", True),
+        ("bad_words_ids", [[1]]),
+        ("max_time", 3),
+    ],
+)
+def test_what_the_guides_schema_cannot_do_is_refused(name: str, value: Any) -> None:
+    message = refusal({"inputs": {"text_inputs": "a", "parameters": {name: value}}})
+    assert message.startswith(f"inputs.parameters.{name}")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+PARAMETERS = st.dictionaries(
+    st.sampled_from([*EVERYTHING, "stop", "min_tokens", "max_length"]), JSON, max_size=3
+)
+
+
+@settings(max_examples=300)
+@given(st.booleans(), st.text(max_size=3) | JSON, PARAMETERS)
+def test_no_document_does_more_than_a_400(is_guide: bool, inputs: Any, parameters: Any) -> None:
+    if is_guide:
+        document = {"inputs": {"text_inputs": inputs, "parameters": parameters}}
+    else:
+        document = {"inputs": inputs, "parameters": parameters}
+    with contextlib.suppress(BadRequest):
+        assert read(document).texts

@@ -1,0 +1,224 @@
+"""How ``serve`` starts and ends: ready in time and not before, dead together, nothing left behind."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gptj_serve import demo
+from harness import Answer, Server, is_gone, serving
+
+LONG = {"max_new_tokens": 1500, "min_new_tokens": 1500}
+"""Seconds of work for the demo model on a CPU."""
+
+
+@contextlib.contextmanager
+def in_flight(server: Server, **parameters: int) -> "contextlib.AbstractContextManager[Future[Answer]]":
+    """A request that the engine is working on."""
+    with ThreadPoolExecutor(1) as pool:
+        before_s = server.engine().cpu_times().user
+        future = pool.submit(server.generate, "And", **parameters)
+        deadline_s = time.monotonic() + 20
+        while server.engine().cpu_times().user < before_s + 0.2 and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+        assert not future.done()
+        yield future
+
+
+def nothing_left(processes: list[psutil.Process]) -> bool:
+    deadline_s = time.monotonic() + 3
+    while time.monotonic() < deadline_s:
+        if all(is_gone(process) for process in processes):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_ping_answers_only_when_the_engine_is_ready(tmp_path: Path) -> None:
+    with contextlib.closing(Server(TMPDIR=str(tmp_path))) as server:
+        ready_before_ping = None
+        deadline_s = time.monotonic() + 60
+        while ready_before_ping is None and time.monotonic() < deadline_s:
+            engine_was_ready = bool(server.events("engine_ready"))
+            with contextlib.suppress(OSError):
+                if server.get("/ping").status == 200:
+                    ready_before_ping = engine_was_ready
+            time.sleep(0.01)
+        assert ready_before_ping
+        # and it can answer at once
+        assert server.generate("In", max_new_tokens=1).status == 200
+        server.signal(signal.SIGTERM)
+        assert server.wait_for_exit(10) == 0
+    assert list(tmp_path.glob("gptj-*")) == []
+
+
+def test_when_the_engine_is_killed_clients_are_told_and_all_ends() -> None:
+    with serving() as server:
+        everything = server.descendants()
+        with in_flight(server, **LONG) as request:
+            killed_s = time.monotonic()
+            server.engine().kill()
+            answer = request.result(timeout=10)
+            assert time.monotonic() - killed_s < 2
+        assert answer.status == 503
+        assert answer.json["error_type"] == "unavailable"
+        assert b"Traceback" not in answer.body
+        assert server.wait_for_exit(max(0.1, killed_s + 10 - time.monotonic())) != 0
+        with pytest.raises(OSError):  # noqa: PT011 - refused or reset, by the moment
+            server.get("/ping")
+        assert nothing_left(everything)
+
+
+def test_sigterm_lets_running_requests_finish_and_refuses_new_ones() -> None:
+    with serving() as server:
+        everything = server.descendants()
+        with in_flight(server, max_new_tokens=400, min_new_tokens=400, details=True) as request:
+            server.signal(signal.SIGTERM)
+            server.wait_for("stopping", 2)
+            time.sleep(0.1)
+            late = server.generate("In", max_new_tokens=1)
+            answer = request.result(timeout=30)
+        assert answer.status == 200
+        assert answer.json[0]["details"]["generated_tokens"] == 400
+        assert (late.status, late.json["error_type"]) == (503, "unavailable")
+        assert server.wait_for_exit(10) == 0
+        assert nothing_left(everything)
+
+
+def test_a_request_that_outlasts_the_drain_is_told_so() -> None:
+    with serving(GPTJ_DRAIN_TIMEOUT_S="1") as server:
+        with in_flight(server, **LONG) as request:
+            server.signal(signal.SIGTERM)
+            answer = request.result(timeout=10)
+        assert answer.status == 503
+        assert "shutting down" in answer.json["error"]
+        assert server.wait_for_exit(10) == 0
+
+
+def test_when_the_front_dies_all_ends() -> None:
+    with serving() as server:
+        everything = server.descendants()
+        (front,) = [one for one in everything if "com.amazonaws.ml.mms.ModelServer" in one.cmdline()]
+        front.kill()
+        assert server.wait_for_exit(10) != 0
+        assert nothing_left(everything)
+
+
+def test_when_serve_is_killed_nothing_stays_behind() -> None:
+    with serving() as server:
+        everything = server.descendants()
+        server.signal(signal.SIGKILL)
+        assert nothing_left(everything)
+
+
+def test_the_deadline_of_a_request_is_kept() -> None:
+    with serving(GPTJ_REQUEST_TIMEOUT_S="0.5", GPTJ_MAX_BATCH_SIZE="1", GPTJ_MAX_QUEUE="0") as server:
+        answer = server.generate("And", **LONG)
+        assert (answer.status, answer.json["error_type"]) == (504, "timeout")
+        assert answer.seconds < 3
+        # its sequence is gone: there is room for the next
+        assert server.generate("And", max_new_tokens=2).status == 200
+        # and what is more than the queue holds is refused
+        answers = _at_once(server, 3)
+        assert 429 in {answer.status for answer in answers}
+        refused = next(answer for answer in answers if answer.status == 429)
+        assert int(refused.headers["retry-after"]) >= 1
+
+
+def _at_once(server: Server, count: int) -> list[Answer]:
+    barrier = threading.Barrier(count)
+
+    def ask(_: int) -> Answer:
+        barrier.wait()
+        return server.generate("And", **LONG)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(ask, range(count)))
+
+
+def test_a_nested_and_read_only_model_directory_is_served(tmp_path: Path) -> None:
+    nested = tmp_path / "export" / "model-1"
+    shutil.copytree(demo.MODEL_DIR, nested)
+    for folder in (nested, nested.parent, tmp_path):
+        folder.chmod(0o555)
+    try:
+        with serving(GPTJ_MODEL_DIR=str(tmp_path)) as server:
+            assert server.generate("In the", max_new_tokens=3).status == 200
+    finally:
+        for folder in (tmp_path, nested.parent, nested):
+            folder.chmod(0o755)
+
+
+def _without_config(directory: Path) -> None:
+    (directory / "config.json").unlink()
+
+
+def _of_another_kind(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(
+        json.dumps(config | {"model_type": "llama", "architectures": ["L"]})
+    )
+
+
+def _truncated(directory: Path) -> None:
+    os.truncate(directory / "model.safetensors", 1_000_000)
+
+
+def _without_tokenizer(directory: Path) -> None:
+    (directory / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (_without_config, "config.json"),
+        (_of_another_kind, "GPTJForCausalLM"),
+        (_truncated, "model.safetensors"),
+        (_without_tokenizer, "tokenizer.json"),
+    ],
+)
+def test_a_broken_model_directory_is_said_and_nothing_starts(tmp_path: Path, harm, says: str) -> None:  # type: ignore[no-untyped-def]
+    directory = tmp_path / "model"
+    shutil.copytree(demo.MODEL_DIR, directory)
+    harm(directory)
+    with contextlib.closing(Server(GPTJ_MODEL_DIR=str(directory))) as server:
+        assert server.wait_for_exit(30) == 1
+        (event,) = server.events("not_started")
+    assert says in event["message"]
+    assert str(directory) in event["message"]
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ({"GPTJ_ENGINE": "deepspeed", "CUDA_VISIBLE_DEVICES": ""}, "no NVIDIA GPU"),
+        ({"GPTJ_PORTS": "1"}, "did you mean GPTJ_PORT?"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_said(env: dict[str, str], says: str) -> None:
+    with contextlib.closing(Server(**env)) as server:
+        assert server.wait_for_exit(30) == 1
+        assert says in server.events("not_started")[0]["message"]
+
+
+def test_run_local_shows_a_completion_and_ends_with_ctrl_c() -> None:
+    with contextlib.closing(Server("gptj_serve.run_local")) as server:
+        deadline_s = time.monotonic() + 60
+        while "Ctrl-C ends the server." not in server.log and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        assert "Completion:" in server.log
+        assert f"curl http://127.0.0.1:{server.port}/invocations" in server.log
+        everything = server.descendants()
+        assert everything
+        os.killpg(server.process.pid, signal.SIGINT)  # as the terminal does it
+        assert server.wait_for_exit(10) == 0
+        assert nothing_left(everything)

@@ -1,0 +1,207 @@
+"""The service from outside: start ``serve``, talk HTTP, read its log."""
+
+import json
+import re
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from transformers import AutoTokenizer, GPTJForCausalLM
+
+from gptj_serve import demo
+from harness import Server
+
+PROMPTS = ["In the beginning", "And he said unto them,", "A hacker is", "The king"]
+BIG = 6 * 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    """Transformers' own greedy continuation of a prompt, with the same weights."""
+    model = GPTJForCausalLM.from_pretrained(demo.MODEL_DIR, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(demo.MODEL_DIR)
+
+    def continue_(prompt: str, num_new: int) -> tuple[list[int], str]:
+        ids_1T = tokenizer(prompt, return_tensors="pt").input_ids
+        out_1T = model.generate(
+            ids_1T, attention_mask=torch.ones_like(ids_1T), max_new_tokens=num_new, do_sample=False
+        )
+        new_ids = out_1T[0, ids_1T.shape[1] :].tolist()
+        return new_ids, tokenizer.decode(new_ids, skip_special_tokens=True)
+
+    return continue_
+
+
+def test_ping(server: Server) -> None:
+    assert server.get("/ping").status == 200
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_text_is_that_of_transformers(server: Server, reference: Any, prompt: str) -> None:
+    answer = server.generate(prompt, max_new_tokens=24, details=True)
+    ids, text = reference(prompt, 24)
+    assert answer.text == text
+    details = answer.json[0]["details"]
+    assert [token["id"] for token in details["tokens"]] == ids
+    assert details["generated_tokens"] == len(ids)
+    assert details["finish_reason"] in ("length", "eos_token")
+
+
+def test_a_batch_gives_each_its_own_answer_in_order(server: Server) -> None:
+    alone = [server.generate(prompt, max_new_tokens=12).text for prompt in PROMPTS]
+    together = server.generate(PROMPTS, max_new_tokens=12)
+    assert [one["generated_text"] for one in together.json] == alone
+
+
+def test_sampling_with_a_seed_does_not_depend_on_what_else_runs(server: Server) -> None:
+    options = {"max_new_tokens": 16, "do_sample": True, "temperature": 0.9, "seed": 7}
+    alone = server.generate(PROMPTS[0], **options).text
+    with ThreadPoolExecutor(8) as pool:
+        others = [pool.submit(server.generate, prompt, max_new_tokens=30) for prompt in PROMPTS * 2]
+        again = [pool.submit(server.generate, PROMPTS[0], **options) for _ in range(4)]
+        assert {future.result().text for future in again} == {alone}
+        assert {future.result().status for future in others} == {200}
+    assert server.generate(PROMPTS[0], **{**options, "seed": 8}).text != alone
+
+
+def test_requests_that_wait_together_share_a_batch(server: Server) -> None:
+    prompts = [f"And {name}" for name in ("Abraham", "Isaac", "Jacob", "Joseph", "Moses", "Aaron")]
+    alone = [server.generate(prompt, max_new_tokens=10).text for prompt in prompts]
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda prompt: server.generate(prompt, max_new_tokens=10), prompts))
+    assert [answer.text for answer in answers] == alone
+
+
+def test_the_first_guides_schema(server: Server) -> None:
+    body = {
+        "inputs": {
+            "text_inputs": PROMPTS[0],
+            "parameters": {"max_new_tokens": 8, "min_tokens": 2, "top_p": 9},
+        }
+    }
+    answer = server.post(json.dumps(body))
+    assert answer.status == 200
+    assert answer.json["status"] == 200
+    expected = PROMPTS[0] + server.generate(PROMPTS[0], max_new_tokens=8).text
+    assert answer.json["response"] == [{"generated_text": expected}]
+
+
+def test_plain_text_in_and_out(server: Server) -> None:
+    answer = server.post(PROMPTS[0], "text/plain")
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert answer.body.decode()
+
+
+def test_a_stop_string_ends_the_text_before_it(server: Server) -> None:
+    whole = server.generate(PROMPTS[1], max_new_tokens=20).text
+    stop = whole[len(whole) // 2 : len(whole) // 2 + 5]
+    answer = server.generate(PROMPTS[1], max_new_tokens=20, stop=[stop], details=True)
+    assert answer.text == whole[: whole.index(stop)]
+    assert answer.json[0]["details"]["finish_reason"] == "stop_sequence"
+
+
+BAD_REQUESTS = [
+    (b'{"inputs": "a", "parameters": {"top_p": 1.5}}', "application/json", 400, "top_p"),
+    (b'{"inputs": "a", "parameters": {"max_new_token": 5}}', "application/json", 400, "max_new_tokens"),
+    (b'{"inputs": "a", "parameters": {"num_beams": 4}}', "application/json", 400, "num_beams"),
+    (b'{"inputs": "a", "stream": true}', "application/json", 400, "GPTJ_FRONT"),
+    (b'{"inputs": "a", "parameters": {"max_new_tokens": 5000}}', "application/json", 400, "2048"),
+    (b'{"inputs": "a"', "application/json", 400, ""),
+    (b"", "application/json", 400, ""),
+    (b"\xff\xfe\x00garbage", "application/json", 400, "UTF-8"),
+    (b"[" * 200_000, "application/json", 400, ""),
+    (b'{"inputs": ' + b"[" * 100_000, "application/json", 400, ""),
+    (bytes(range(256)) * 8192, "application/json", 400, ""),
+    (b'{"inputs": ["good", ""]}', "application/json", 400, "inputs[1]"),
+    (b"inputs=a", "application/x-www-form-urlencoded", 415, "application/json"),
+    (b"inputs", "image/png", 415, "application/json"),
+    (b'{"inputs": "' + b"a" * BIG + b'"}', "application/json", 413, ""),
+]
+
+
+@pytest.mark.parametrize(("body", "content_type", "status", "says"), BAD_REQUESTS)
+def test_a_bad_request_gets_an_error_and_the_next_good_one_works(
+    server: Server, body: bytes, content_type: str, status: int, says: str
+) -> None:
+    answer = server.post(body, content_type)
+    assert answer.status == status, answer.body[:500]
+    assert set(answer.json) == {"error", "error_type", "request_id"}
+    assert says in answer.json["error"]
+    assert answer.json["request_id"] == answer.headers["x-request-id"]
+    assert b"Traceback" not in answer.body
+    assert server.generate("In", max_new_tokens=1).status == 200
+
+
+def test_a_bad_neighbour_touches_nobody(server: Server) -> None:
+    alone = server.generate(PROMPTS[0], max_new_tokens=20).text
+    bad = [case[:2] for case in BAD_REQUESTS]
+    with ThreadPoolExecutor(8) as pool:
+        good = [pool.submit(server.generate, PROMPTS[0], max_new_tokens=20) for _ in range(8)]
+        errors = [pool.submit(server.post, *case) for case in bad]
+        assert {future.result().text for future in good} == {alone}
+        assert {future.result().status for future in errors} == {400, 413, 415}
+
+
+def test_a_body_far_beyond_the_limit_is_refused(server: Server) -> None:
+    assert server.post(b"a" * (5 * BIG)).status == 413
+    assert server.get("/ping").status == 200
+
+
+def test_a_client_that_goes_away_harms_nobody(server: Server) -> None:
+    body = json.dumps({"inputs": "And", "parameters": {"max_new_tokens": 300}})
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        head = "POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json"
+        client.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+    assert server.generate(PROMPTS[0], max_new_tokens=4).status == 200
+
+
+def test_only_the_one_port_is_open(server: Server) -> None:
+    # Java's IPv4 sockets are IPv6 ones
+    listening = {
+        (connection.laddr.ip, connection.laddr.port)
+        for process in [psutil.Process(server.process.pid), *server.descendants()]
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {("127.0.0.1", server.port)}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/models"), ("POST", "/models?url=x"), ("GET", "/models/model")]
+)
+def test_the_management_api_does_not_answer(server: Server, method: str, path: str) -> None:
+    answer = server.get(path, method)
+    assert answer.status in (404, 405)
+    assert b"modelName" not in answer.body
+
+
+def test_the_log_is_json_and_tells_times_and_counts_but_no_prompt(server: Server) -> None:
+    secret = "Nebuchadnezzar the wombat"
+    answer = server.generate(secret, max_new_tokens=5, stop=["zyzzyva"])
+    assert answer.status == 200
+    server.generate(secret, top_p=secret)
+    request_id = answer.headers["x-request-id"]
+    found = _wait_for_line(server, request_id)
+    assert found["status"] == 200
+    assert found["prompt_tokens"] > 4
+    assert found["generated_tokens"] == 5
+    assert 0 <= found["queue_s"] <= found["first_token_s"] <= found["total_s"] < 60
+    for line in list(server.lines):
+        json.loads(line)
+    assert not re.search("wombat|zyzzyva", server.log)
+    assert answer.text.strip()[:10] not in server.log
+
+
+def _wait_for_line(server: Server, request_id: str) -> Any:
+    tick = threading.Event()
+    for _ in range(100):
+        for line in list(server.lines):
+            if request_id in line:
+                return json.loads(line)
+        tick.wait(0.05)
+    raise AssertionError("the request is not in the log")

@@ -1,0 +1,61 @@
+"""Settings: what is read, from where, and what a wrong value is told."""
+
+import pytest
+
+from gptj_serve.errors import StartupError
+from gptj_serve.settings import KEYS, Settings
+
+
+def test_defaults() -> None:
+    settings = Settings.from_env({})
+    assert str(settings.model_dir) == "/opt/ml/model"
+    assert (settings.engine, settings.front, settings.port) == ("auto", "mms", 8080)
+    assert settings.max_batch_size is None
+    assert settings.worker_timeout_s > settings.request_timeout_s
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"GPTJ_ENGIN": "hf"}, "GPTJ_ENGIN: no such setting; did you mean GPTJ_ENGINE?"),
+        ({"GPTJ_ENGINE": "vllm"}, "GPTJ_ENGINE='vllm': must be one of auto, hf, deepspeed"),
+        ({"GPTJ_PORT": "0"}, "GPTJ_PORT='0': must be a whole number from 1 to 32766"),
+        ({"GPTJ_PORT": "8_080"}, "GPTJ_PORT='8_080': must be a whole number from 1 to 32766"),
+        ({"SAGEMAKER_BIND_TO_PORT": "x"}, "SAGEMAKER_BIND_TO_PORT='x': must be a whole number"),
+        ({"GPTJ_MAX_BATCH_SIZE": "0"}, "must be a whole number from 1 to 256, or auto"),
+        ({"GPTJ_REQUEST_TIMEOUT_S": "nan"}, "must be a number from 0.1 to 3600"),
+        ({"TENSOR_PARALLEL_DEGREE": "2"}, "TENSOR_PARALLEL_DEGREE='2': must be 1"),
+        (
+            {"GPTJ_REQUEST_TIMEOUT_S": "30", "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS": "30"},
+            "GPTJ_REQUEST_TIMEOUT_S=30 is not below SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS=30",
+        ),
+    ],
+)
+def test_a_bad_setting_is_told_with_key_value_and_range(env: dict[str, str], message: str) -> None:
+    with pytest.raises(StartupError) as error:
+        Settings.from_env(env)
+    assert message in str(error.value)
+
+
+def test_the_port_is_ours_first_then_sagemakers() -> None:
+    both = {"GPTJ_PORT": "9000", "SAGEMAKER_BIND_TO_PORT": "9001"}
+    assert Settings.from_env(both).port == 9000
+    assert Settings.from_env({"SAGEMAKER_BIND_TO_PORT": "9001"}).port == 9001
+
+
+def test_an_empty_value_and_auto_mean_the_default() -> None:
+    settings = Settings.from_env({"GPTJ_PORT": " ", "GPTJ_MAX_BATCH_SIZE": "AUTO"})
+    assert (settings.port, settings.max_batch_size) == (8080, None)
+
+
+def test_a_shorter_worker_timeout_shortens_the_deadline() -> None:
+    settings = Settings.from_env({"SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS": "20"})
+    assert (settings.worker_timeout_s, settings.request_timeout_s) == (20, 18.0)
+
+
+def test_every_key_is_read() -> None:
+    # an unreadable value for each: a key that nothing reads would pass
+    for key in set(KEYS) - {"GPTJ_MODEL_DIR", "GPTJ_HOST"}:
+        with pytest.raises(StartupError, match=key):
+            Settings.from_env({key: "?"})
+    assert Settings.from_env({"GPTJ_HOST": "::1"}).host == "::1"

@@ -1,0 +1,80 @@
+"""What goes over the engine's socket comes out as it went in."""
+
+import json
+
+import pytest
+
+from gptj_serve import errors, wire
+from gptj_serve.request import EndEvent, GenerationRequest, ModelInfo, SamplingParams, Timings, TokenEvent
+
+REQUEST = GenerationRequest(
+    "a/0",
+    (1, 2, 3),
+    SamplingParams(5, do_sample=True, temperature=0.7, seed=2**64 - 1, sequence_index=3),
+    (50256,),
+    logprobs=True,
+    timeout_s=1.5,
+)
+
+
+def test_a_request_survives() -> None:
+    (again,) = map(GenerationRequest.from_wire, wire.read(wire.submit([REQUEST]))["requests"])
+    assert again == REQUEST
+    assert hash(again)  # lists would have slipped in for tuples
+
+
+def test_model_info_survives() -> None:
+    info = ModelInfo("hf", "/m", 2048, 8, 50400, (1, 2))
+    assert ModelInfo.from_wire(wire.read(wire.hello(info))["model"]) == info
+
+
+def test_events_survive_and_a_token_comes_before_the_end() -> None:
+    events = [
+        EndEvent("a", "length", None, Timings(0.1, 0.2, 0.3)),
+        TokenEvent("a", 7, -0.5),
+        TokenEvent("b", 8),
+    ]
+    assert wire.read_events(wire.read(wire.events(events))) == [events[1], events[2], events[0]]
+
+
+@pytest.mark.parametrize(
+    "error_class",
+    [
+        errors.BadRequest,
+        errors.PayloadTooLarge,
+        errors.UnsupportedMediaType,
+        errors.Overloaded,
+        errors.InternalError,
+        errors.Unavailable,
+        errors.DeadlinePassed,
+    ],
+)
+def test_errors_keep_their_status(error_class: type[errors.ServingError]) -> None:
+    line = wire.events([EndEvent("a", "failed", error_class("why", retry_after_s=3))])
+    (event,) = wire.read_events(wire.read(line))
+    assert isinstance(event, EndEvent)
+    error = event.error
+    assert error is not None
+    assert type(error) is error_class
+    assert (error.message, error.retry_after_s, error.status) == ("why", 3, error_class.status)
+
+
+def test_a_line_is_one_line() -> None:
+    line = wire.events([EndEvent("a", "failed", errors.BadRequest("two\nlines"))])
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+
+
+@pytest.mark.parametrize("line", [b"[]\n", b'{"a": 1}\n', b"nonsense\n"])
+def test_nonsense_is_a_value_error(line: bytes) -> None:
+    with pytest.raises(ValueError, match=r"message|JSON|Expecting"):
+        wire.read(line)
+
+
+def test_request_bodies_name_the_kind_and_the_request() -> None:
+    body = errors.BadRequest("top_k: must be ...").to_body("id-1")
+    assert json.loads(json.dumps(body)) == {
+        "error": "top_k: must be ...",
+        "error_type": "validation",
+        "request_id": "id-1",
+    }

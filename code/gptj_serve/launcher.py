@@ -113,6 +113,7 @@ class Launcher:
             self._children.wait(0.05)
             if time.monotonic() > give_up_s:
                 raise StartupError(f"the front did not answer within {FRONT_START_TIMEOUT_S:g} s")
+        mms.warm_up(self._settings, info, self._directory)
 
     def _drain(self, engine: Child | None) -> None:
         """Let the engine finish what it has; a second signal ends that."""

@@ -1,9 +1,11 @@
 """The `deepspeed` engine: DeepSpeed's real injection, with a stand-in for its compiled op."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,7 @@ import pytest
 import torch
 from transformers import GPTJConfig, GPTJForCausalLM
 
+from gptj_serve import demo
 from gptj_serve.engine import deepspeed as engine
 from gptj_serve.engine import deepspeed_inject, deepspeed_kernels, deepspeed_rules
 from gptj_serve.engine.backend import BackendDead, BatchLost
@@ -110,6 +113,15 @@ class TestTokens:
             got = torch.stack([logits_BV[row] for logits_BV in steps])
             assert got.dtype == torch.float32
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+    def test_demo_model_says_what_it_says_on_transformers(self, context: standin.Context) -> None:
+        def load() -> GPTJForCausalLM:
+            return GPTJForCausalLM.from_pretrained(demo.MODEL_DIR, dtype=torch.float32).eval()
+
+        backend = load_deepspeed(load(), 2, 64)
+        prompts = [[100, 200, 300, 400], [7]]
+        assert greedy(backend, prompts, 16) == [greedy_plain(load(), prompt, 16) for prompt in prompts]
+        assert context.max_tokens == 64
 
     def test_heads_wider_than_the_workspace_rounds_to(self, context: standin.Context) -> None:
         changes = {"n_embd": 288, "n_head": 2, "rotary_dim": 16}
@@ -625,15 +637,13 @@ class TestKernels:
         assert deepspeed_kernels.arch_list(asked, (9, 0)) == built
 
     def test_build_environment_is_put_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        import os
-
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
         monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
         monkeypatch.setenv("PATH", "/somewhere")
         with deepspeed_kernels._build_environment():
             assert os.environ["TORCH_CUDA_ARCH_LIST"] == "9.0"
-            assert os.environ["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/somewhere"]
+            assert os.environ["PATH"].split(os.pathsep) == [sysconfig.get_path("scripts"), "/somewhere"]
         assert "TORCH_CUDA_ARCH_LIST" not in os.environ
         assert os.environ["PATH"] == "/somewhere"
 

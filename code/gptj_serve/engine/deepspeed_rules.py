@@ -15,11 +15,9 @@ from gptj_serve.errors import StartupError
 DEFAULT_MAX_BATCH_SIZE = 8
 """Rows at most when the operator leaves the choice to us: more rows cost every one of them latency."""
 
-KERNEL_RESERVE_BYTES = 500 << 20
-"""GPU memory that the extension wants to leave free when it takes its workspace."""
-
-ACTIVATION_RESERVE_BYTES = 512 << 20
-"""GPU memory kept for cuBLAS's own workspaces, the logits and what the allocator rounds up."""
+RESERVE_BYTES = 512 << 20
+"""GPU memory left for cuBLAS's own workspaces, the logits and what the allocator rounds up. It covers the
+500 MiB that the extension wants to leave free when it takes its workspace."""
 
 INT32_LIMIT = 1 << 31
 
@@ -129,11 +127,9 @@ def workspace_bytes(shape: ModelShape, batch_size: int, max_context: int) -> int
 
 def needed_bytes(shape: ModelShape, batch_size: int, max_context: int) -> int:
     """Free GPU memory needed before the workspace is allocated, so that the longest prefill fits as well."""
-    workspace = workspace_bytes(shape, batch_size, max_context)
-    kernel_reserve = KERNEL_RESERVE_BYTES + batch_size * shape.num_heads * max_context
     # hidden states, the MLP's four times wider middle and its output live outside the workspace
     activations = 6 * shape.hidden_size * batch_size * max_context * shape.element_bytes
-    return workspace + max(kernel_reserve, ACTIVATION_RESERVE_BYTES + activations)
+    return workspace_bytes(shape, batch_size, max_context) + activations + RESERVE_BYTES
 
 
 def indexable_batch_size(shape: ModelShape, max_context: int) -> int:

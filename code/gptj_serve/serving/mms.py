@@ -5,6 +5,7 @@ The server is started directly, not through ``sagemaker_inference.model_server``
 worker side is the toolkit's own: `gptj_serve.serving.mms_handler`.
 """
 
+import contextlib
 import http.client
 import importlib.util
 import json
@@ -25,6 +26,9 @@ from gptj_serve.settings import Settings
 
 HANDLER = "gptj_serve.serving.mms_handler:handle"
 MAX_AUTO_WORKERS = 32
+WARM_UP_HEADER = "x-serve-warm-up"
+"""Its value is the name of the private directory, which nobody outside knows."""
+WARM_UP_ROUNDS = 2
 MIB = 1024 * 1024
 
 
@@ -89,6 +93,26 @@ def is_ready(directory: Path) -> bool:
     return len(workers) >= model.get("minWorkers", 1) and all(one["status"] == "READY" for one in workers)
 
 
+def warm_up(settings: Settings, info: ModelInfo, directory: Path) -> None:
+    """Send requests through the whole front, so that the first client does not wait for its compilation.
+
+    Each is refused by a worker before it reaches the engine, and logged by nobody.
+
+    Args:
+        settings: The service's settings.
+        info: What runs in the engine.
+        directory: Private directory of this service.
+    """
+    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
+    body = json.dumps({"inputs": "a", "parameters": {"max_new_tokens": info.max_context}})
+    headers = {"Content-Type": "application/json", WARM_UP_HEADER: directory.name}
+    connection = http.client.HTTPConnection(host, settings.port, timeout=10)
+    with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+        for _ in range(WARM_UP_ROUNDS * num_workers(settings, info)):
+            connection.request("POST", "/invocations", body, headers)
+            connection.getresponse().read()
+
+
 def num_workers(settings: Settings, info: ModelInfo) -> int:
     """Workers to start: each holds one request, so a running batch and the one that waits for it."""
     return settings.num_workers or min(2 * info.max_batch_size, MAX_AUTO_WORKERS)
@@ -133,7 +157,8 @@ def _properties(settings: Settings, info: ModelInfo, home: Path) -> str:
 
 
 def _java_options(java: Path) -> list[str]:
-    options = ["-XX:+UseSerialGC", "-Xms64m", "-Xmx512m", "-XX:-UsePerfData"]
+    # one compiler tier: the server is warm after tens of requests instead of thousands
+    options = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xms64m", "-Xmx512m", "-XX:-UsePerfData"]
     major = _java_major(java)
     if major >= 17:
         options.append("--enable-native-access=ALL-UNNAMED")

@@ -6,6 +6,7 @@ the first request of a batch only; this one gives each request its own status an
 
 import logging
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -13,7 +14,8 @@ from typing import Any
 
 from sagemaker_inference.transformer import Transformer
 
-from gptj_serve import logs
+from gptj_serve import logs, run_dir
+from gptj_serve.serving import mms
 from gptj_serve.serving.call import Call
 from gptj_serve.serving.service import ErrorAnswer
 from gptj_serve.settings import Settings
@@ -43,6 +45,8 @@ class GptjTransformer(Transformer):  # type: ignore[misc]
 
     def _answer(self, context: Any, index: int, request: Mapping[str, Any]) -> bytes:
         headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
+        is_warm_up = headers.get(mms.WARM_UP_HEADER) == os.path.basename(os.environ[run_dir.ENV_NAME])
+        logging.getLogger("gptj_serve.serving.service").disabled = is_warm_up
         about = RequestContext(context.get_request_id(index), headers.get("accept"))
         try:
             body, content_type = self._run(request, headers, about)
@@ -83,9 +87,25 @@ def _initialize(context: Any) -> None:
     logs.configure("front", Settings.from_env(os.environ).log_level)
     logging.getLogger("mms.service").setLevel(logging.WARNING)  # a line of metrics for each request
     logging.getLogger().handlers[0].addFilter(_is_worth_a_line)
+    _end_with_server()
     _transformer.validate_and_initialize(
         model_dir=context.system_properties.get("model_dir"), context=context
     )
+
+
+def _end_with_server() -> None:
+    """Let this process, which listens for the server for ever, look each second whether it is still there.
+
+    A timer, not a thread: the process is forked for every worker. Those see their connection end.
+    """
+    server_pid = os.getppid()
+
+    def look(*_: object) -> None:
+        if os.getppid() != server_pid:
+            os._exit(0)
+
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, 1, 1)
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:

@@ -18,19 +18,18 @@ HEAVY = {"torch", "transformers", "deepspeed", "boto3"}
     ],
 )
 def test_light_modules_import_nothing_heavy(modules: str) -> None:
-    code = f"import sys, {modules}; print(*{{name.split('.')[0] for name in sys.modules}})"
-    # sagemaker-inference warns of its own use of pkg_resources
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
-    )
-    loaded = set(done.stdout.split())
+    loaded = {name.split(".")[0] for name in modules_after(f"import {modules}")}
     assert loaded & HEAVY == set()
     assert "gptj_serve" in loaded
 
 
 def test_the_engine_does_not_import_the_fronts() -> None:
-    code = "import sys, gptj_serve.engine.build; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
-    )
-    assert not [name for name in done.stdout.split() if name.startswith("gptj_serve.serving")]
+    loaded = modules_after("import gptj_serve.engine.build")
+    assert not [name for name in loaded if name.startswith("gptj_serve.serving")]
+
+
+def modules_after(statement: str) -> list[str]:
+    """Names of all modules that a fresh interpreter has after a statement."""
+    # sagemaker-inference warns of its own use of pkg_resources
+    command = [sys.executable, "-W", "ignore", "-c", f"{statement}; import sys; print(*sys.modules)"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()

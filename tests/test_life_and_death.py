@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from gptj_serve import demo
-from harness import Answer, Server, is_gone, serving
+from harness import ROOT, Answer, Server, is_gone, serving
 
 LONG = {"max_new_tokens": 1500, "min_new_tokens": 1500}
 """Seconds of work for the demo model on a CPU."""
@@ -208,6 +208,19 @@ def test_a_setting_that_cannot_be_is_said(env: dict[str, str], says: str) -> Non
     with contextlib.closing(Server(**env)) as server:
         assert server.wait_for_exit(30) == 1
         assert says in server.events("not_started")[0]["message"]
+
+
+def test_a_front_whose_workers_cannot_start_is_not_ready(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def model_fn(model_dir): raise RuntimeError('on purpose')")
+    with contextlib.closing(Server(PYTHONPATH=str(tmp_path), SAGEMAKER_PROGRAM="broken")) as server:
+        assert server.wait_for_exit(60) == 1
+        assert "the front's workers" in server.events("not_started")[0]["message"]
+        assert "on purpose" in server.log
+
+
+def test_a_relative_model_directory_is_served() -> None:
+    with serving(GPTJ_MODEL_DIR=str(demo.MODEL_DIR.relative_to(ROOT))) as server:
+        assert server.generate("In the", max_new_tokens=3).status == 200
 
 
 def test_run_local_shows_a_completion_and_ends_with_ctrl_c() -> None:

@@ -163,7 +163,7 @@ def test_a_client_that_goes_away_harms_nobody(server: Server) -> None:
 def test_only_the_one_port_is_open(server: Server) -> None:
     # Java's IPv4 sockets are IPv6 ones
     listening = {
-        (connection.laddr.ip, connection.laddr.port)
+        (connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)
         for process in [psutil.Process(server.process.pid), *server.descendants()]
         for connection in process.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN

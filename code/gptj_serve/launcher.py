@@ -109,7 +109,7 @@ class Launcher:
         command, env = mms.prepare(self._settings, info, self._directory, self._env)
         self._children.start("front", command, env)
         give_up_s = time.monotonic() + FRONT_START_TIMEOUT_S
-        while not mms.is_ready(self._directory):
+        while not mms.is_listening(self._settings):
             self._children.wait(0.05)
             if time.monotonic() > give_up_s:
                 raise StartupError(f"the front did not answer within {FRONT_START_TIMEOUT_S:g} s")

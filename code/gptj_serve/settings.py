@@ -141,7 +141,7 @@ def _text(raw: str) -> str:
 
 
 def _path(raw: str) -> Path:
-    return Path(raw).expanduser()
+    return Path(raw).expanduser().absolute()  # the model server's workers run in another directory
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:

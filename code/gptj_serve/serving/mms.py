@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import sys
 from collections.abc import Mapping
 from importlib import resources
@@ -29,6 +28,7 @@ MAX_AUTO_WORKERS = 32
 WARM_UP_HEADER = "x-serve-warm-up"
 """Its value is the name of the private directory, which nobody outside knows."""
 WARM_UP_ROUNDS = 2
+WARM_UP_TIMEOUT_S = 15.0
 MIB = 1024 * 1024
 
 
@@ -74,27 +74,19 @@ def prepare(
     return command, _worker_env(env, directory, home)
 
 
-def is_ready(directory: Path) -> bool:
-    """Every worker is ready for a request; the server's own ``/ping`` says yes before that.
-
-    Args:
-        directory: Private directory of this service.
-    """
-    connection = _UnixConnection(_management_socket(directory))
-    try:
-        connection.request("GET", "/models/model")
-        answer = connection.getresponse()
-        model = json.load(answer) if answer.status == 200 else {}
-    except (OSError, http.client.HTTPException, ValueError):
-        return False
-    finally:
-        connection.close()
-    workers = model.get("workers", [])
-    return len(workers) >= model.get("minWorkers", 1) and all(one["status"] == "READY" for one in workers)
+def is_listening(settings: Settings) -> bool:
+    """The server answers ``GET /ping``. It does so before its workers are up: `warm_up` waits for them."""
+    connection = _connect(settings, timeout_s=1)
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", "/ping")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
 
 
 def warm_up(settings: Settings, info: ModelInfo, directory: Path) -> None:
-    """Send requests through the whole front, so that the first client does not wait for its compilation.
+    """Send requests through the whole front: proof that it works, and the first client finds it compiled.
 
     Each is refused by a worker before it reaches the engine, and logged by nobody.
 
@@ -102,15 +94,25 @@ def warm_up(settings: Settings, info: ModelInfo, directory: Path) -> None:
         settings: The service's settings.
         info: What runs in the engine.
         directory: Private directory of this service.
+
+    Raises:
+        StartupError: The workers do not answer.
     """
-    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
     body = json.dumps({"inputs": "a", "parameters": {"max_new_tokens": info.max_context}})
     headers = {"Content-Type": "application/json", WARM_UP_HEADER: directory.name}
-    connection = http.client.HTTPConnection(host, settings.port, timeout=10)
-    with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+    connection = _connect(settings, WARM_UP_TIMEOUT_S)
+    with contextlib.closing(connection):
         for _ in range(WARM_UP_ROUNDS * num_workers(settings, info)):
-            connection.request("POST", "/invocations", body, headers)
-            connection.getresponse().read()
+            try:
+                connection.request("POST", "/invocations", body, headers)
+                answer = connection.getresponse()
+                answer.read()
+            except (OSError, http.client.HTTPException) as error:
+                raise StartupError(
+                    f"the front's workers do not answer ({error}); see the log above"
+                ) from None
+            if answer.status != 400:
+                raise StartupError(f"the front's workers answer {answer.status}; see the log above")
 
 
 def num_workers(settings: Settings, info: ModelInfo) -> int:
@@ -138,7 +140,7 @@ def _properties(settings: Settings, info: ModelInfo, home: Path) -> str:
     values = {
         "inference_address": f"http://{settings.host}:{settings.port}",
         # whoever reaches the management API can register code: not on any TCP port
-        "management_address": f"unix:{_management_socket(home.parent)}",
+        "management_address": f"unix:{home / 'management.sock'}",
         "default_service_handler": HANDLER,
         "default_workers_per_model": num_workers(settings, info),
         # one process loads the handler and is forked for each worker: all are up at once
@@ -189,21 +191,9 @@ def _worker_env(env: Mapping[str, str], directory: Path, home: Path) -> dict[str
     }
 
 
-def _management_socket(directory: Path) -> Path:
-    return directory / "mms" / "management.sock"
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=1)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+def _connect(settings: Settings, timeout_s: float) -> http.client.HTTPConnection:
+    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
+    return http.client.HTTPConnection(host, settings.port, timeout=timeout_s)
 
 
 def _package_parent(name: str) -> Path:

@@ -1,6 +1,6 @@
 """What a front asks of the engine: one `GenerationRequest` a sequence, whatever the client spoke."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from gptj_serve.errors import ServingError
@@ -47,6 +47,8 @@ class GenerationRequest:
         logprobs: Report each token's log-probability under the model's own distribution
             (before temperature, filters and penalties).
         timeout_s: Seconds from submission after which the request fails with `DeadlinePassed`.
+        reproducible: The client chose the seed and expects the same tokens each time. Logits differ in
+            their last digits with the shape of the batch, so only sequences of one call may share it.
     """
 
     request_id: str
@@ -55,6 +57,7 @@ class GenerationRequest:
     eos_token_ids: tuple[int, ...] = ()
     logprobs: bool = False
     timeout_s: float | None = None
+    reproducible: bool = False
 
     @property
     def num_tokens_needed(self) -> int:
@@ -63,16 +66,18 @@ class GenerationRequest:
 
     def to_wire(self) -> dict[str, Any]:
         """The request as a JSON object."""
-        return asdict(self)
+        # asdict would copy the prompt token by token
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**own, "sampling": asdict(self.sampling)}
 
     @staticmethod
     def from_wire(wire: dict[str, Any]) -> "GenerationRequest":
         """Read back what `to_wire` made."""
-        fields = dict(wire)
-        fields["sampling"] = SamplingParams(**fields["sampling"])
-        fields["prompt_ids"] = tuple(fields["prompt_ids"])
-        fields["eos_token_ids"] = tuple(fields["eos_token_ids"])
-        return GenerationRequest(**fields)
+        values = dict(wire)
+        values["sampling"] = SamplingParams(**values["sampling"])
+        values["prompt_ids"] = tuple(values["prompt_ids"])
+        values["eos_token_ids"] = tuple(values["eos_token_ids"])
+        return GenerationRequest(**values)
 
 
 @dataclass(frozen=True, slots=True)

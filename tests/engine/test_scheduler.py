@@ -1,5 +1,7 @@
 """The static scheduler: who runs with whom, in which order, and that everyone gets one end."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,16 +36,16 @@ def make(**changes: float) -> StaticScheduler:
     return StaticScheduler(**options)  # type: ignore[arg-type]
 
 
-def request(prompt: int = 3, new: int = 2, timeout_s: float | None = None) -> GenerationRequest:
-    return GenerationRequest("r", (1,) * prompt, SamplingParams(new), (EOS,), timeout_s=timeout_s)
+def request(prompt: int = 3, new: int = 2, **options: Any) -> GenerationRequest:
+    return GenerationRequest("r", (1,) * prompt, SamplingParams(new), (EOS,), **options)
 
 
 def key(number: int) -> Key:
     return (0, str(number))
 
 
-def add(scheduler: StaticScheduler, number: int, now_s: float = 0.0, **options: float) -> None:
-    scheduler.add([(key(number), request(**options))], now_s)  # type: ignore[arg-type]
+def add(scheduler: StaticScheduler, number: int, now_s: float = 0.0, **options: Any) -> None:
+    scheduler.add([(key(number), request(**options))], now_s)
 
 
 def step_of(scheduler: StaticScheduler, now_s: float = 0.0) -> Step:
@@ -120,6 +122,21 @@ def test_padding_counts_against_the_context() -> None:
     add(scheduler, 2, prompt=4, new=4)
     assert keys_of(step_of(scheduler)) == [key(0), key(2)]
     assert scheduler.num_waiting == 1
+
+
+def test_sequences_with_a_chosen_seed_share_a_batch_with_their_own_call_only() -> None:
+    scheduler = make(batch_wait_s=10.0)
+    add(scheduler, 0, new=1)
+    seeded = request(new=1, reproducible=True)
+    scheduler.add([(key(1), seeded), (key(2), seeded)], 0.0)
+    scheduler.add([(key(3), seeded)], 0.0)
+    add(scheduler, 4, new=1)
+    # others may pass it, it never waits for company, and its call stays together
+    assert keys_of(step_of(scheduler)) == [key(0), key(4)]
+    run_step(scheduler)
+    assert keys_of(step_of(scheduler)) == [key(1), key(2)]
+    run_step(scheduler)
+    assert keys_of(step_of(scheduler)) == [key(3)]
 
 
 def test_one_that_does_not_fit_beside_others_is_first_in_the_next_batch() -> None:

@@ -1,10 +1,12 @@
 """Decides what the backend runs next. Sans-I/O: no torch, no clock, no sockets; time is passed in.
 
 Static batching: requests that wait together run together; a sequence that ends leaves at once, its
-row stays empty; the next batch starts when the last sequence has ended. Every sequence that `add`
-accepted gets exactly one `Ended`.
+row stays empty; the next batch starts when the last sequence has ended. Sequences whose seed the
+client chose share a batch with those of their own call only. Every sequence that `add` accepted gets
+exactly one `Ended`.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,10 +20,14 @@ Key = tuple[int, str]
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """One sequence that the scheduler holds, waiting or running. Times are in seconds of one clock."""
+    """One sequence that the scheduler holds, waiting or running. Times are in seconds of one clock.
+
+    ``call`` is the same number for all sequences that were added together.
+    """
 
     key: Key
     request: GenerationRequest
+    call: int
     arrived_s: float
     started_s: float | None = None
     first_token_s: float | None = None
@@ -115,6 +121,7 @@ class StaticScheduler:
         self._max_queue = max_queue
         self._batch_wait_s = batch_wait_s
         self._waiting: deque[Running] = deque()
+        self._calls = itertools.count()
         self._rows: list[Running | None] = []
         self._company_until_s = float("-inf")
         self._closed = False
@@ -160,7 +167,8 @@ class StaticScheduler:
                 f"{len(group)} more do not fit; try again later",
                 retry_after_s=1,
             )
-        self._waiting.extend(Running(key, request, now_s) for key, request in group)
+        call = next(self._calls)
+        self._waiting.extend(Running(key, request, call, now_s) for key, request in group)
 
     def _room(self) -> int:
         """How many sequences may be added now; those that can start at once need no queue."""
@@ -210,7 +218,8 @@ class StaticScheduler:
         self._rows = []
         if not self._waiting:
             return Wait(None)
-        if now_s < self._company_until_s and len(self._waiting) < self._max_batch_size:
+        alone = self._waiting[0].request.reproducible
+        if now_s < self._company_until_s and len(self._waiting) < self._max_batch_size and not alone:
             return Wait(self._company_until_s)
         batch = self._take_batch()
         for running in batch:
@@ -219,7 +228,7 @@ class StaticScheduler:
         return Prefill(tuple(batch))
 
     def _take_batch(self) -> list[Running]:
-        """The oldest waiting sequence and, in order, all that fit beside it into the padded batch.
+        """The oldest waiting sequence and, in order, all that may and do fit beside it in the padded batch.
 
         Rows are padded to the longest prompt, so the batch needs the longest prompt plus the most
         new tokens of any row. A sequence that does not fit keeps its place; it is first next time.
@@ -229,6 +238,8 @@ class StaticScheduler:
         for running in self._waiting:
             if len(batch) == self._max_batch_size:
                 break
+            if batch and not _may_share(batch[0], running):
+                continue
             prompt = max(longest, len(running.request.prompt_ids))
             new = max(most_new, running.request.sampling.max_new_tokens)
             if prompt + new <= self._max_context:
@@ -284,6 +295,11 @@ class StaticScheduler:
             if not self.num_running and (len(self._rows) > 1 or self._waiting):
                 self._company_until_s = now_s + self._batch_wait_s
         return Ended(running.key, reason, error, running.timings(now_s))
+
+
+def _may_share(first: Running, other: Running) -> bool:
+    apart = first.request.reproducible or other.request.reproducible
+    return first.call == other.call or not apart
 
 
 def _deadline_error(running: Running) -> ServingError:

@@ -100,4 +100,5 @@ class Call:
                     eos_token_ids=self.eos_token_ids,
                     logprobs=self.parameters.details,
                     timeout_s=timeout_s,
+                    reproducible=self.parameters.do_sample and self.parameters.seed is not None,
                 )

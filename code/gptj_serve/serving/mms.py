@@ -24,10 +24,10 @@ from gptj_serve.request import ModelInfo
 from gptj_serve.settings import Settings
 
 HANDLER = "gptj_serve.serving.mms_handler:handle"
-MAX_AUTO_WORKERS = 32
+MAX_AUTO_WORKERS = 64
 WARM_UP_HEADER = "x-serve-warm-up"
 """Its value is the name of the private directory, which nobody outside knows."""
-WARM_UP_ROUNDS = 2
+WARM_UP_ROUNDS = 4
 WARM_UP_TIMEOUT_S = 15.0
 MIB = 1024 * 1024
 
@@ -116,8 +116,11 @@ def warm_up(settings: Settings, info: ModelInfo, directory: Path) -> None:
 
 
 def num_workers(settings: Settings, info: ModelInfo) -> int:
-    """Workers to start: each holds one request, so a running batch and the one that waits for it."""
-    return settings.num_workers or min(2 * info.max_batch_size, MAX_AUTO_WORKERS)
+    """Workers to start. Each holds one request; two more than a batch keep some waiting in the engine.
+
+    No more than that: a worker that is rarely used is slow to answer.
+    """
+    return settings.num_workers or min(info.max_batch_size + 2, MAX_AUTO_WORKERS)
 
 
 def find_java(env: Mapping[str, str]) -> Path:
@@ -149,8 +152,7 @@ def _properties(settings: Settings, info: ModelInfo, home: Path) -> str:
         # the server's own refusal has no body: up to this size the worker answers with JSON
         "max_request_size": 4 * settings.max_payload_mb * MIB,
         "max_response_size": 64 * MIB,
-        # the queue that refuses is the engine's: here no request is turned away before it
-        "job_queue_size": max(1000, 2 * settings.max_queue),
+        "job_queue_size": max(1, settings.max_queue),
         "decode_input_request": "false",
         "enable_envvars_config": "false",
         "metric_time_interval": 3600,

@@ -4,6 +4,7 @@ The toolkit's `Transformer.transform` would answer an error with its traceback a
 the first request of a batch only; this one gives each request its own status and a JSON error.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -91,6 +92,8 @@ def _initialize(context: Any) -> None:
     _transformer.validate_and_initialize(
         model_dir=context.system_properties.get("model_dir"), context=context
     )
+    gc.collect()
+    gc.freeze()  # the workers are forks: a collection would copy every page of what they share
 
 
 def _end_with_server() -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, GPTJConfig, GPTJForCausalLM, LogitsProcessorList
 
 from gptj_serve.engine import sampler
-from gptj_serve.engine.backend import BackendDead, BatchLost
+from gptj_serve.engine.backend import BackendDead, BackendLimits, BatchLost
 from gptj_serve.engine.sampler import SamplerRow, process_scores, sample
 from gptj_serve.engine.uniform import uniform
 from gptj_serve.request import SamplingParams
@@ -365,3 +365,17 @@ def test_device_errors_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "cpu", broken)
     with pytest.raises(BackendDead, match="illegal memory access"):
         sample(random_logits(1, 18), [row()])
+
+
+def test_warm_up_uses_every_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        sampler, "sample", lambda logits_BV, rows: seen.append((logits_BV.shape, rows[0].sampling))
+    )
+    sampler.warm_up(torch.device("cpu"), BackendLimits(3, 8, 20))
+    assert {shape for shape, _ in seen} == {(1, 20), (3, 20)}
+    full = seen[-1][1]
+    assert full.do_sample
+    defaults = SamplingParams(1)
+    filters = ("temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "min_new_tokens")
+    assert [name for name in filters if getattr(full, name) == getattr(defaults, name)] == []

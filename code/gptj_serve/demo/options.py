@@ -24,8 +24,6 @@ class TrainOptions:
         dropout: Of attention weights, residual branches and embeddings, in training.
         document_start_share: Share of the rows that start where a document does, as prompts do.
         eval_every: Steps between two looks at the dev split.
-        keep: Which weights are saved: "best" on the dev split, or "last". Longer training costs some
-            perplexity on unseen text, and reads better: greedy text loops less.
         vocab_size: Tokens the tokenizer may have, > 256.
         n_positions: Context length.
         n_embd: Width; the MLP is four times as wide.
@@ -45,7 +43,6 @@ class TrainOptions:
     dropout: float = 0.2
     document_start_share: float = 0.25
     eval_every: int = 100
-    keep: str = "last"
     vocab_size: int = 2048
     n_positions: int = 2048
     n_embd: int = 256

@@ -143,7 +143,7 @@ class Trainer:
         """Train until the steps or the seconds are used up.
 
         Returns:
-            The best checkpoint, or the last one where the options say so, steps done, seconds taken.
+            The best checkpoint, steps done, seconds taken.
 
         Raises:
             FloatingPointError: The loss stopped being a number before any checkpoint.
@@ -162,10 +162,8 @@ class Trainer:
                 _log(f"step {step} train loss {loss.item():.4f} {elapsed_s:.0f} s")  # also waits for the GPU
             if step % options.eval_every == 0 or progress >= 1.0:
                 dev_nats = self._dev_nats()
-                _log(f"step {step} dev perplexity {math.exp(dev_nats):.3f}")
-                if options.keep == "last" and progress >= 1.0 and math.isfinite(dev_nats):
-                    best = Best()
                 best.offer(dev_nats, step, self._model)
+                _log(f"step {step} dev perplexity {math.exp(dev_nats):.3f} best {math.exp(best.nats):.3f}")
                 if not math.isfinite(dev_nats):
                     break
         if not best.weights:
@@ -251,8 +249,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     for option in fields(TrainOptions):
         flag = "--" + option.name.replace("_", "-")
-        choices = ("best", "last") if option.name == "keep" else None
-        parser.add_argument(flag, type=type(option.default), default=option.default, choices=choices)
+        parser.add_argument(flag, type=type(option.default), default=option.default)
     return parser.parse_args(argv)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from gptj_serve.engine import sampler
 from gptj_serve.engine.backend import Backend
 from gptj_serve.engine.choose import Machine, choose_engine
 from gptj_serve.engine.deepspeed_kernels import kernels_missing
@@ -38,8 +39,10 @@ def build_engine(settings: Settings, checkpoint: Checkpoint, socket_path: Path) 
     name, reason = choose_engine(settings.engine, look_at_machine())
     fields = {"event": "engine_chosen", "engine": name, "reason": reason}
     logger.info("engine %s", name, extra={"fields": fields})
-    backend = _load(name, settings, checkpoint)
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    backend = _load(name, settings, checkpoint, device)
     limits = backend.limits
+    sampler.warm_up(device, limits)
     info = ModelInfo(
         engine=backend.name,
         model_dir=str(checkpoint.directory),
@@ -69,8 +72,7 @@ def look_at_machine() -> Machine:
     )
 
 
-def _load(name: str, settings: Settings, checkpoint: Checkpoint) -> Backend:
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+def _load(name: str, settings: Settings, checkpoint: Checkpoint, device: torch.device) -> Backend:
     if name == "hf":
         return load_hf(
             checkpoint, device, max_batch_size=settings.max_batch_size, max_context=settings.max_context

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gptj_serve.engine.backend import BackendLimits
 from gptj_serve.engine.device_errors import batch_errors
 from gptj_serve.engine.scheduler import Sampled
 from gptj_serve.engine.uniform import uniform
@@ -76,6 +77,23 @@ def sample(logits_BV: torch.Tensor, rows: Sequence[SamplerRow | None]) -> list[S
         None if row is None else _result(row, int(token_id), is_finite == 1.0, logprob)
         for row, token_id, is_finite, logprob in zip(rows, ids_B, is_finite_B, logprobs_B, strict=True)
     ]
+
+
+def warm_up(device: torch.device, limits: BackendLimits) -> None:
+    """Choose once in every way: a GPU loads each kernel at its first use, which takes long enough to notice.
+
+    Args:
+        device: Where the logits will be.
+        limits: How many there will be.
+    """
+    everything = SamplingParams(
+        2, 1, do_sample=True, temperature=0.9, top_k=5, top_p=0.9, typical_p=0.9, repetition_penalty=1.1
+    )
+    for num_rows in {1, limits.max_batch_size}:
+        logits_BV = torch.randn(num_rows, limits.vocab_size, device=device)
+        for sampling in (SamplingParams(1), everything):
+            row = SamplerRow(sampling, prompt_ids=(0,), generated_ids=(), eos_token_ids=(0,), logprobs=True)
+            sample(logits_BV, [row] * num_rows)
 
 
 def _result(row: SamplerRow, token_id: int, is_finite: bool, logprob: float) -> Sampled:

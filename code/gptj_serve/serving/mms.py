@@ -185,6 +185,7 @@ def _worker_env(env: Mapping[str, str], directory: Path, home: Path) -> dict[str
         **env,
         "PYTHONPATH": os.pathsep.join(python_path),
         "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",  # a pool of threads for one text is only a detour
         "MMS_DECODE_INPUT_REQUEST": "false",  # the worker's own json.loads would kill it on bad input
         run_dir.ENV_NAME: str(directory),
         "LOG_LOCATION": str(home),

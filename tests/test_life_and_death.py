@@ -112,6 +112,22 @@ def test_when_the_front_dies_all_ends() -> None:
         assert nothing_left(everything)
 
 
+def test_when_the_fronts_workers_are_lost_all_ends() -> None:
+    with serving() as server:
+        everything = server.descendants()
+        pids = {one.pid for one in everything}
+        (parent,) = [
+            one
+            for one in everything
+            if any("model_service_worker" in word for word in one.cmdline())
+            and not any("model_service_worker" in word for word in psutil.Process(one.ppid()).cmdline())
+        ]
+        assert parent.pid in pids
+        parent.kill()
+        assert server.wait_for_exit(10) != 0
+        assert nothing_left(everything)
+
+
 def test_when_serve_is_killed_nothing_stays_behind() -> None:
     with serving() as server:
         everything = server.descendants()
@@ -202,6 +218,7 @@ def test_a_broken_model_directory_is_said_and_nothing_starts(tmp_path: Path, har
     [
         ({"GPTJ_ENGINE": "deepspeed", "CUDA_VISIBLE_DEVICES": ""}, "no NVIDIA GPU"),
         ({"GPTJ_PORTS": "1"}, "did you mean GPTJ_PORT?"),
+        ({"JAVA_HOME": "/nowhere"}, "JAVA_HOME='/nowhere': there is no bin/java in it"),
     ],
 )
 def test_a_setting_that_cannot_be_is_said(env: dict[str, str], says: str) -> None:

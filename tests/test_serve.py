@@ -109,7 +109,7 @@ BAD_REQUESTS = [
     (b'{"inputs": "a", "parameters": {"top_p": 1.5}}', "application/json", 400, "top_p"),
     (b'{"inputs": "a", "parameters": {"max_new_token": 5}}', "application/json", 400, "max_new_tokens"),
     (b'{"inputs": "a", "parameters": {"num_beams": 4}}', "application/json", 400, "num_beams"),
-    (b'{"inputs": "a", "stream": true}', "application/json", 400, "GPTJ_FRONT"),
+    (b'{"inputs": "a", "stream": true}', "application/json", 400, "stream"),
     (b'{"inputs": "a", "parameters": {"max_new_tokens": 5000}}', "application/json", 400, "2048"),
     (b'{"inputs": "a"', "application/json", 400, ""),
     (b"", "application/json", 400, ""),

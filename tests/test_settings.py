@@ -19,6 +19,7 @@ def test_defaults() -> None:
     [
         ({"GPTJ_ENGIN": "hf"}, "GPTJ_ENGIN: no such setting; did you mean GPTJ_ENGINE?"),
         ({"GPTJ_ENGINE": "vllm"}, "GPTJ_ENGINE='vllm': must be one of auto, hf, deepspeed"),
+        ({"GPTJ_HOST": "::1"}, "GPTJ_HOST='::1': must be an IPv4 address"),
         ({"GPTJ_PORT": "0"}, "GPTJ_PORT='0': must be a whole number from 1 to 32766"),
         ({"GPTJ_PORT": "8_080"}, "GPTJ_PORT='8_080': must be a whole number from 1 to 32766"),
         ({"SAGEMAKER_BIND_TO_PORT": "x"}, "SAGEMAKER_BIND_TO_PORT='x': must be a whole number"),
@@ -58,4 +59,4 @@ def test_every_key_is_read() -> None:
     for key in set(KEYS) - {"GPTJ_MODEL_DIR", "GPTJ_HOST"}:
         with pytest.raises(StartupError, match=key):
             Settings.from_env({key: "?"})
-    assert Settings.from_env({"GPTJ_HOST": "::1"}).host == "::1"
+    assert Settings.from_env({"GPTJ_HOST": "10.0.0.1"}).host == "10.0.0.1"

@@ -143,9 +143,10 @@ class Children:
         """SIGTERM to all, SIGKILL to what is left after ``timeout_s``; nothing stays behind."""
         for child in self._children:
             child.terminate()
+        deadline_s = time.monotonic() + timeout_s
         for child in self._children:
             with contextlib.suppress(Stopped):
-                self.wait_for_end(child, timeout_s)
+                self.wait_for_end(child, deadline_s - time.monotonic())
         for child in self._children:
             child.kill_session()
         until_s = time.monotonic() + 2

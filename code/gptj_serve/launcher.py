@@ -31,7 +31,8 @@ EXIT_ENGINE_DIED = 70
 EXIT_FRONT_DIED = 71
 ANSWER_GRACE_S = 1.0
 """After the engine has ended, how long the front has for handing over its last answers."""
-END_TIMEOUT_S = 2.0
+END_TIMEOUT_S = 1.0
+WATCH_INTERVAL_S = 1.0
 FRONT_START_TIMEOUT_S = 120.0
 
 
@@ -58,6 +59,7 @@ class Launcher:
             StartupError: The engine or the front could not start.
         """
         # cheap, and better known before minutes of loading
+        mms.find_java(self._env)
         Tokenizer.load(find_directory(self._settings.model_dir))
         engine: Child | None = None
         try:
@@ -66,11 +68,12 @@ class Launcher:
             seconds = round(time.monotonic() - self._started_s, 3)
             fields = {"event": "ready", "seconds": seconds, "engine": info.engine}
             logger.info("ready on port %d", self._settings.port, extra={"fields": fields})
-            while True:
-                self._children.wait(None)
+            while not mms.has_lost_its_workers(self._directory):
+                self._children.wait(WATCH_INTERVAL_S)
+            logger.error("the front lost its workers", extra={"fields": {"event": "child_died"}})
+            return EXIT_FRONT_DIED
         except Stopped:
-            self._drain(engine)
-            return 0
+            return self._drain(engine)
         except ChildDied as error:
             logger.error("%s", error, extra={"fields": {"event": "child_died"}})
             self._let_front_answer()
@@ -115,19 +118,20 @@ class Launcher:
                 raise StartupError(f"the front did not answer within {FRONT_START_TIMEOUT_S:g} s")
         mms.warm_up(self._settings, info, self._directory)
 
-    def _drain(self, engine: Child | None) -> None:
-        """Let the engine finish what it has; a second signal ends that."""
+    def _drain(self, engine: Child | None) -> int:
+        """Let the engine finish what it has; a second signal ends that. Returns the exit code."""
         logger.info("stopping", extra={"fields": {"event": "stopping"}})
         if engine is None:
-            return
+            return 0
         engine.terminate()
         try:
             # the engine itself fails what is left when its time is over; a stuck one is killed
             self._children.wait_for_end(engine, self._settings.drain_timeout_s + 1)
         except (Stopped, ChildDied) as error:
             logger.warning("not waiting any longer: %r", error)
-            return
+            return EXIT_ENGINE_DIED
         self._let_front_answer()
+        return 0 if engine.exit_code == 0 else EXIT_ENGINE_DIED
 
     def _let_front_answer(self) -> None:
         until_s = time.monotonic() + ANSWER_GRACE_S

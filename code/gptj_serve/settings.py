@@ -5,6 +5,7 @@ A name that starts with ``GPTJ_`` and is none of ours, or a value outside its ra
 """
 
 import difflib
+import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +28,14 @@ class Settings:
         model_dir: Where to look for the model; it may be nested in sub-folders.
         engine: One of `ENGINES`.
         front: One of `FRONTS`.
-        host: Address to listen on.
+        host: IPv4 address to listen on.
         port: Port to listen on, 1..32766.
         max_batch_size: Sequences that run together at most, 1..256.
         max_context: Prompt plus new tokens at most, 2..1048576 (never more than the model's).
-        max_queue: Sequences that may wait, 0..100000.
+        max_queue: Sequences that may wait in the engine, and requests that may wait in the front for a
+            worker, 0..100000.
         batch_wait_ms: After a batch of several, how long waiting requests wait for company.
-        request_timeout_s: A request's time from arrival to answer.
+        request_timeout_s: A request's time, from when a worker of the front takes it to the answer.
         drain_timeout_s: After SIGTERM, how long running requests may go on.
         max_payload_mb: Largest request body.
         num_workers: Worker processes of the multi-model-server front.
@@ -75,7 +77,7 @@ class Settings:
             model_dir=_read(env, "GPTJ_MODEL_DIR", Path("/opt/ml/model"), _path),
             engine=_read(env, "GPTJ_ENGINE", "auto", _one_of(ENGINES)),
             front=_read(env, "GPTJ_FRONT", "mms", _one_of(FRONTS)),
-            host=_read(env, "GPTJ_HOST", "0.0.0.0", _text),
+            host=_read(env, "GPTJ_HOST", "0.0.0.0", _ipv4),
             port=_read(env, "GPTJ_PORT", _read(env, "SAGEMAKER_BIND_TO_PORT", 8080, _port), _port),
             max_batch_size=_read(env, "GPTJ_MAX_BATCH_SIZE", None, _auto_or(_integer(1, 256))),
             max_context=_read(env, "GPTJ_MAX_CONTEXT", None, _auto_or(_integer(2, 1 << 20))),
@@ -136,8 +138,11 @@ def _read(env: Mapping[str, str], key: str, default: T, parse: Callable[[str], T
         raise StartupError(f"{key}={raw!r}: {error}") from None
 
 
-def _text(raw: str) -> str:
-    return raw
+def _ipv4(raw: str) -> str:
+    try:
+        return str(ipaddress.IPv4Address(raw))
+    except ValueError:
+        raise ValueError("must be an IPv4 address such as 127.0.0.1 or 0.0.0.0") from None
 
 
 def _path(raw: str) -> Path:

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import torch
+from transformers import GPTJConfig
 
 from gptj_serve.engine import sampler
 from gptj_serve.engine.backend import Backend
@@ -79,6 +80,9 @@ def _load(name: str, settings: Settings, checkpoint: Checkpoint, device: torch.d
         )
     # imported only where it runs: DeepSpeed is an extra, and slow to import
     from gptj_serve.engine.deepspeed import load_deepspeed
+    from gptj_serve.engine.deepspeed_rules import check_config
 
+    # what it cannot run is known before minutes of loading
+    check_config(GPTJConfig.from_pretrained(checkpoint.directory, local_files_only=True))
     model = load_model(checkpoint, device, torch.float16)
     return load_deepspeed(model, settings.max_batch_size, settings.max_context)

@@ -91,7 +91,7 @@ class DeepSpeedBackend:
         self._check_prompts(prompts)
         self._is_clean = False
         longest = max(map(len, prompts))
-        with _failures(f"{len(prompts)} rows of up to {longest} prompt tokens"):
+        with _failures("reading the prompts"):
             reset_cache()  # without it a one-token prompt goes on where another request stopped
             padded = [[PAD_ID] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
             batch = _Batch(len(prompts), longest, self._padding_mask([longest - len(p) for p in prompts]))

@@ -109,7 +109,7 @@ class HfBackend:
             raise RuntimeError("prefill: a batch is running; reset first")
         self._check_prompts(prompts)
         num_columns = max(map(len, prompts))
-        with self._batch_errors(f"{len(prompts)} rows of up to {num_columns} prompt tokens"):
+        with self._batch_errors("reading the prompts"):
             self._batch, ids_BT = self._pad(prompts, num_columns)
             positions_BT = (self._batch.mask_BC[:, :num_columns].cumsum(dim=-1) - 1).clamp(min=0)
             return self._forward(self._batch, ids_BT, positions_BT)

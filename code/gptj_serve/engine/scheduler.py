@@ -304,6 +304,6 @@ def _may_share(first: Running, other: Running) -> bool:
 
 def _deadline_error(running: Running) -> ServingError:
     return DeadlinePassed(
-        f"no answer within {running.request.timeout_s:g} s "
+        f"no answer within {running.request.timeout_s:.1f} s "
         f"({len(running.generated_ids)} of {running.request.sampling.max_new_tokens} tokens generated)"
     )

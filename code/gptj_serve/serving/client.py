@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from gptj_serve.errors import DeadlinePassed, Unavailable
 from gptj_serve.request import EndEvent, GenerationRequest, ModelInfo, TokenEvent
 
 CONNECT_TIMEOUT_S = 5.0
-GRACE_S = 5.0
+GRACE_S = 1.0
 """The engine ends a request at its deadline; a front waits this much longer before it gives up."""
 
 
@@ -50,11 +51,11 @@ class EngineClient:
         """
         connection = self._connected()
         pending = {request.request_id for request in requests}
-        timeouts_s = [request.timeout_s for request in requests if request.timeout_s is not None]
+        give_up_s = _give_up_s(requests)
         try:
             connection.send(wire.submit(requests))
-            connection.set_timeout(max(timeouts_s) + GRACE_S if timeouts_s else None)
             while pending:
+                connection.set_timeout_until(give_up_s)
                 for event in connection.read_events():
                     if event.request_id not in pending:
                         continue  # of an earlier call that was given up
@@ -93,6 +94,14 @@ class EngineClient:
         return self._connection
 
 
+def _give_up_s(requests: Sequence[GenerationRequest]) -> float | None:
+    """When the engine must have ended all of them; None if one has no deadline."""
+    timeouts_s = [request.timeout_s for request in requests]
+    if any(timeout_s is None for timeout_s in timeouts_s):
+        return None
+    return time.monotonic() + max(timeout_s or 0.0 for timeout_s in timeouts_s) + GRACE_S
+
+
 class _Connection:
     def __init__(self, socket_path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -105,8 +114,9 @@ class _Connection:
             self._socket.close()
             raise
 
-    def set_timeout(self, timeout_s: float | None) -> None:
-        self._socket.settimeout(timeout_s)
+    def set_timeout_until(self, time_s: float | None) -> None:
+        # zero would mean: do not block
+        self._socket.settimeout(None if time_s is None else max(0.001, time_s - time.monotonic()))
 
     def send(self, line: bytes) -> None:
         self._socket.sendall(line)

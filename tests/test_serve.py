@@ -1,5 +1,6 @@
 """The service from outside: start ``serve``, talk HTTP, read its log."""
 
+import contextlib
 import json
 import re
 import socket
@@ -148,7 +149,8 @@ def test_a_bad_neighbour_touches_nobody(server: Server) -> None:
 
 
 def test_a_body_far_beyond_the_limit_is_refused(server: Server) -> None:
-    assert server.post(b"a" * (5 * BIG)).status == 413
+    with contextlib.suppress(ConnectionError):  # it may hang up before it has read it all
+        assert server.post(b"a" * (5 * BIG)).status == 413
     assert server.get("/ping").status == 200
 
 
@@ -185,6 +187,9 @@ def test_the_log_is_json_and_tells_times_and_counts_but_no_prompt(server: Server
     answer = server.generate(secret, max_new_tokens=5, stop=["zyzzyva"])
     assert answer.status == 200
     server.generate(secret, top_p=secret)
+    # the model server takes forms and query strings apart itself, and quotes what it cannot read
+    server.post(f"100% {secret}%zz", "application/x-www-form-urlencoded")
+    server.get("/invocations?q=wombat%zz", "POST")
     request_id = answer.headers["x-request-id"]
     found = _wait_for_line(server, request_id)
     assert found["status"] == 200

@@ -81,6 +81,7 @@ class Children:
         signal.set_wakeup_fd(writer)
         for number in (signal.SIGCHLD, *STOP_SIGNALS):
             signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def start(

@@ -4,6 +4,7 @@ The front starts when the engine is ready and never outlives it, so a front that
 means a model that can answer. Exit codes: 0 after SIGTERM or SIGINT, else non-zero.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from gptj_serve import logs, run_dir
 from gptj_serve.children import Child, ChildDied, Children, Stopped
 from gptj_serve.engine.model_dir import find_directory
 from gptj_serve.errors import StartupError
+from gptj_serve.ports import check_port_is_free
 from gptj_serve.request import ModelInfo
 from gptj_serve.serving import mms
 from gptj_serve.serving.text import Tokenizer
@@ -59,6 +61,7 @@ class Launcher:
             StartupError: The engine or the front could not start.
         """
         # cheap, and better known before minutes of loading
+        check_port_is_free(self._settings.host, self._settings.port)
         mms.find_java(self._env)
         Tokenizer.load(find_directory(self._settings.model_dir))
         engine: Child | None = None
@@ -116,7 +119,7 @@ class Launcher:
             self._children.wait(0.05)
             if time.monotonic() > give_up_s:
                 raise StartupError(f"the front did not answer within {FRONT_START_TIMEOUT_S:g} s")
-        mms.warm_up(self._settings, info, self._directory)
+        mms.warm_up(self._settings, info, self._directory, lambda: self._children.wait(0))
 
     def _drain(self, engine: Child | None) -> int:
         """Let the engine finish what it has; a second signal ends that. Returns the exit code."""
@@ -124,12 +127,11 @@ class Launcher:
         if engine is None:
             return 0
         engine.terminate()
-        try:
-            # the engine itself fails what is left when its time is over; a stuck one is killed
+        # the engine itself fails what is left when its time is over, unless it is stuck
+        with contextlib.suppress(Stopped, ChildDied):
             self._children.wait_for_end(engine, self._settings.drain_timeout_s + 1)
-        except (Stopped, ChildDied) as error:
-            logger.warning("not waiting any longer: %r", error)
-            return EXIT_ENGINE_DIED
+        # its end is what makes the front answer everybody
+        engine.kill_session()
         self._let_front_answer()
         return 0 if engine.exit_code == 0 else EXIT_ENGINE_DIED
 

@@ -6,16 +6,17 @@ The server's log goes to stderr, what is shown to stdout.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
 from typing import Any
 
 from gptj_serve import demo
+from gptj_serve.errors import StartupError
+from gptj_serve.ports import check_port_is_free
+from gptj_serve.settings import Settings
 
 REQUEST = {"inputs": "In the beginning God created", "parameters": {"max_new_tokens": 40}}
 
@@ -26,33 +27,22 @@ def main() -> int:
     env.setdefault("GPTJ_MODEL_DIR", str(demo.MODEL_DIR))
     env.setdefault("GPTJ_HOST", "127.0.0.1")
     env.setdefault("GPTJ_PORT", "8080")
-    taken = _taken(env)
-    if taken:
-        print(taken, file=sys.stderr)
+    try:
+        # another server on this port would pass for ours
+        settings = Settings.from_env(env)
+        check_port_is_free(settings.host, settings.port)
+    except StartupError as error:
+        print(error, file=sys.stderr)
         return 1
-    print(f"Loading {env['GPTJ_MODEL_DIR']} ...", file=sys.stderr)
+    print(f"Loading {settings.model_dir} ...", file=sys.stderr)
     serve = subprocess.Popen([sys.executable, "-m", "gptj_serve"], env=env, stdout=sys.stderr)
     # Ctrl-C reaches both processes; this one only waits for the other's orderly end
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: serve.terminate())
-    url = f"http://{env['GPTJ_HOST']}:{env['GPTJ_PORT']}"
+    url = f"http://{settings.host}:{settings.port}"
     if _wait_until_ready(serve, url):
         _show_completion(url)
     return serve.wait()
-
-
-def _taken(env: Mapping[str, str]) -> str | None:
-    """Why the port cannot be had; None if it can (or is no number: ``serve`` says so better)."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((env["GPTJ_HOST"], int(env["GPTJ_PORT"])))
-        except ValueError:
-            return None
-        except (OSError, OverflowError) as error:
-            where = f"{env['GPTJ_HOST']}:{env['GPTJ_PORT']}"
-            return f"Cannot listen on {where} ({error}). Choose a port: GPTJ_PORT=9000 scripts/run-local"
-    return None
 
 
 def _wait_until_ready(serve: "subprocess.Popen[bytes]", url: str) -> bool:

@@ -58,7 +58,7 @@ def test_a_whole_model_is_described(tmp_path: Path, files: str) -> None:
     assert checkpoint.files.format == files.split()[-1]
     assert len(checkpoint.files.paths) == (2 if "sharded" in files else 1)
     tensors = random_tensors(TINY_CONFIG, torch.float16)
-    assert checkpoint.fp16_bytes == sum(tensor.nbytes for tensor in tensors.values())
+    assert checkpoint.num_weights == sum(tensor.numel() for tensor in tensors.values())
 
 
 def test_safetensors_are_preferred(tmp_path: Path) -> None:

@@ -136,16 +136,24 @@ def test_details() -> None:
     assert client.requests[0].logprobs
 
 
-def test_the_seed_is_reported_and_drawn_anew_each_time() -> None:
+def test_the_seed_is_reported_and_drawn_anew_for_each_prompt() -> None:
     sampled = {"details": True, "do_sample": True}
     assert ask({"inputs": "a", "parameters": {**sampled, "seed": 5}})[0]["details"]["seed"] == 5
-    clients = FakeClient(), FakeClient()
-    document = {"inputs": ["a", "b"], "parameters": sampled}
-    seeds = [ask(document, client)[1]["details"]["seed"] for client in clients]
-    assert seeds[0] != seeds[1]
-    for client, seed in zip(clients, seeds, strict=True):
-        assert [request.sampling.seed for request in client.requests] == [seed, seed]
-        assert 0 <= seed < 2**53
+    document = {"inputs": ["a", "a"], "parameters": sampled}
+    drawn = set()
+    for client in (FakeClient(), FakeClient()):
+        seeds = [entry["details"]["seed"] for entry in ask(document, client)]
+        assert [request.sampling.seed for request in client.requests] == seeds
+        assert not any(request.reproducible for request in client.requests)
+        drawn |= set(seeds)
+    assert len(drawn) == 4
+    assert all(0 <= seed < 2**53 for seed in drawn)
+
+
+def test_a_chosen_seed_is_that_of_every_prompt_and_asks_for_a_batch_apart() -> None:
+    client = FakeClient()
+    ask({"inputs": ["a", "b"], "parameters": {"do_sample": True, "seed": 5}}, client)
+    assert [(request.sampling.seed, request.reproducible) for request in client.requests] == [(5, True)] * 2
 
 
 def test_sampling_parameters_reach_the_engine_as_sent() -> None:

@@ -70,11 +70,6 @@ class Checkpoint(ModelConfig):
     files: CheckpointFiles
     num_weights: int
 
-    @property
-    def fp16_bytes(self) -> int:
-        """Bytes of the weights in FP16."""
-        return 2 * self.num_weights
-
 
 def find_checkpoint(root: Path) -> Checkpoint:
     """Find the one model under a directory and check it without loading it.

@@ -207,10 +207,6 @@ class StaticScheduler:
             if running.deadline_s <= now_s
         ]
 
-    def next_deadline_s(self) -> float:
-        """The earliest deadline of all sequences held; infinity if there is none."""
-        return min((running.deadline_s for running in self._held()), default=float("inf"))
-
     def schedule(self, now_s: float) -> Step | Wait:
         """The next step to run. Every step must be answered by `commit` or `fail`."""
         if self.num_running:

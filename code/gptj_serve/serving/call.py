@@ -48,6 +48,11 @@ class Prompt:
     token_ids: tuple[int, ...] = field(repr=False)
     sampling: SamplingParams
 
+    @property
+    def seed(self) -> int | None:
+        """The seed that is used, given or drawn; None for greedy search."""
+        return self.sampling.seed if self.sampling.do_sample else None
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -56,7 +61,6 @@ class Call:
     Attributes:
         ask: What the body said.
         prompts: In the client's order.
-        seed: The seed that is used when sampling, given or drawn; None for greedy search.
         eos_token_ids: Ids that end a sequence.
         accept: Its ``Accept`` header.
         arrived_s: When it came, on the service's clock.
@@ -64,7 +68,6 @@ class Call:
 
     ask: Ask = field(repr=False)
     prompts: tuple[Prompt, ...]
-    seed: int | None
     eos_token_ids: tuple[int, ...]
     accept: str | None
     arrived_s: float

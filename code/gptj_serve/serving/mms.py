@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def has_lost_its_workers(directory: Path) -> bool:
     return False
 
 
-def warm_up(settings: Settings, info: ModelInfo, directory: Path) -> None:
+def warm_up(settings: Settings, info: ModelInfo, directory: Path, wait: Callable[[], None]) -> None:
     """Send requests through the whole front: proof that it works, and the first client finds it compiled.
 
     Each is refused by a worker before it reaches the engine, and logged by nobody.
@@ -104,25 +105,28 @@ def warm_up(settings: Settings, info: ModelInfo, directory: Path) -> None:
         settings: The service's settings.
         info: What runs in the engine.
         directory: Private directory of this service.
+        wait: Called between requests; what it raises ends the warm-up.
 
     Raises:
         StartupError: The workers do not answer.
     """
     body = json.dumps({"inputs": "a", "parameters": {"max_new_tokens": info.max_context}})
     headers = {"Content-Type": "application/json", WARM_UP_HEADER: directory.name}
-    connection = _connect(settings, WARM_UP_TIMEOUT_S)
-    with contextlib.closing(connection):
-        for _ in range(WARM_UP_ROUNDS * num_workers(settings, info)):
-            try:
+    num_left = WARM_UP_ROUNDS * num_workers(settings, info)
+    give_up_s = time.monotonic() + WARM_UP_TIMEOUT_S
+    while num_left and time.monotonic() < give_up_s:
+        connection = _connect(settings, timeout_s=1)
+        with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+            while num_left:
+                wait()
                 connection.request("POST", "/invocations", body, headers)
                 answer = connection.getresponse()
                 answer.read()
-            except (OSError, http.client.HTTPException) as error:
-                raise StartupError(
-                    f"the front's workers do not answer ({error}); see the log above"
-                ) from None
-            if answer.status != 400:
-                raise StartupError(f"the front's workers answer {answer.status}; see the log above")
+                if answer.status != 400:
+                    raise StartupError(f"the front's workers answer {answer.status}; see the log above")
+                num_left -= 1
+    if num_left:
+        raise StartupError(f"the front's workers did not answer within {WARM_UP_TIMEOUT_S:g} s")
 
 
 def num_workers(settings: Settings, info: ModelInfo) -> int:
@@ -162,8 +166,8 @@ def _properties(settings: Settings, info: ModelInfo, home: Path) -> str:
         # one process loads the handler and is forked for each worker: all are up at once
         "preload_model": "true",
         "default_response_timeout_seconds": settings.worker_timeout_s,
-        # the server's own refusal has no body: up to this size the worker answers with JSON
-        "max_request_size": 4 * settings.max_payload_mb * MIB,
+        # the server's own refusal has no body: a little above the limit the worker answers with JSON
+        "max_request_size": (settings.max_payload_mb + 1) * MIB,
         "max_response_size": 64 * MIB,
         # requests pass through the queue even when a worker is free
         "job_queue_size": num_workers(settings, info) + settings.max_queue,
@@ -175,8 +179,8 @@ def _properties(settings: Settings, info: ModelInfo, home: Path) -> str:
 
 
 def _java_options(java: Path, settings: Settings) -> list[str]:
-    # room for some bodies of the largest size that the server takes, each held twice
-    heap_mb = max(512, 32 * settings.max_payload_mb)
+    # bodies are held outside the heap, which bounds them too; a client sends many at once
+    heap_mb = max(1024, 32 * settings.max_payload_mb)
     # one compiler tier: the server is warm after tens of requests instead of thousands
     options = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", f"-Xmx{heap_mb}m"]
     major = _java_major(java)

@@ -126,7 +126,8 @@ def too_long(where: str, num_prompt_tokens: str, max_new_tokens: int, max_contex
     """The error for a prompt that does not fit."""
     return BadRequest(
         f"{where}: {num_prompt_tokens} prompt tokens and max_new_tokens={max_new_tokens} do not fit"
-        f" the context of {max_context} tokens; shorten the prompt, ask for fewer new tokens, or set truncate"
+        f" the context of {max_context} tokens; shorten the prompt, ask for fewer new tokens, or let truncate"
+        " keep fewer of the prompt's tokens"
     )
 
 

@@ -121,18 +121,12 @@ class Service:
         info = self._client.info
         ask.parameters.check_against(info, ask.parameters_field)
         self._check_num_sequences(ask)
-        seed = ask.parameters.seed
-        if seed is None:
-            # what a double holds exactly, so that JavaScript clients can send the reported seed back
-            seed = secrets.randbits(53)
         prompts = [
-            self._prompt(text, ask, info, seed, ask.prompt_name(index))
-            for index, text in enumerate(ask.texts)
+            self._prompt(text, ask, info, ask.prompt_name(index)) for index, text in enumerate(ask.texts)
         ]
         return Call(
             ask=ask,
             prompts=tuple(prompts),
-            seed=seed if ask.parameters.do_sample else None,
             eos_token_ids=info.eos_token_ids,
             accept=accept,
             arrived_s=arrived_s,
@@ -215,7 +209,12 @@ class Service:
                 f" one request has at most {self._max_sequences}"
             )
 
-    def _prompt(self, text: str, ask: Ask, info: ModelInfo, seed: int, where: str) -> Prompt:
+    def _prompt(self, text: str, ask: Ask, info: ModelInfo, where: str) -> Prompt:
+        seed = ask.parameters.seed
+        if seed is None:
+            # for each prompt its own: equal prompts are to differ. What a double holds exactly, so that
+            # JavaScript clients can send the reported seed back
+            seed = secrets.randbits(53)
         token_ids = self._encode(text, ask, info, where)
         if ask.parameters.truncate is not None:
             token_ids = token_ids[-ask.parameters.truncate :]

@@ -93,16 +93,16 @@ def _entry(call: Call, prompt: Prompt, answer: Answer) -> dict[str, Any]:
     start = prompt.text if call.parameters.return_full_text else ""
     entry: dict[str, Any] = {"generated_text": start + answer.text}
     if call.parameters.details:
-        entry["details"] = _details(call, prompt, answer)
+        entry["details"] = _details(prompt, answer)
     return entry
 
 
-def _details(call: Call, prompt: Prompt, answer: Answer) -> dict[str, Any]:
+def _details(prompt: Prompt, answer: Answer) -> dict[str, Any]:
     return {
         "finish_reason": answer.finish_reason,
         "prompt_tokens": len(prompt.token_ids),
         "generated_tokens": answer.num_tokens,
-        "seed": call.seed,
+        "seed": prompt.seed,
         "prefill": [],
         "tokens": [
             {"id": token.token_id, "text": token.text, "logprob": token.logprob, "special": token.special}

@@ -173,12 +173,20 @@ def test_order_of_calls(backend: HfBackend) -> None:
 @pytest.mark.parametrize(
     ("error", "expected", "told"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried"), BatchLost, "the GPU ran out of memory: 1 rows"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried"),
+            BatchLost,
+            "the GPU ran out of memory: reading the prompts",
+        ),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when"), BatchLost, "ran out of memory"),
         (RuntimeError("CUDA error: device-side assert triggered\nmore"), BackendDead, "device-side assert"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when"), BackendDead, "EXECUTION_FAILED"),
         (torch.AcceleratorError("an illegal memory access"), BackendDead, "illegal memory access"),
-        (RuntimeError("shape '[3]' is invalid: /secret/path"), BatchLost, "^the model failed: 1 rows"),
+        (
+            RuntimeError("shape '[3]' is invalid: /secret/path"),
+            BatchLost,
+            "^the model failed: reading the prompts",
+        ),
     ],
 )
 @pytest.mark.parametrize("call", ["prefill", "decode"])

@@ -125,7 +125,7 @@ class HfBackend:
         if batch.num_columns + 1 > self.limits.max_context:
             raise ValueError(f"the batch has filled all {self.limits.max_context} columns")
         self._check_ids(token_ids)
-        with self._batch_errors(f"{len(token_ids)} rows at column {batch.num_columns}"):
+        with self._batch_errors("decoding"):
             ids_B1 = torch.tensor(token_ids, device=self._model.device).unsqueeze(1)
             batch.num_columns += 1
             positions_B1 = batch.next_positions_B1

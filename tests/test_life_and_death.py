@@ -272,6 +272,12 @@ def test_a_relative_model_directory_is_served() -> None:
         assert server.generate("In the", max_new_tokens=3).status == 200
 
 
+def test_run_local_says_in_plain_words_what_is_wrong_with_a_model() -> None:
+    with contextlib.closing(Server("gptj_serve.run_local", GPTJ_MODEL_DIR="/nowhere")) as server:
+        assert server.wait_for_exit(30) == 1
+        assert server.log == "GPTJ_MODEL_DIR=/nowhere: no such directory\n"
+
+
 def test_run_local_shows_a_completion_and_ends_with_ctrl_c() -> None:
     with contextlib.closing(Server("gptj_serve.run_local")) as server:
         deadline_s = time.monotonic() + 60

@@ -83,6 +83,7 @@ class Launcher:
             return EXIT_ENGINE_DIED if error.child.name == "engine" else EXIT_FRONT_DIED
         finally:
             self._children.end_all(END_TIMEOUT_S)
+            logger.info("stopped", extra={"fields": {"event": "stopped"}})
 
     def _start_engine(self) -> tuple[Child, ModelInfo]:
         reader, writer = os.pipe()

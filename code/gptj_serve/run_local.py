@@ -14,6 +14,7 @@ import urllib.request
 from typing import Any
 
 from gptj_serve import demo
+from gptj_serve.engine.model_dir import find_checkpoint
 from gptj_serve.errors import StartupError
 from gptj_serve.ports import check_port_is_free
 from gptj_serve.settings import Settings
@@ -28,9 +29,11 @@ def main() -> int:
     env.setdefault("GPTJ_HOST", "127.0.0.1")
     env.setdefault("GPTJ_PORT", "8080")
     try:
-        # another server on this port would pass for ours
+        # what a person gets wrong most is said here in plain words, not in a log; and another server on
+        # this port would pass for ours
         settings = Settings.from_env(env)
         check_port_is_free(settings.host, settings.port)
+        find_checkpoint(settings.model_dir)
     except StartupError as error:
         print(error, file=sys.stderr)
         return 1

@@ -38,7 +38,7 @@ def choose_engine(asked: str, machine: Machine) -> tuple[str, str]:
     """
     obstacle = _obstacle(machine)
     if asked == "deepspeed" and obstacle:
-        raise StartupError(f"GPTJ_ENGINE=deepspeed: {obstacle}")
+        raise StartupError(f"GPTJ_ENGINE=deepspeed: {obstacle}; hf runs anywhere, auto takes what can run")
     if asked != "auto":
         return asked, f"GPTJ_ENGINE={asked}"
     if obstacle:

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -70,11 +71,20 @@ def test_sampling_with_a_seed_does_not_depend_on_what_else_runs(server: Server) 
 
 
 def test_requests_that_wait_together_share_a_batch(server: Server) -> None:
-    prompts = [f"And {name}" for name in ("Abraham", "Isaac", "Jacob", "Joseph", "Moses", "Aaron")]
-    alone = [server.generate(prompt, max_new_tokens=10).text for prompt in prompts]
-    with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda prompt: server.generate(prompt, max_new_tokens=10), prompts))
+    prompts = [f"And {name}" for name in ("Abraham", "Isaac", "Jacob", "Joseph")]
+    length = {"max_new_tokens": 60, "min_new_tokens": 60}
+    alone = [server.generate(prompt, **length).text for prompt in prompts]
+    with ThreadPoolExecutor(5) as pool:
+        first = pool.submit(server.generate, "In the", max_new_tokens=200, min_new_tokens=200)
+        time.sleep(0.1)  # the others find it running
+        answers = list(pool.map(lambda prompt: server.generate(prompt, **length), prompts))
+        assert first.result().status == 200
     assert [answer.text for answer in answers] == alone
+    lines = [_wait_for_line(server, answer.headers["x-request-id"]) for answer in answers]
+    queue_s = [line["queue_s"] for line in lines]
+    # one after the other, each would have waited for the run of the one before
+    assert max(queue_s) - min(queue_s) < 0.5 * min(line["total_s"] - line["queue_s"] for line in lines)
+    assert min(queue_s) > 0.1
 
 
 def test_the_first_guides_schema(server: Server) -> None:

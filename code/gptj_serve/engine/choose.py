@@ -43,7 +43,7 @@ def choose_engine(asked: str, machine: Machine) -> tuple[str, str]:
         return asked, f"GPTJ_ENGINE={asked}"
     if obstacle:
         return "hf", f"auto: {obstacle}"
-    return "deepspeed", f"auto: the fastest engine for {machine.gpu}"
+    return "deepspeed", f"auto: its kernels run on {machine.gpu}"
 
 
 def _obstacle(machine: Machine) -> str | None:

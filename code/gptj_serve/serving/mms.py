@@ -170,7 +170,7 @@ def _properties(settings: Settings, info: ModelInfo, home: Path) -> str:
         "max_response_size": 64 * MIB,
         # requests pass through the queue even when a worker is free
         "job_queue_size": num_workers(settings, info) + settings.max_queue,
-        "decode_input_request": "false",
+        "decode_input_request": "false",  # the worker's own json.loads would kill it on bad input
         "enable_envvars_config": "false",
         "metric_time_interval": 3600,
     }
@@ -206,7 +206,6 @@ def _worker_env(env: Mapping[str, str], directory: Path, home: Path) -> dict[str
         "PYTHONPATH": os.pathsep.join(python_path),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",  # a pool of threads for one text is only a detour
-        "MMS_DECODE_INPUT_REQUEST": "false",  # the worker's own json.loads would kill it on bad input
         run_dir.ENV_NAME: str(directory),
         "LOG_LOCATION": str(home),
         "METRICS_LOCATION": str(home),

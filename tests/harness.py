@@ -46,7 +46,68 @@ class Answer:
         return text
 
 
-class Server:
+class Client:
+    """Talks HTTP to a service on a port of the loopback interface.
+
+    Attributes:
+        port: Where it listens.
+        lines: What it has logged so far.
+    """
+
+    port: int
+    lines: list[str]
+
+    @property
+    def log(self) -> str:
+        """All that the service has printed."""
+        return "".join(self.lines)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The log lines of one kind of event."""
+        found = [json.loads(line) for line in list(self.lines) if line.startswith("{")]
+        return [line for line in found if line.get("event") == name]
+
+    def wait_for(self, event: str, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
+        """Wait until an event has been logged."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            if self.events(event):
+                return self.events(event)[0]
+            assert self.exit_code() is None, f"serve ended with {self.exit_code()}:\n{self.log}"
+            time.sleep(0.05)
+        raise AssertionError(f"no event {event!r} within {timeout_s} s:\n{self.log}")
+
+    def exit_code(self) -> int | None:
+        """The service's exit code; None while it runs."""
+        raise NotImplementedError
+
+    def get(self, path: str, method: str = "GET") -> Answer:
+        return self._request(method, path, None, {})
+
+    def post(
+        self, body: bytes | str, content_type: str | None = "application/json", **headers: str
+    ) -> Answer:
+        """POST /invocations."""
+        data = body.encode() if isinstance(body, str) else body
+        content = {"Content-Type": content_type} if content_type else {}
+        return self._request("POST", "/invocations", data, content | headers)
+
+    def generate(self, prompt: Any, **parameters: Any) -> Answer:
+        """Ask in the Hugging Face schema."""
+        return self.post(json.dumps({"inputs": prompt, "parameters": parameters}))
+
+    def _request(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+        started_s = time.monotonic()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+            low = {name.lower(): value for name, value in answer.getheaders()}
+            return Answer(answer.status, content, low, time.monotonic() - started_s)
+
+
+class Server(Client):
     """One running ``serve`` with the demo model, on a free port of the loopback interface."""
 
     def __init__(self, module: str = "gptj_serve", **env: str) -> None:
@@ -78,54 +139,12 @@ class Server:
         for line in self.process.stdout:
             self.lines.append(line.decode())
 
-    @property
-    def log(self) -> str:
-        """All that the service has printed."""
-        return "".join(self.lines)
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """The log lines of one kind of event."""
-        found = [json.loads(line) for line in list(self.lines) if line.startswith("{")]
-        return [line for line in found if line.get("event") == name]
-
-    def wait_for(self, event: str, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
-        """Wait until an event has been logged."""
-        deadline_s = time.monotonic() + timeout_s
-        while time.monotonic() < deadline_s:
-            if self.events(event):
-                return self.events(event)[0]
-            assert self.process.poll() is None, f"serve ended with {self.process.returncode}:\n{self.log}"
-            time.sleep(0.05)
-        raise AssertionError(f"no event {event!r} within {timeout_s} s:\n{self.log}")
+    def exit_code(self) -> int | None:
+        return self.process.poll()
 
     def wait_until_ready(self) -> "Server":
         self.wait_for("ready")
         return self
-
-    def get(self, path: str, method: str = "GET") -> Answer:
-        return self._request(method, path, None, {})
-
-    def post(
-        self, body: bytes | str, content_type: str | None = "application/json", **headers: str
-    ) -> Answer:
-        """POST /invocations."""
-        data = body.encode() if isinstance(body, str) else body
-        content = {"Content-Type": content_type} if content_type else {}
-        return self._request("POST", "/invocations", data, content | headers)
-
-    def generate(self, prompt: Any, **parameters: Any) -> Answer:
-        """Ask in the Hugging Face schema."""
-        return self.post(json.dumps({"inputs": prompt, "parameters": parameters}))
-
-    def _request(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
-        started_s = time.monotonic()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        with contextlib.closing(connection):
-            connection.request(method, path, body, headers)
-            answer = connection.getresponse()
-            content = answer.read()
-            low = {name.lower(): value for name, value in answer.getheaders()}
-            return Answer(answer.status, content, low, time.monotonic() - started_s)
 
     def descendants(self) -> list[psutil.Process]:
         """All processes that the service has started and that still run."""

@@ -12,12 +12,14 @@ import platform
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import gptj_serve
 from gptj_serve import logs, run_dir
 from gptj_serve.children import Child, ChildDied, Children, Stopped
+from gptj_serve.driver import Driver, find_driver
 from gptj_serve.engine.model_dir import find_directory
 from gptj_serve.errors import StartupError
 from gptj_serve.ports import check_port_is_free
@@ -44,12 +46,14 @@ class Launcher:
     Args:
         settings: The service's settings.
         env: Environment that the children inherit.
+        driver: The host's GPU driver and what it takes to use it.
         directory: Private directory for sockets and generated files.
     """
 
-    def __init__(self, settings: Settings, env: dict[str, str], directory: Path) -> None:
+    def __init__(self, settings: Settings, env: dict[str, str], driver: Driver, directory: Path) -> None:
         self._settings = settings
         self._env = env
+        self._driver = driver
         self._directory = directory
         self._children = Children()
         self._started_s = time.monotonic()
@@ -89,7 +93,9 @@ class Launcher:
         reader, writer = os.pipe()
         command = [sys.executable, "-m", "gptj_serve.engine", "--ready-fd", str(writer)]
         command += ["--socket", str(run_dir.engine_socket(self._directory))]
-        engine = self._children.start("engine", command, self._env, pass_fds=[writer])
+        engine = self._children.start(
+            "engine", command, self._driver.environment(self._env), pass_fds=[writer]
+        )
         os.close(writer)
         os.set_blocking(reader, False)
         with open(reader, "rb", buffering=0) as ready:
@@ -155,15 +161,27 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _check_arguments(arguments: list[str]) -> None:
+    # `docker run IMAGE serve` gives the entrypoint, which is serve, that word
+    if arguments not in ([], ["serve"]):
+        raise StartupError(
+            f"{' '.join(arguments)!r}: the only command here is 'serve' "
+            "(another program of the image: docker run --entrypoint PROGRAM IMAGE)"
+        )
+
+
 def main() -> int:
     """Entry point of ``serve``; returns the exit code."""
     logs.configure("serve", "info")
     directory = run_dir.make()
     try:
+        _check_arguments(sys.argv[1:])
         settings = Settings.from_env(os.environ)
         logs.configure("serve", settings.log_level)
-        logger.info("starting", extra={"fields": {"event": "starting", "versions": _versions()}})
-        return Launcher(settings, dict(os.environ), directory).run()
+        driver = find_driver(os.environ)
+        fields = {"event": "starting", "versions": _versions(), "driver": asdict(driver)}
+        logger.info("starting", extra={"fields": fields})
+        return Launcher(settings, dict(os.environ), driver, directory).run()
     except StartupError as error:
         logger.error("%s", error, extra={"fields": {"event": "not_started"}})
         return EXIT_NOT_STARTED

@@ -42,7 +42,7 @@ def main() -> int:
     # Ctrl-C reaches both processes; this one only waits for the other's orderly end
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: serve.terminate())
-    url = f"http://{settings.host}:{settings.port}"
+    url = f"http://{settings.local_host}:{settings.port}"
     if _wait_until_ready(serve, url):
         _show_completion(url)
     return serve.wait()

@@ -59,6 +59,11 @@ class Settings:
     worker_timeout_s: int
     log_level: str
 
+    @property
+    def local_host(self) -> str:
+        """Address at which this machine itself reaches the service."""
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host
+
     @staticmethod
     def from_env(env: Mapping[str, str]) -> "Settings":
         """Read and check the settings.

@@ -15,7 +15,7 @@ from tiny import TINY_CONFIG, random_tensors, write_model
 from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
 
 from gptj_serve.engine import loader
-from gptj_serve.engine.loader import GpuMemory, check_gpu_memory, load_model, needed_bytes
+from gptj_serve.engine.loader import GpuMemory, check_gpu_memory, check_host_memory, load_model, needed_bytes
 from gptj_serve.engine.model_dir import ModelConfig, expected_shapes, find_checkpoint
 from gptj_serve.errors import StartupError
 
@@ -195,6 +195,15 @@ def test_gpu_memory_that_does_not() -> None:
     message = str(caught.value)
     assert message.startswith("Tesla T4 has too little free memory: the weights need 11.30 GiB, ")
     assert "11.00 GiB of 14.60 GiB are free" in message
+
+
+def test_a_containers_memory() -> None:
+    check_host_memory(10, 10)
+    check_host_memory(10, None)
+    with pytest.raises(StartupError) as caught:
+        check_host_memory(23 * GIB, 16 * GIB)
+    assert "may use 16.00 GiB of memory, on the CPU the weights need 23.00 GiB" in str(caught.value)
+    assert "docker run --memory" in str(caught.value)
 
 
 def test_needed_bytes_of_gpt_j_6b(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Puts an engine together: chooses the backend, loads it, and joins it to a scheduler and a socket."""
 
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -8,11 +9,11 @@ from transformers import GPTJConfig
 
 from gptj_serve.engine import sampler
 from gptj_serve.engine.backend import Backend
-from gptj_serve.engine.choose import Machine, choose_engine
-from gptj_serve.engine.deepspeed_kernels import kernels_missing
+from gptj_serve.engine.choose import choose_engine
 from gptj_serve.engine.engine import Engine
 from gptj_serve.engine.hf import load_hf
 from gptj_serve.engine.loader import load_model
+from gptj_serve.engine.machine import describe, limit_threads, look_at_machine
 from gptj_serve.engine.model_dir import Checkpoint
 from gptj_serve.engine.scheduler import StaticScheduler
 from gptj_serve.engine.server import EngineServer
@@ -37,9 +38,11 @@ def build_engine(settings: Settings, checkpoint: Checkpoint, socket_path: Path) 
     Raises:
         StartupError: The engine asked for cannot run here, or the model does not load.
     """
-    name, reason = choose_engine(settings.engine, look_at_machine())
-    fields = {"event": "engine_chosen", "engine": name, "reason": reason}
-    logger.info("engine %s", name, extra={"fields": fields})
+    limit_threads(os.environ)
+    machine = look_at_machine(os.environ)
+    name, reason = choose_engine(settings.engine, machine)
+    fields = {"event": "engine_chosen", "engine": name, "reason": reason, **describe(machine)}
+    logger.info("engine %s (%s)", name, reason, extra={"fields": fields})
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     backend = _load(name, settings, checkpoint, device)
     limits = backend.limits
@@ -62,15 +65,6 @@ def build_engine(settings: Settings, checkpoint: Checkpoint, socket_path: Path) 
     server = EngineServer(socket_path, info)
     server.start()
     return Engine(server, scheduler, StepLoop(scheduler, backend), settings.drain_timeout_s), info
-
-
-def look_at_machine() -> Machine:
-    """What this machine offers to an engine."""
-    if not torch.cuda.is_available():
-        return Machine(None, (0, 0), None)
-    return Machine(
-        torch.cuda.get_device_name(), torch.cuda.get_device_capability(), kernels_missing=kernels_missing()
-    )
 
 
 def _load(name: str, settings: Settings, checkpoint: Checkpoint, device: torch.device) -> Backend:

@@ -228,7 +228,10 @@ def _start_failures() -> Iterator[None]:
         logger.exception("DeepSpeed's kernels could not be started")
         cure = "lower GPTJ_MAX_BATCH_SIZE or GPTJ_MAX_CONTEXT, or set GPTJ_ENGINE=hf"
         if "no kernel image" in cause:
-            cure = "they were built for another GPU: build them with this one's TORCH_CUDA_ARCH_LIST"
+            cure = (
+                "they were built for other GPUs: build the image with this one's compute capability in "
+                "KERNEL_ARCHS (elsewhere: TORCH_CUDA_ARCH_LIST), or set GPTJ_ENGINE=hf"
+            )
         raise StartupError(f"DeepSpeed's kernels could not be started ({cause}); {cure}") from error
 
 

@@ -17,6 +17,7 @@ import torch
 from transformers import GPTJConfig, GPTJForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from gptj_serve.cgroup import memory_limit_bytes
 from gptj_serve.engine.checkpoint_files import SAFETENSORS, some
 from gptj_serve.engine.device_errors import is_out_of_memory
 from gptj_serve.engine.model_dir import Checkpoint
@@ -39,11 +40,13 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
         The model in evaluation mode, its parameters frozen.
 
     Raises:
-        StartupError: The GPU has too little free memory, or the files changed since the check.
+        StartupError: The GPU or the container has too little memory, or the files changed since the check.
     """
     started_s = time.monotonic()
     if device.type == "cuda":
         check_gpu_memory(needed_bytes(checkpoint, dtype), _gpu_memory(device))
+    else:
+        check_host_memory(needed_bytes(checkpoint, dtype), memory_limit_bytes())
     try:
         model = _from_files(checkpoint, dtype)
         model.to(device)  # type: ignore[arg-type]  # its decorator hides that this is a method
@@ -82,6 +85,19 @@ def check_gpu_memory(needed_bytes: int, memory: GpuMemory) -> None:
     """
     if needed_bytes > memory.free_bytes:
         raise _too_little_memory(needed_bytes, memory)
+
+
+def check_host_memory(needed_bytes: int, limit_bytes: int | None) -> None:
+    """Refuse what the container's limit has no room for: the kernel would kill the process without a word.
+
+    Raises:
+        StartupError: Says what is needed and what is allowed.
+    """
+    if limit_bytes is not None and needed_bytes > limit_bytes:
+        raise StartupError(
+            f"this container may use {limit_bytes / GIB:.2f} GiB of memory, on the CPU the weights need "
+            f"{needed_bytes / GIB:.2f} GiB; allow it more (docker run --memory)"
+        )
 
 
 def _too_little_memory(needed_bytes: int, memory: GpuMemory) -> StartupError:

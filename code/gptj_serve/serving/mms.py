@@ -22,6 +22,7 @@ import gptj_serve
 from gptj_serve import run_dir
 from gptj_serve.errors import StartupError
 from gptj_serve.request import ModelInfo
+from gptj_serve.serving import mms_native
 from gptj_serve.settings import Settings
 
 HANDLER = "gptj_serve.serving.mms_handler:handle"
@@ -60,7 +61,7 @@ def prepare(
     package = _package_parent("mms")
     java = find_java(env)
     command = [str(java), *_java_options(java, settings)]
-    command += [f"-Dmodel_server_home={package}", f"-Djava.io.tmpdir={home}"]
+    command += [f"-Dmodel_server_home={package}", f"-Djava.io.tmpdir={home}", *mms_native.java_options(home)]
     command += [f"-Dlog4j.configurationFile={log_config.as_uri()}"]
     command += ["-cp", f"{package}/mms/frontend/*", "com.amazonaws.ml.mms.ModelServer"]
     command += [
@@ -220,8 +221,7 @@ def _is_for_toolkit_alone(name: str, value: str) -> bool:
 
 
 def _connect(settings: Settings, timeout_s: float) -> http.client.HTTPConnection:
-    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
-    return http.client.HTTPConnection(host, settings.port, timeout=timeout_s)
+    return http.client.HTTPConnection(settings.local_host, settings.port, timeout=timeout_s)
 
 
 def _package_parent(name: str) -> Path:

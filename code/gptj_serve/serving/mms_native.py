@@ -1,0 +1,62 @@
+"""The model server's native library (Netty's, for Unix sockets), taken out of its archive.
+
+Java writes it to its temporary folder and maps it from there, which fails where that folder is mounted
+"noexec", as ``docker run --tmpfs /tmp`` mounts it. So an image keeps it on disk, beside its Python packages.
+
+Usage: python -m gptj_serve.serving.mms_native      (puts it there)
+"""
+
+import importlib.util
+import os
+import platform
+import sys
+import zipfile
+from pathlib import Path
+
+from gptj_serve.errors import StartupError
+
+FOLDER = Path(sys.prefix, "lib", "netty")
+ARCHIVE = "frontend/model-server.jar"
+
+
+def java_options(temporary: Path, folder: Path = FOLDER) -> list[str]:
+    """What tells Java where the library is.
+
+    Args:
+        temporary: Java's temporary folder.
+        folder: Where `extract` has put the library, if it has.
+
+    Raises:
+        StartupError: It is nowhere that it could be mapped from.
+    """
+    if (folder / _name()).is_file():
+        return [f"-Djava.library.path={folder}"]
+    if os.statvfs(temporary).f_flag & os.ST_NOEXEC:
+        raise StartupError(
+            f"{temporary.parent} is mounted noexec, and the model server maps a library from there: "
+            "mount it with exec, or set TMPDIR to another folder"
+        )
+    return []
+
+
+def extract(folder: Path = FOLDER) -> Path:
+    """Write the library for this processor to a folder; returns its path."""
+    spec = importlib.util.find_spec("mms")
+    if spec is None or spec.origin is None:
+        raise StartupError("the package multi-model-server is not installed")
+    folder.mkdir(parents=True, exist_ok=True)
+    library = folder / _name()
+    with zipfile.ZipFile(Path(spec.origin).parent / ARCHIVE) as archive:
+        library.write_bytes(archive.read(f"META-INF/native/{library.name}"))
+    library.chmod(0o755)
+    return library
+
+
+def _name() -> str:
+    # as Netty names its files
+    processor = {"aarch64": "aarch_64"}.get(platform.machine(), platform.machine())
+    return f"libnetty_transport_native_epoll_{processor}.so"
+
+
+if __name__ == "__main__":
+    print(extract())

@@ -1,0 +1,92 @@
+"""What is in the image, and what is not."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from container import build, docker, layers, run_in
+
+import gptj_serve
+from harness import ROOT
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
+
+
+def test_how_it_is_started(image: str) -> None:
+    config = json.loads(docker("image", "inspect", "--format", "{{json .Config}}", image))
+    assert config["Entrypoint"] == ["serve"]
+    assert not config.get("Cmd")
+    assert config["ExposedPorts"] == {"8080/tcp": {}}
+    assert config["Healthcheck"]["Test"] == ["CMD", "python", "-m", "gptj_serve.health"]
+    assert config["Labels"]["com.amazonaws.sagemaker.capabilities.accept-bind-to-port"] == "true"
+    assert config["Labels"]["org.opencontainers.image.title"] == "gptj-serve"
+    assert config["Labels"]["org.opencontainers.image.version"] == gptj_serve.__version__
+
+
+def test_pytorch_is_the_base_images_own(image: str, base_image: str) -> None:
+    code = "import torch; print(torch.__file__, torch.__version__, torch.version.git_version)"
+    assert run_in(image, "python", "-c", code) == run_in(base_image, "python", "-c", code)
+
+
+def test_what_it_does_not_contain(image: str) -> None:
+    for program in ("cc", "gcc", "g++", "c++", "nvcc", "git"):
+        assert run_in(image, "sh", "-c", f"command -v {program} || echo none") == "none\n"
+    large = run_in(
+        image, "sh", "-c", "find / -xdev -name '*.safetensors' -o -xdev -name 'pytorch_model*.bin'"
+    )
+    assert [Path(line).parts[-4:] for line in large.split()] == [
+        ("gptj_serve", "demo", "model", "model.safetensors")
+    ]
+    caches = "find / -xdev -path '*/.cache/*' -o -xdev -name wheels -o -path '/tmp/*'"
+    # PyTorch's own import leaves an empty folder
+    assert set(run_in(image, "sh", "-c", caches).split()) <= {"/tmp/torchinductor_root"}
+    assert run_in(image, "sh", "-c", "find /opt/gptj-serve -name 'test*' -o -name '.git*'") == ""
+
+
+def test_layers_hold_no_file_of_the_build_stage(image: str, base_image: str) -> None:
+    ours = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", image).splitlines()
+    theirs = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", base_image).splitlines()
+    added = ours[: len(ours) - len(theirs)]
+    assert layers(image)[: len(layers(base_image))] == layers(base_image)
+    assert not [line for line in added if "pip install" in line]
+
+
+def test_the_context_is_small(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /\n")
+    docker(
+        "build", "--quiet", "--tag", "gptj-serve:context", "--file", str(tmp_path / "Dockerfile"), str(ROOT)
+    )
+    size = int(docker("image", "inspect", "--format", "{{.Size}}", "gptj-serve:context"))
+    docker("rmi", "gptj-serve:context")
+    assert size < 15e6  # 10 MB of it the demo model
+
+
+def test_a_change_in_the_code_rebuilds_the_last_layers_only(image: str, tmp_path: Path) -> None:
+    context = tmp_path / "context"
+    ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", "*.egg-info")
+    shutil.copytree(ROOT, context, ignore=ignored)
+    module = context / "code" / "gptj_serve" / "__init__.py"
+    module.write_text(module.read_text() + "\n# changed\n")
+    started_s = time.monotonic()
+    build("gptj-serve:changed", context=context)
+    print(f"rebuilt in {time.monotonic() - started_s:.1f} s")
+    before, after = layers(image), layers("gptj-serve:changed")
+    docker("rmi", "gptj-serve:changed")
+    num_same = sum(one == other for one, other in zip(before, after, strict=True))
+    # the package, `serve` and the check's traces come after the dependencies
+    assert len(before) - 3 <= num_same < len(before)
+
+
+def test_kernels_that_do_not_build_fail_the_image(base_image: str, tmp_path: Path) -> None:
+    """A base whose PyTorch has CUDA, but that has nothing to build kernels with."""
+    with_cuda = "gptj-serve:base-without-nvcc"
+    find = "$(python -c 'import torch.version; print(torch.version.__file__)')"
+    (tmp_path / "Dockerfile").write_text(f"FROM {base_image}\nRUN echo \"cuda = '12.6'\" >> {find}\n")
+    docker("build", "--quiet", "--tag", with_cuda, str(tmp_path))
+    try:
+        with pytest.raises(AssertionError, match=r"has CUDA 12\.6, but there is no nvcc"):
+            build("gptj-serve:must-not-be", "--build-arg", f"BUILD_IMAGE={with_cuda}")
+    finally:
+        docker("rmi", with_cuda)

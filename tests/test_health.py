@@ -1,0 +1,33 @@
+"""What the image's HEALTHCHECK says."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from harness import Server, free_port
+
+
+def check(**env: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "gptj_serve.health"]
+    return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["GPTJ_PORT", "SAGEMAKER_BIND_TO_PORT"])
+def test_a_service_that_is_ready(server: Server, name: str) -> None:
+    ran = check(**{name: str(server.port)})
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "/ping answers 200\n", "")
+
+
+def test_no_service() -> None:
+    port = str(free_port())
+    ran = check(GPTJ_PORT=port)
+    assert (ran.returncode, ran.stderr) == (1, "")
+    assert f"no answer on 127.0.0.1:{port}" in ran.stdout
+
+
+def test_a_bad_setting() -> None:
+    ran = check(GPTJ_PORT="99999")
+    assert (ran.returncode, ran.stderr) == (1, "")
+    assert "GPTJ_PORT" in ran.stdout

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=5, help="measured requests a cell (default 5)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args(arguments)
-    report: dict[str, Any] = {"when": datetime.now(timezone.utc).isoformat(), **_surroundings()}
+    report: dict[str, Any] = surroundings()
     report["engines"] = {}
     for engine in args.engine:
         report["engines"][engine] = measure_engine(args.model, engine, args.runs)
@@ -231,7 +231,8 @@ def _check(got: int, wanted: int) -> None:
         sys.exit(f"{got} tokens where {wanted} were asked for: this measures nothing")
 
 
-def _surroundings() -> dict[str, Any]:
+def surroundings() -> dict[str, Any]:
+    """Where and when a measurement is made: date, versions, GPU with its driver, CPUs."""
     versions = {"python": platform.python_version()}
     for package in ("torch", "transformers", "deepspeed"):
         with contextlib.suppress(PackageNotFoundError):
@@ -241,7 +242,8 @@ def _surroundings() -> dict[str, Any]:
         gpu = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         gpu = "none"
-    return {"versions": versions, "gpu": gpu, "num_cpus": os.cpu_count()}
+    when = datetime.now(timezone.utc).isoformat()
+    return {"when": when, "versions": versions, "gpu": gpu, "num_cpus": os.cpu_count()}
 
 
 if __name__ == "__main__":

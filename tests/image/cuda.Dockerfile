@@ -2,7 +2,7 @@
 # of reach. PyTorch as PyPI has it, the compiler and headers of the same CUDA, cuobjdump to look at the result.
 #
 #   docker build -t pytorch-cuda13 -f tests/image/cuda.Dockerfile tests/image
-#   TEST_CUDA_BASE_IMAGE=pytorch-cuda13 scripts/test-image -k kernels
+#   TEST_CUDA_BASE_IMAGE=pytorch-cuda13 scripts/test-image -k cuda
 ARG BASE=python:3.12
 FROM ${BASE}
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*

@@ -70,7 +70,7 @@ def unusable(devices: Sequence[str], cuda: str | None, driver: str | None) -> st
     said = _why_cuda_does_not_start()
     if "too old" in said:
         return (
-            f"the NVIDIA driver {driver or ''} is too old for this PyTorch's CUDA {cuda}: "
+            f"the NVIDIA driver{f' {driver}' if driver else ''} is too old for this PyTorch's CUDA {cuda}: "
             f"update the host's driver (on SageMaker: a newer InferenceAmiVersion); {HOW_TO_RUN_ON_THE_CPU}"
         )
     return f"there is a GPU ({devices[0]}), but CUDA does not start: {said}; {HOW_TO_RUN_ON_THE_CPU}"

@@ -19,6 +19,9 @@ class SamplingParams:
         top_p: Keep the smallest set of tokens with this much probability, (0, 1]; 1 keeps all.
         typical_p: Keep the most typical tokens with this much probability, (0, 1]; 1 keeps all.
         repetition_penalty: > 0; 1 is none. Counts prompt and generated tokens.
+        presence_penalty: -2..2, taken from the logits of tokens that were generated already.
+        frequency_penalty: -2..2, the same times how often. Both are OpenAI's: the prompt does not count.
+        logit_bias: Token ids and what is added to their logits, -100..100. All three come before the rest.
         seed: 0..2**64-1. The same seed and prompt give the same tokens whatever else runs.
         sequence_index: Which of several sequences for one prompt this is; part of the random key.
     """
@@ -31,6 +34,9 @@ class SamplingParams:
     top_p: float = 1.0
     typical_p: float = 1.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
     sequence_index: int = 0
 
@@ -46,6 +52,8 @@ class GenerationRequest:
         eos_token_ids: Token ids that end the sequence (the ending token is reported too).
         logprobs: Report each token's log-probability under the model's own distribution
             (before temperature, filters and penalties).
+        num_top_logprobs: Report this many of the most likely tokens beside each token, 0..20; needs
+            ``logprobs``.
         timeout_s: Seconds from submission after which the request fails with `DeadlinePassed`.
         reproducible: The client chose the seed and expects the same tokens each time. Logits differ in
             their last digits with the shape of the batch, so only sequences of one call may share it.
@@ -56,6 +64,7 @@ class GenerationRequest:
     sampling: SamplingParams
     eos_token_ids: tuple[int, ...] = ()
     logprobs: bool = False
+    num_top_logprobs: int = 0
     timeout_s: float | None = None
     reproducible: bool = False
 
@@ -74,7 +83,9 @@ class GenerationRequest:
     def from_wire(wire: dict[str, Any]) -> "GenerationRequest":
         """Read back what `to_wire` made."""
         values = dict(wire)
-        values["sampling"] = SamplingParams(**values["sampling"])
+        sampling = values["sampling"]
+        bias = tuple((token_id, value) for token_id, value in sampling["logit_bias"])
+        values["sampling"] = SamplingParams(**{**sampling, "logit_bias": bias})
         values["prompt_ids"] = tuple(values["prompt_ids"])
         values["eos_token_ids"] = tuple(values["eos_token_ids"])
         return GenerationRequest(**values)
@@ -121,11 +132,19 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One generated token. ``logprob`` is None unless the request asked for it."""
+    """One generated token.
+
+    Attributes:
+        request_id: Which sequence it belongs to.
+        token_id: The token.
+        logprob: Its log-probability; None unless the request asked for it.
+        top_logprobs: The most likely tokens and their log-probabilities, the likeliest first.
+    """
 
     request_id: str
     token_id: int
     logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +162,36 @@ class EndEvent:
     reason: str
     error: ServingError | None = None
     timings: Timings | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What the engine does now and has done since it started. Counts are of sequences unless said otherwise.
+
+    Attributes:
+        num_waiting: Accepted, not started.
+        num_running: In the running batch.
+        num_steps: Steps of the step loop so far.
+        step_age_s: Seconds since the step loop last moved (ended a step, or had nothing to do).
+        num_prompt_tokens: Tokens of all prompts that were started.
+        num_generated_tokens: Tokens generated.
+        num_finished: Ended with "length" or "eos_token".
+        num_cancelled: Ended with "cancelled".
+        num_failed: Ended with "failed".
+        cache_tokens: Tokens that the KV cache holds for the running batch, padding included.
+        cache_capacity_tokens: Tokens that it can hold.
+        is_draining: Nothing new is accepted.
+    """
+
+    num_waiting: int = 0
+    num_running: int = 0
+    num_steps: int = 0
+    step_age_s: float = 0.0
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_finished: int = 0
+    num_cancelled: int = 0
+    num_failed: int = 0
+    cache_tokens: int = 0
+    cache_capacity_tokens: int = 0
+    is_draining: bool = False

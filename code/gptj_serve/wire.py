@@ -1,8 +1,9 @@
 """The messages between a front and the engine: one JSON object a line over a Unix socket.
 
-Front to engine: ``submit`` (all sequences of one call), ``abort`` (one sequence).
+Front to engine: ``submit`` (all sequences of one call), ``abort`` (one sequence), ``watch``.
 Engine to front: ``hello`` first (a `ModelInfo`), then one ``events`` message a step with all that
-happened to the sequences of this connection.
+happened to the sequences of this connection; after ``watch`` also ``stats`` (an `EngineStats`), at once
+and `STATS_INTERVAL_S` apart.
 """
 
 import json
@@ -11,8 +12,9 @@ from dataclasses import asdict
 from typing import Any
 
 from gptj_serve.errors import ServingError
-from gptj_serve.request import EndEvent, GenerationRequest, ModelInfo, Timings, TokenEvent
+from gptj_serve.request import EndEvent, EngineStats, GenerationRequest, ModelInfo, Timings, TokenEvent
 
+STATS_INTERVAL_S = 0.25
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """A longer line ends the connection. 256 sequences of 2048 ids are about 4 MB."""
 
@@ -32,13 +34,24 @@ def abort(request_id: str) -> bytes:
     return _line({"type": "abort", "request_id": request_id})
 
 
+def watch() -> bytes:
+    """Ask for statistics from now on."""
+    return _line({"type": "watch"})
+
+
+def stats(now: EngineStats) -> bytes:
+    """What the engine does."""
+    return _line({"type": "stats", "stats": asdict(now)})
+
+
 def events(batch: Iterable[TokenEvent | EndEvent]) -> bytes:
     """What a step did to the sequences of one connection."""
     tokens: list[Any] = []
     ends: list[Any] = []
     for event in batch:
         if isinstance(event, TokenEvent):
-            tokens.append([event.request_id, event.token_id, event.logprob])
+            token = [event.request_id, event.token_id, event.logprob]
+            tokens.append([*token, event.top_logprobs] if event.top_logprobs else token)
         else:
             error = event.error.to_wire() if event.error else None
             timings = asdict(event.timings) if event.timings else None
@@ -60,7 +73,7 @@ def read(line: bytes) -> dict[str, Any]:
 
 def read_events(message: dict[str, Any]) -> list[TokenEvent | EndEvent]:
     """The events of an ``events`` message; a sequence's tokens come before its end."""
-    tokens = [TokenEvent(*token) for token in message["tokens"]]
+    tokens = [_read_token(*token) for token in message["tokens"]]
     ends = [
         EndEvent(
             request_id,
@@ -71,6 +84,15 @@ def read_events(message: dict[str, Any]) -> list[TokenEvent | EndEvent]:
         for request_id, reason, error, timings in message["ends"]
     ]
     return [*tokens, *ends]
+
+
+def read_stats(message: dict[str, Any]) -> EngineStats:
+    """The content of a ``stats`` message."""
+    return EngineStats(**message["stats"])
+
+
+def _read_token(request_id: str, token_id: int, logprob: float | None, top: Sequence[Any] = ()) -> TokenEvent:
+    return TokenEvent(request_id, token_id, logprob, tuple((other, value) for other, value in top))
 
 
 def _line(message: dict[str, Any]) -> bytes:

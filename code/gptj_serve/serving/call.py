@@ -13,7 +13,7 @@ class Ask:
 
     Attributes:
         schema: Name of the schema, which the answer follows.
-        texts: The prompts.
+        texts: The prompts, each as text or as token ids.
         is_list: Whether they came as a list, however short.
         prompts_field: Where in the body they were, for errors.
         parameters_field: Where in the body the parameters were, for errors.
@@ -22,7 +22,7 @@ class Ask:
     """
 
     schema: str
-    texts: tuple[str, ...] = field(repr=False)
+    texts: tuple[str | tuple[int, ...], ...] = field(repr=False)
     is_list: bool
     prompts_field: str
     parameters_field: str
@@ -39,7 +39,7 @@ class Prompt:
     """One prompt, tokenised. Neither text nor ids are part of its `repr`, so no log can show them.
 
     Attributes:
-        text: As the client sent it.
+        text: As the client sent it; of token ids, what they stand for.
         token_ids: What the model reads (less than the text, if the client asked to truncate).
         sampling: How its tokens are chosen; ``sequence_index`` 0.
     """
@@ -79,8 +79,8 @@ class Call:
 
     @property
     def num_sequences(self) -> int:
-        """Sequences to generate: prompts times answers a prompt."""
-        return len(self.prompts) * self.parameters.num_return_sequences
+        """Sequences to generate: prompts times candidates a prompt."""
+        return len(self.prompts) * self.parameters.num_candidates
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -95,13 +95,14 @@ class Call:
             timeout_s: Seconds that are left.
         """
         for prompt_index, prompt in enumerate(self.prompts):
-            for sequence_index in range(self.parameters.num_return_sequences):
+            for sequence_index in range(self.parameters.num_candidates):
                 yield GenerationRequest(
                     request_id=f"{request_id}/{prompt_index}.{sequence_index}",
                     prompt_ids=prompt.token_ids,
                     sampling=replace(prompt.sampling, sequence_index=sequence_index),
                     eos_token_ids=self.eos_token_ids,
-                    logprobs=self.parameters.details,
+                    logprobs=self.parameters.details or self.parameters.best_of is not None,
+                    num_top_logprobs=self.parameters.num_top_logprobs,
                     timeout_s=timeout_s,
                     reproducible=self.parameters.do_sample and self.parameters.seed is not None,
                 )

@@ -14,12 +14,21 @@ STOP_SEQUENCE = "stop_sequence"
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token as ``details`` reports it."""
+    """One generated token as ``details`` reports it.
+
+    Attributes:
+        token_id: Its id.
+        text: Its own text; U+FFFD stands for bytes that are only part of a character.
+        logprob: None where it is not asked for or not finite: JSON has no -inf.
+        special: A mark (such as the end of text), not text.
+        top: The most likely tokens' texts and log-probabilities, the likeliest first.
+    """
 
     token_id: int
     text: str
     logprob: float | None
     special: bool
+    top: tuple[tuple[str, float | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +37,17 @@ class Answer:
 
     Attributes:
         text: What was generated, without special tokens and without the stop string and what follows.
-        finish_reason: "length", "eos_token" or "stop_sequence".
+        finish_reason: "length", "eos_token", "stop_sequence", or "deadline" for a stream that was cut off.
         num_tokens: Tokens generated, up to the one that ended the sequence.
         tokens: Those tokens; empty unless they were asked for.
+        mean_logprob: Of those tokens; None if log-probabilities were not asked for.
     """
 
     text: str = field(repr=False)
     finish_reason: str
     num_tokens: int
     tokens: tuple[Token, ...] = field(repr=False)
+    mean_logprob: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +56,15 @@ class Delta:
 
     Attributes:
         index: Which sequence of the call.
-        text: Text that became final.
+        text: Text that became final: of this token, of earlier ones, or none yet.
+        token: The token that came; None if the sequence only ended.
         stop_found: This event completed a stop string: the engine need not go on.
         finish_reason: Set once, by the event that ended the sequence.
     """
 
     index: int
     text: str = field(repr=False)
+    token: Token | None = field(default=None, repr=False)
     stop_found: bool = False
     finish_reason: str | None = None
 
@@ -77,7 +90,9 @@ class SequenceAssembler:
         self._keep_tokens = keep_tokens
         self._tokens: list[Token] = []
         self._num_tokens = 0
+        self._logprobs: list[float] = []
         self._pieces: list[str] = []
+        self.last_token: Token | None = None
 
     @property
     def stop_found(self) -> bool:
@@ -90,8 +105,11 @@ class SequenceAssembler:
             return ""
         special = event.token_id in self._eos_token_ids or self._tokenizer.is_special(event.token_id)
         self._num_tokens += 1
+        self.last_token = self._token(event, special)
         if self._keep_tokens:
-            self._tokens.append(self._token(event, special))
+            self._tokens.append(self.last_token)
+        if event.logprob is not None:
+            self._logprobs.append(event.logprob)
         text = "" if special else self._stop_finder.push(self._detokenizer.push(event.token_id))
         if self.stop_found:
             self.finish_reason = STOP_SEQUENCE
@@ -110,7 +128,13 @@ class SequenceAssembler:
             raise event.error or InternalError("generation failed")
         if event.reason == "cancelled":
             raise Unavailable("generation was cancelled: the service is shutting down")
-        self.finish_reason = event.reason
+        return self.cut(event.reason)
+
+    def cut(self, reason: str) -> str:
+        """End the sequence here and return the text that was held back; see `finish`."""
+        if self.finish_reason is not None:
+            return ""
+        self.finish_reason = reason
         text = self._stop_finder.finish()
         self._pieces.append(text)
         return text
@@ -123,12 +147,19 @@ class SequenceAssembler:
         """
         if self.finish_reason is None:
             raise InternalError("the engine stopped before every sequence had ended")
-        return Answer("".join(self._pieces), self.finish_reason, self._num_tokens, tuple(self._tokens))
+        mean_logprob = sum(self._logprobs) / len(self._logprobs) if self._logprobs else None
+        return Answer(
+            "".join(self._pieces), self.finish_reason, self._num_tokens, tuple(self._tokens), mean_logprob
+        )
 
     def _token(self, event: TokenEvent, special: bool) -> Token:
-        # JSON has no -inf
-        logprob = event.logprob if event.logprob is not None and math.isfinite(event.logprob) else None
-        return Token(event.token_id, self._tokenizer.token_text(event.token_id), logprob, special)
+        text = self._tokenizer.token_text
+        top = tuple((text(token_id), _finite(logprob)) for token_id, logprob in event.top_logprobs)
+        return Token(event.token_id, text(event.token_id), _finite(event.logprob), special, top)
+
+
+def _finite(logprob: float | None) -> float | None:
+    return logprob if logprob is not None and math.isfinite(logprob) else None
 
 
 class Generation:
@@ -166,14 +197,24 @@ class Generation:
         index = self._index_by_id[event.request_id]
         assembler = self._assemblers[index]
         was_finished = assembler.finish_reason is not None
+        token = None
         if isinstance(event, TokenEvent):
             text = assembler.push(event)
+            token = None if was_finished else assembler.last_token
         else:
             text = assembler.finish(event)
             self._timings += [event.timings] if event.timings else []
         if was_finished or assembler.finish_reason is None:
-            return Delta(index, text)
-        return Delta(index, text, assembler.stop_found, assembler.finish_reason)
+            return Delta(index, text, token)
+        return Delta(index, text, token, assembler.stop_found, assembler.finish_reason)
+
+    def cut(self, reason: str) -> list[Delta]:
+        """End every sequence that has not ended, keeping what it has; what that made final."""
+        deltas = []
+        for index, assembler in enumerate(self._assemblers):
+            if assembler.finish_reason is None:
+                deltas.append(Delta(index, assembler.cut(reason), finish_reason=reason))
+        return deltas
 
     def answers(self) -> tuple[Answer, ...]:
         """Every answer, in the order of the requests.

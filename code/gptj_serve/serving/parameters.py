@@ -36,8 +36,11 @@ class Parameters:
         seed: None draws one.
         num_return_sequences: Answers for each prompt.
         return_full_text: Put the prompt before the answer.
+        best_of: Sequences generated for each prompt, of which the ``num_return_sequences`` most likely (by
+            mean log-probability a token) are the answers; None generates no more than those.
         truncate: Keep this many tokens of the prompt's end.
         details: Report tokens, log-probabilities, counts and the seed.
+        num_top_logprobs: Report this many of the most likely tokens beside each token; needs ``details``.
     """
 
     max_new_tokens: int | None = None
@@ -50,12 +53,22 @@ class Parameters:
     top_p: float = 1.0
     typical_p: float = 1.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     stop: tuple[str, ...] = field(default=(), repr=False)
     seed: int | None = None
     num_return_sequences: int = 1
+    best_of: int | None = None
     return_full_text: bool = False
     truncate: int | None = None
     details: bool = False
+    num_top_logprobs: int = 0
+
+    @property
+    def num_candidates(self) -> int:
+        """Sequences to generate for each prompt."""
+        return self.best_of or self.num_return_sequences
 
     def check_against(self, info: ModelInfo, where: str) -> None:
         """Check what depends on the engine or on several fields.
@@ -86,6 +99,9 @@ class Parameters:
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
             repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
         )
         if not self.do_sample:
             return greedy

@@ -201,7 +201,7 @@ class Service:
         return render_error(error, request_id, call, self._clock)
 
     def _check_num_sequences(self, ask: Ask) -> None:
-        num_sequences = len(ask.texts) * ask.parameters.num_return_sequences
+        num_sequences = len(ask.texts) * ask.parameters.num_candidates
         if num_sequences > self._max_sequences:
             raise BadRequest(
                 f"{ask.prompts_field}: {len(ask.texts)} prompts with num_return_sequences="
@@ -209,13 +209,17 @@ class Service:
                 f" one request has at most {self._max_sequences}"
             )
 
-    def _prompt(self, text: str, ask: Ask, info: ModelInfo, where: str) -> Prompt:
+    def _prompt(self, given: str | tuple[int, ...], ask: Ask, info: ModelInfo, where: str) -> Prompt:
         seed = ask.parameters.seed
         if seed is None:
             # for each prompt its own: equal prompts are to differ. What a double holds exactly, so that
             # JavaScript clients can send the reported seed back
             seed = secrets.randbits(53)
-        token_ids = self._encode(text, ask, info, where)
+        if isinstance(given, str):
+            text, token_ids = given, self._encode(given, ask, info, where)
+        else:
+            _check_ids(given, info, where)
+            text, token_ids = self._tokenizer.decode(given), given
         if ask.parameters.truncate is not None:
             token_ids = token_ids[-ask.parameters.truncate :]
         return Prompt(text, token_ids, ask.parameters.sampling(len(token_ids), info, seed, where))
@@ -233,13 +237,17 @@ class Service:
             max_new_tokens = ask.parameters.max_new_tokens or 1
             raise too_long(where, f"at least {min_num_tokens}", max_new_tokens, info.max_context)
         token_ids = self._tokenizer.encode(text)
-        if not token_ids:
-            raise BadRequest(f"{where}: has no tokens")
-        if max(token_ids) >= info.vocab_size:
-            raise BadRequest(
-                f"{where}: has token id {max(token_ids)}, and the model knows ids below {info.vocab_size}"
-            )
+        _check_ids(token_ids, info, where)
         return token_ids
+
+
+def _check_ids(token_ids: Sequence[int], info: ModelInfo, where: str) -> None:
+    if not token_ids:
+        raise BadRequest(f"{where}: has no tokens")
+    if max(token_ids) >= info.vocab_size:
+        raise BadRequest(
+            f"{where}: has token id {max(token_ids)}, and the model knows ids below {info.vocab_size}"
+        )
 
 
 def render_error(

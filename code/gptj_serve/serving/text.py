@@ -3,7 +3,7 @@
 import codecs
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,10 @@ class Tokenizer:
         # `encode` would also compute offsets, which nobody reads
         (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
         return tuple(encoding.ids)
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The text of ids, special tokens included; U+FFFD stands for bytes that are no character."""
+        return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", "replace")
 
     def min_num_tokens(self, text: str) -> int:
         """A lower bound on ``len(encode(text))`` that costs no tokenisation."""

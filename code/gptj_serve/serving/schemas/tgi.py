@@ -69,7 +69,8 @@ def read_prompts(value: Any, where: str) -> tuple[tuple[str, ...], bool]:
 
 def to_parameters(fields: dict[str, Any]) -> Parameters:
     """Drop the fields that were only checked."""
-    return Parameters(**{name: fields[name] for name in fields if name in Parameters.__dataclass_fields__})
+    known = Parameters.__dataclass_fields__.keys() - {"best_of"}
+    return Parameters(**{name: fields[name] for name in fields if name in known})
 
 
 def render(call: Call, answers: Sequence[Answer]) -> list[Any]:

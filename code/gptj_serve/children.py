@@ -32,7 +32,9 @@ class ChildDied(Exception):
     """A child ended that should not have."""
 
     def __init__(self, child: "Child") -> None:
-        super().__init__(f"the {child.name} ended with exit code {child.exit_code}")
+        killed = child.exit_code == -signal.SIGKILL
+        why = "was killed (out of memory?)" if killed else f"ended with exit code {child.exit_code}"
+        super().__init__(f"the {child.name} {why}")
         self.child = child
 
 

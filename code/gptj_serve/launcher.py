@@ -87,7 +87,6 @@ class Launcher:
             return EXIT_ENGINE_DIED if error.child.name == "engine" else EXIT_FRONT_DIED
         finally:
             self._children.end_all(END_TIMEOUT_S)
-            logger.info("stopped", extra={"fields": {"event": "stopped"}})
 
     def _start_engine(self) -> tuple[Child, ModelInfo]:
         reader, writer = os.pipe()
@@ -165,25 +164,29 @@ def _check_arguments(arguments: list[str]) -> None:
     # `docker run IMAGE serve` gives the entrypoint, which is serve, that word
     if arguments not in ([], ["serve"]):
         raise StartupError(
-            f"{' '.join(arguments)!r}: the only command here is 'serve' "
-            "(another program of the image: docker run --entrypoint PROGRAM IMAGE)"
+            f"{' '.join(arguments)!r}: the only command here is 'serve', without options: settings are "
+            "GPTJ_* environment variables (another program: docker run --entrypoint PROGRAM IMAGE)"
         )
 
 
 def main() -> int:
     """Entry point of ``serve``; returns the exit code."""
     logs.configure("serve", "info")
-    directory = run_dir.make()
+    directory: Path | None = None
     try:
         _check_arguments(sys.argv[1:])
+        directory = run_dir.make()
         settings = Settings.from_env(os.environ)
         logs.configure("serve", settings.log_level)
         driver = find_driver(os.environ)
         fields = {"event": "starting", "versions": _versions(), "driver": asdict(driver)}
         logger.info("starting", extra={"fields": fields})
-        return Launcher(settings, dict(os.environ), driver, directory).run()
+        exit_code = Launcher(settings, dict(os.environ), driver, directory).run()
+        logger.info("stopped", extra={"fields": {"event": "stopped", "exit_code": exit_code}})
+        return exit_code
     except StartupError as error:
         logger.error("%s", error, extra={"fields": {"event": "not_started"}})
         return EXIT_NOT_STARTED
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        if directory is not None:
+            shutil.rmtree(directory, ignore_errors=True)

@@ -15,6 +15,7 @@ from gptj_serve.errors import StartupError
 
 ENGINES = ("auto", "hf", "deepspeed")
 FRONTS = ("mms",)
+DEFAULT_MODEL_DIR = Path("/opt/ml/model")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 T = TypeVar("T")
@@ -79,7 +80,7 @@ class Settings:
         worker_timeout_s = _read(env, "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", None, _integer(3, 3600))
         request_timeout_s = _request_timeout(env, worker_timeout_s)
         return Settings(
-            model_dir=_read(env, "GPTJ_MODEL_DIR", Path("/opt/ml/model"), _path),
+            model_dir=_read(env, "GPTJ_MODEL_DIR", DEFAULT_MODEL_DIR, _path),
             engine=_read(env, "GPTJ_ENGINE", "auto", _one_of(ENGINES)),
             front=_read(env, "GPTJ_FRONT", "mms", _one_of(FRONTS)),
             host=_read(env, "GPTJ_HOST", "0.0.0.0", _ipv4),

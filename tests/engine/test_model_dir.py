@@ -137,7 +137,7 @@ def test_no_such_directory(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_an_unreadable_folder(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0)
-    assert "cannot be searched" in refusal(tmp_path)
+    assert "cannot be read" in refusal(tmp_path)
 
 
 # --- config.json

@@ -14,6 +14,7 @@ from typing import Any
 from gptj_serve.engine import checkpoint_files
 from gptj_serve.engine.checkpoint_files import CheckpointFiles, TensorInfo, read_json, some
 from gptj_serve.errors import StartupError
+from gptj_serve.settings import DEFAULT_MODEL_DIR
 
 CONFIG = "config.json"
 ARCHITECTURE = "GPTJForCausalLM"
@@ -96,6 +97,11 @@ def find_checkpoint(root: Path) -> Checkpoint:
     )
 
 
+def mount_hint(root: Path) -> str:
+    """What to do about a missing model where containers expect one: nobody set that name there."""
+    return f"; mount it there (docker run -v MODEL:{root}:ro)" if root == DEFAULT_MODEL_DIR else ""
+
+
 def find_directory(root: Path) -> Path:
     """The one directory under ``root`` (itself included) that holds a model.
 
@@ -105,11 +111,11 @@ def find_directory(root: Path) -> Path:
         StartupError: None is there, or several are.
     """
     if not root.is_dir():
-        raise StartupError(f"GPTJ_MODEL_DIR={root}: no such directory")
+        raise StartupError(f"GPTJ_MODEL_DIR={root}: no such directory{mount_hint(root)}")
     try:
         found = list(_candidates(root, MAX_DEPTH))
     except OSError as error:
-        raise StartupError(f"{error.filename}: cannot be searched: {error.strerror}") from error
+        raise StartupError(f"{error.filename}: cannot be read: {error.strerror}") from error
     whole = [directory for directory, is_whole in found if is_whole]
     # one directory may be reached by several links
     by_place = {directory.resolve(): directory for directory in reversed(whole or [one for one, _ in found])}
@@ -118,6 +124,7 @@ def find_directory(root: Path) -> Path:
         raise StartupError(
             f"GPTJ_MODEL_DIR={root}: no model there, nor in its sub-folders ({MAX_DEPTH} levels); "
             f"expected a directory with {CONFIG} and one of {', '.join(checkpoint_files.NAMES)}"
+            f"{mount_hint(root)}"
         )
     if len(candidates) > 1:
         listed = some([str(directory) for directory in candidates])

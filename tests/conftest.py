@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from harness import Server, serving
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    """A server with the demo model and room for batches of four."""
-    with serving(GPTJ_MAX_BATCH_SIZE="4") as running:
+@pytest.fixture(scope="session", params=["mms", "http"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server with the demo model and room for batches of four, once with each front: same answers."""
+    with serving(GPTJ_FRONT=request.param, GPTJ_MAX_BATCH_SIZE="4") as running:
         yield running

@@ -112,6 +112,7 @@ class Server(Client):
 
     def __init__(self, module: str = "gptj_serve", **env: str) -> None:
         self.port = free_port()
+        self.front = env.get("GPTJ_FRONT", "mms")
         clean = {
             key: value for key, value in os.environ.items() if not key.startswith(("GPTJ_", "SAGEMAKER_"))
         }

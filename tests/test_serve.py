@@ -139,6 +139,8 @@ BAD_REQUESTS = [
 def test_a_bad_request_gets_an_error_and_the_next_good_one_works(
     server: Server, body: bytes, content_type: str, status: int, says: str
 ) -> None:
+    if says == "stream" and server.front == "http":
+        pytest.skip("this front streams")
     answer = server.post(body, content_type)
     assert answer.status == status, answer.body[:500]
     assert set(answer.json) == {"error", "error_type", "request_id"}
@@ -150,7 +152,7 @@ def test_a_bad_request_gets_an_error_and_the_next_good_one_works(
 
 def test_a_bad_neighbour_touches_nobody(server: Server) -> None:
     alone = server.generate(PROMPTS[0], max_new_tokens=20).text
-    bad = [case[:2] for case in BAD_REQUESTS]
+    bad = [case[:2] for case in BAD_REQUESTS if case[3] != "stream"]
     with ThreadPoolExecutor(8) as pool:
         good = [pool.submit(server.generate, PROMPTS[0], max_new_tokens=20) for _ in range(8)]
         errors = [pool.submit(server.post, *case) for case in bad]

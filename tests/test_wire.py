@@ -5,7 +5,15 @@ import json
 import pytest
 
 from gptj_serve import errors, wire
-from gptj_serve.request import EndEvent, GenerationRequest, ModelInfo, SamplingParams, Timings, TokenEvent
+from gptj_serve.request import (
+    EndEvent,
+    EngineStats,
+    GenerationRequest,
+    ModelInfo,
+    SamplingParams,
+    Timings,
+    TokenEvent,
+)
 
 REQUEST = GenerationRequest(
     "a/0",
@@ -78,3 +86,18 @@ def test_request_bodies_name_the_kind_and_the_request() -> None:
         "error_type": "validation",
         "request_id": "id-1",
     }
+
+
+def test_what_openais_schema_needs_survives() -> None:
+    sampling = SamplingParams(
+        5, presence_penalty=0.5, frequency_penalty=-1.0, logit_bias=((3, 1.5), (4, -2.0))
+    )
+    request = GenerationRequest("a", (1, 2), sampling, logprobs=True, num_top_logprobs=2)
+    assert GenerationRequest.from_wire(json.loads(json.dumps(request.to_wire()))) == request
+    token = TokenEvent("a", 3, -0.5, ((3, -0.5), (4, -1.5)))
+    assert wire.read_events(wire.read(wire.events([token]))) == [token]
+
+
+def test_statistics_survive() -> None:
+    stats = EngineStats(num_waiting=1, step_age_s=0.25, cache_capacity_tokens=2048, is_draining=True)
+    assert wire.read_stats(wire.read(wire.stats(stats))) == stats

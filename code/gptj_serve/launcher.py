@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import gptj_serve
 from gptj_serve import logs, run_dir
@@ -25,6 +26,7 @@ from gptj_serve.errors import StartupError
 from gptj_serve.ports import check_port_is_free
 from gptj_serve.request import ModelInfo
 from gptj_serve.serving import mms
+from gptj_serve.serving.http import front as http_front
 from gptj_serve.serving.text import Tokenizer
 from gptj_serve.settings import Settings
 
@@ -55,6 +57,7 @@ class Launcher:
         self._env = env
         self._driver = driver
         self._directory = directory
+        self._front: Any = http_front if settings.front == "http" else mms
         self._children = Children()
         self._started_s = time.monotonic()
 
@@ -66,7 +69,7 @@ class Launcher:
         """
         # cheap, and better known before minutes of loading
         check_port_is_free(self._settings.host, self._settings.port)
-        mms.find_java(self._env)
+        self._front.check(self._env)
         Tokenizer.load(find_directory(self._settings.model_dir))
         engine: Child | None = None
         try:
@@ -75,7 +78,7 @@ class Launcher:
             seconds = round(time.monotonic() - self._started_s, 3)
             fields = {"event": "ready", "seconds": seconds, "engine": info.engine}
             logger.info("ready on port %d", self._settings.port, extra={"fields": fields})
-            while not mms.has_lost_its_workers(self._directory):
+            while not self._front.has_lost_its_workers(self._directory):
                 self._children.wait(WATCH_INTERVAL_S)
             logger.error("the front lost its workers", extra={"fields": {"event": "child_died"}})
             return EXIT_FRONT_DIED
@@ -118,14 +121,14 @@ class Launcher:
         return None
 
     def _start_front(self, info: ModelInfo) -> None:
-        command, env = mms.prepare(self._settings, info, self._directory, self._env)
+        command, env = self._front.prepare(self._settings, info, self._directory, self._env)
         self._children.start("front", command, env)
         give_up_s = time.monotonic() + FRONT_START_TIMEOUT_S
-        while not mms.is_listening(self._settings):
+        while not self._front.is_listening(self._settings):
             self._children.wait(0.05)
             if time.monotonic() > give_up_s:
                 raise StartupError(f"the front did not answer within {FRONT_START_TIMEOUT_S:g} s")
-        mms.warm_up(self._settings, info, self._directory, lambda: self._children.wait(0))
+        self._front.warm_up(self._settings, info, self._directory, lambda: self._children.wait(0))
 
     def _drain(self, engine: Child | None) -> int:
         """Let the engine finish what it has; a second signal ends that. Returns the exit code."""

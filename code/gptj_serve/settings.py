@@ -6,6 +6,7 @@ A name that starts with ``GPTJ_`` and is none of ours, or a value outside its ra
 
 import difflib
 import ipaddress
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import TypeVar
 from gptj_serve.errors import StartupError
 
 ENGINES = ("auto", "hf", "deepspeed")
-FRONTS = ("mms",)
+FRONTS = ("mms", "http")
+PAGE = ("auto", "on", "off")
 DEFAULT_MODEL_DIR = Path("/opt/ml/model")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -37,6 +39,11 @@ class Settings:
             worker, 0..100000.
         batch_wait_ms: After a batch of several, how long waiting requests wait for company.
         request_timeout_s: A request's time, from when a worker of the front takes it to the answer.
+        stream_timeout_s: The same for a request whose answer is streamed.
+        stall_timeout_s: The HTTP front is not healthy when the engine has made no step for so long while
+            work is waiting.
+        page: Whether the HTTP front serves a page to try it.
+        cors_origins: Web origins whose pages may call the HTTP front; "*" is any.
         drain_timeout_s: After SIGTERM, how long running requests may go on.
         max_payload_mb: Largest request body.
         num_workers: Worker processes of the multi-model-server front.
@@ -54,6 +61,10 @@ class Settings:
     max_queue: int
     batch_wait_ms: int
     request_timeout_s: float
+    stream_timeout_s: float
+    stall_timeout_s: float
+    page: bool
+    cors_origins: tuple[str, ...]
     drain_timeout_s: float
     max_payload_mb: int
     num_workers: int | None
@@ -90,6 +101,10 @@ class Settings:
             max_queue=_read(env, "GPTJ_MAX_QUEUE", 128, _integer(0, 100_000)),
             batch_wait_ms=_read(env, "GPTJ_BATCH_WAIT_MS", 5, _integer(0, 1000)),
             request_timeout_s=request_timeout_s,
+            stream_timeout_s=_read(env, "GPTJ_STREAM_TIMEOUT_S", 470.0, _number(0.1, 3600)),
+            stall_timeout_s=_read(env, "GPTJ_STALL_TIMEOUT_S", 60.0, _number(1, 3600)),
+            page=_page(env),
+            cors_origins=_read(env, "GPTJ_CORS_ORIGINS", (), _origins),
             drain_timeout_s=_read(env, "GPTJ_DRAIN_TIMEOUT_S", 25.0, _number(0, 3600)),
             max_payload_mb=_read(env, "SAGEMAKER_MAX_PAYLOAD_IN_MB", 6, _integer(1, 100)),
             num_workers=_read(env, "SAGEMAKER_MODEL_SERVER_WORKERS", None, _auto_or(_integer(1, 256))),
@@ -109,10 +124,29 @@ KEYS = (
     "GPTJ_MAX_QUEUE",
     "GPTJ_BATCH_WAIT_MS",
     "GPTJ_REQUEST_TIMEOUT_S",
+    "GPTJ_STREAM_TIMEOUT_S",
+    "GPTJ_STALL_TIMEOUT_S",
+    "GPTJ_PAGE",
+    "GPTJ_CORS_ORIGINS",
     "GPTJ_DRAIN_TIMEOUT_S",
     "GPTJ_LOG_LEVEL",
 )
 """Every ``GPTJ_*`` name there is."""
+
+
+def _page(env: Mapping[str, str]) -> bool:
+    asked = _read(env, "GPTJ_PAGE", "auto", _one_of(PAGE))
+    # SageMaker gives its containers credentials; nobody could reach the page there
+    inside_sagemaker = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI" in env
+    return not inside_sagemaker if asked == "auto" else asked == "on"
+
+
+def _origins(raw: str) -> tuple[str, ...]:
+    origins = tuple(part.strip() for part in raw.split(","))
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise ValueError("must be * or origins such as https://example.com, with commas between them")
+    return origins
 
 
 def _request_timeout(env: Mapping[str, str], worker_timeout_s: int | None) -> float:

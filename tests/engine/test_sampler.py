@@ -379,3 +379,42 @@ def test_warm_up_uses_every_filter(monkeypatch: pytest.MonkeyPatch) -> None:
     defaults = SamplingParams(1)
     filters = ("temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "min_new_tokens")
     assert [name for name in filters if getattr(full, name) == getattr(defaults, name)] == []
+
+
+def test_openais_additions_change_the_rows_that_ask_alone() -> None:
+    logits = random_logits(4, seed=11)
+    asked = {"presence_penalty": 0.5, "frequency_penalty": -0.25, "logit_bias": ((5, 3.0), (9, -100.0))}
+    rows = [
+        row(),
+        row(generated_ids=(5, 5, 8), **asked),
+        row(generated_ids=(1,), presence_penalty=2.0),
+        row(),
+    ]
+    expected = logits.clone()
+    expected[1, 5] += 3.0 - 0.5 + 0.25 * 2
+    expected[1, 8] += -0.5 + 0.25
+    expected[1, 9] += -100.0
+    expected[2, 1] -= 2.0
+    torch.testing.assert_close(process_scores(logits.clone(), rows), expected)
+    chosen = sample(logits, rows)
+    assert [one.token_id for one in chosen if one] == expected.argmax(dim=-1).tolist()
+
+
+def test_a_bias_outside_the_vocabulary_is_ignored() -> None:
+    logits = random_logits(1, seed=12)
+    (chosen,) = sample(logits, [row(logit_bias=((VOCAB, 100.0), (VOCAB + 7, 100.0)))])
+    assert chosen is not None
+    assert chosen.token_id == int(logits.argmax())
+
+
+def test_the_likeliest_tokens_are_those_of_the_models_own_distribution() -> None:
+    logits = random_logits(3, seed=13)
+    asks = replace(row(logprobs=True, logit_bias=((5, 50.0),)), num_top_logprobs=4)
+    chosen = sample(logits, [asks, row(logprobs=True), None])
+    values, ids = logits.log_softmax(dim=-1).topk(4)
+    assert chosen[0] is not None
+    assert chosen[0].token_id == 5
+    assert [token_id for token_id, _ in chosen[0].top_logprobs] == ids[0].tolist()
+    assert [value for _, value in chosen[0].top_logprobs] == pytest.approx(values[0].tolist())
+    assert chosen[1] is not None
+    assert chosen[1].top_logprobs == ()

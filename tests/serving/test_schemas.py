@@ -63,6 +63,7 @@ def test_every_parameter_arrives() -> None:
     assert tgi(**EVERYTHING, stop_sequences=["a", "b"]) == expected
     assert guide(**EVERYTHING, stop=["a", "b"]) == expected
     assert tgi(stop="a").stop == ("a",)
+    assert tgi(frequency_penalty=-2) == Parameters(frequency_penalty=-2.0)
 
 
 def test_null_is_the_default() -> None:
@@ -107,6 +108,8 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     ("num_beams", 4, "cannot reorder"),
     ("best_of", 2, "not supported"),
     ("watermark", True, "not supported"),
+    ("frequency_penalty", 2.1, "from -2 to 2"),
+    ("frequency_penalty", -2.1, "from -2 to 2"),
     ("decoder_input_details", True, "not supported"),
     ("decoder_input_details", 0, "not supported"),
 ]
@@ -174,7 +177,12 @@ def test_two_names_for_the_stop_strings() -> None:
         ({}, "inputs: is missing"),
         ({"inputs": None}, "inputs: is missing"),
         ({"text": "a"}, "text_inputs"),
-        ({"prompt": "a", "max_tokens": 5}, "OpenAI.*inputs.*text_inputs.*text/plain"),
+        ({"messages": []}, "inputs: is missing.*text_inputs.*prompt.*text/plain"),
+        ({"inputs": ["a", "b"], "stream": True}, "inputs: has 2 prompts; must be one with stream=true"),
+        (
+            {"inputs": "a", "stream": True, "parameters": {"num_return_sequences": 2}},
+            "parameters.num_return_sequences=2: must be 1 with stream=true",
+        ),
         ({"inputs": 5}, "inputs=5"),
         ({"inputs": []}, "inputs: must not be an empty list"),
         ({"inputs": ["a", 5]}, r"inputs\[1\]=5"),
@@ -197,8 +205,9 @@ def test_wrong_shapes_are_refused_by_name(document: Any, named: str) -> None:
 
 
 def test_prompts_arrive_in_order() -> None:
-    ask = read({"inputs": ["a", "b"], "stream": True})
-    assert (ask.schema, ask.texts, ask.is_list, ask.stream) == ("tgi", ("a", "b"), True, True)
+    ask = read({"inputs": ["a", "b"], "stream": False})
+    assert (ask.schema, ask.texts, ask.is_list, ask.stream) == ("tgi", ("a", "b"), True, False)
+    assert read({"inputs": ["a"], "stream": True}).stream
     ask = read({"inputs": {"text_inputs": ["a"]}})
     assert (ask.schema, ask.texts, ask.is_list, ask.stream) == ("guide", ("a",), True, False)
     assert read({"inputs": {"text_inputs": "a"}}).is_list is False

@@ -250,7 +250,10 @@ def test_truncate_keeps_the_end() -> None:
             {"inputs": "a", "parameters": {"num_return_sequences": 5, "do_sample": True}},
             "parameters.num_return_sequences=5: must be a whole number from 1 to 4",
         ),
-        ({"inputs": "a", "stream": True}, "stream=true: this front sends whole answers only; must be false"),
+        (
+            {"inputs": "a", "stream": True},
+            "stream=true: must be false here; GPTJ_FRONT=http is the setting that streams",
+        ),
         ({"inputs": "a", "parameters": {"min_new_tokens": 6, "max_new_tokens": 5}}, "min_new_tokens=6"),
     ],
 )

@@ -63,8 +63,10 @@ def build_engine(settings: Settings, checkpoint: Checkpoint, socket_path: Path) 
         batch_wait_s=settings.batch_wait_ms / 1000,
     )
     server = EngineServer(socket_path, info)
+    engine = Engine(server, scheduler, StepLoop(scheduler, backend), settings.drain_timeout_s)
+    server.stats = engine.stats
     server.start()
-    return Engine(server, scheduler, StepLoop(scheduler, backend), settings.drain_timeout_s), info
+    return engine, info
 
 
 def _load(name: str, settings: Settings, checkpoint: Checkpoint, device: torch.device) -> Backend:

@@ -10,7 +10,7 @@ from gptj_serve.engine.scheduler import Event, StaticScheduler, Token
 from gptj_serve.engine.server import Abort, EngineServer, Gone, Message, Submit
 from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.errors import ServingError, Unavailable
-from gptj_serve.request import EndEvent, TokenEvent
+from gptj_serve.request import EndEvent, EngineStats, TokenEvent
 
 
 class Engine:
@@ -32,6 +32,26 @@ class Engine:
         self._drain_timeout_s = drain_timeout_s
         self._drain = False
         self._drain_by_s = float("inf")
+        self._num_steps = 0
+        self._moved_s = time.monotonic()
+
+    def stats(self) -> EngineStats:
+        """What the engine does now. For other threads too: it only reads, and figures may be a step apart."""
+        scheduler, counters = self._scheduler, self._scheduler.counters
+        return EngineStats(
+            num_waiting=scheduler.num_waiting,
+            num_running=scheduler.num_running,
+            num_steps=self._num_steps,
+            step_age_s=time.monotonic() - self._moved_s,
+            num_prompt_tokens=counters.prompt_tokens,
+            num_generated_tokens=counters.generated_tokens,
+            num_finished=counters.finished,
+            num_cancelled=counters.cancelled,
+            num_failed=counters.failed,
+            cache_tokens=scheduler.num_cache_tokens,
+            cache_capacity_tokens=scheduler.cache_capacity_tokens,
+            is_draining=self._drain,
+        )
 
     def drain(self) -> None:
         """Accept no more, finish what is there. May be called from a signal handler."""
@@ -49,7 +69,10 @@ class Engine:
             self._read_inbox(wait_s)
             if self._drain and self._is_drained():
                 return
+            self._moved_s = time.monotonic()
             events, wait = self._step_loop.step()
+            self._moved_s = time.monotonic()
+            self._num_steps += wait is None
             self._report(events)
             wait_s = 0.0 if wait is None else self._wait_s(wait.until_s)
 
@@ -102,7 +125,8 @@ class Engine:
         for event in events:
             connection, request_id = event.key
             if isinstance(event, Token):
-                by_connection[connection].append(TokenEvent(request_id, event.token_id, event.logprob))
+                token = TokenEvent(request_id, event.token_id, event.logprob, event.top_logprobs)
+                by_connection[connection].append(token)
             else:
                 by_connection[connection].append(
                     EndEvent(request_id, event.reason, event.error, event.timings)

@@ -1,8 +1,10 @@
 """Chooses the next token of every row, as Transformers' ``generate`` would.
 
-Order (that of ``GenerationMixin._get_logits_processor``): repetition penalty, no end of sequence
-before ``min_new_tokens``; then, when sampling, temperature, top-k, top-p, typical-p. Rows are worked
-on together, each filter on the rows that asked for it alone; one transfer brings all results back.
+Order: what OpenAI's API adds to logits (bias, presence and frequency penalties); then that of
+``GenerationMixin._get_logits_processor``: repetition penalty, no end of sequence before
+``min_new_tokens``; then, when sampling, temperature, top-k, top-p, typical-p. Rows are worked on
+together, each filter on the rows that asked for it alone; one transfer brings all results back (and a
+second one the likeliest tokens, if a row asks for them).
 
 A draw is the inverse of the cumulative distribution in the order of token ids, at a number that
 depends on the seed, the sequence and the position alone (`gptj_serve.engine.uniform`).
@@ -10,8 +12,9 @@ depends on the seed, the sequence and the position alone (`gptj_serve.engine.uni
 Shape suffixes: B rows of the batch, R rows picked out of it, V vocabulary, N scattered elements.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -33,6 +36,7 @@ class SamplerRow:
         generated_ids: What it has generated so far.
         eos_token_ids: Held back until ``min_new_tokens``; ids outside the vocabulary are ignored.
         logprobs: Report the token's log-probability.
+        num_top_logprobs: Report this many of the most likely tokens too; needs ``logprobs``.
     """
 
     sampling: SamplingParams
@@ -40,6 +44,17 @@ class SamplerRow:
     generated_ids: Sequence[int]
     eos_token_ids: Sequence[int]
     logprobs: bool
+    num_top_logprobs: int = 0
+
+    @property
+    def additions(self) -> dict[int, float]:
+        """What is added to the logits of single tokens."""
+        added = defaultdict(float, self.sampling.logit_bias)
+        presence, frequency = self.sampling.presence_penalty, self.sampling.frequency_penalty
+        if presence or frequency:
+            for token_id, count in Counter(self.generated_ids).items():
+                added[token_id] -= presence + frequency * count
+        return added
 
     @property
     def holds_back_eos(self) -> bool:
@@ -50,7 +65,14 @@ class SamplerRow:
     def is_plain_greedy(self) -> bool:
         """The token is the logits' own maximum."""
         sampling = self.sampling
-        return not (sampling.do_sample or sampling.repetition_penalty != 1.0 or self.holds_back_eos)
+        changes = (
+            sampling.do_sample
+            or sampling.repetition_penalty != 1.0
+            or sampling.presence_penalty
+            or sampling.frequency_penalty
+            or sampling.logit_bias
+        )
+        return not (changes or self.holds_back_eos)
 
 
 @torch.inference_mode()
@@ -73,9 +95,12 @@ def sample(logits_BV: torch.Tensor, rows: Sequence[SamplerRow | None]) -> list[S
         raise ValueError(f"{len(rows)} rows for logits of shape {tuple(logits_BV.shape)}")
     with batch_errors("choosing the next tokens"):
         ids_B, is_finite_B, logprobs_B = _choose(logits_BV, rows).tolist()
+        top_B = _top_logprobs(logits_BV, rows)
     return [
-        None if row is None else _result(row, int(token_id), is_finite == 1.0, logprob)
-        for row, token_id, is_finite, logprob in zip(rows, ids_B, is_finite_B, logprobs_B, strict=True)
+        None if row is None else _result(row, int(token_id), is_finite == 1.0, logprob, top)
+        for row, token_id, is_finite, logprob, top in zip(
+            rows, ids_B, is_finite_B, logprobs_B, top_B, strict=True
+        )
     ]
 
 
@@ -87,19 +112,47 @@ def warm_up(device: torch.device, limits: BackendLimits) -> None:
         limits: How many there will be.
     """
     everything = SamplingParams(
-        2, 1, do_sample=True, temperature=0.9, top_k=5, top_p=0.9, typical_p=0.9, repetition_penalty=1.1
+        2,
+        1,
+        do_sample=True,
+        temperature=0.9,
+        top_k=5,
+        top_p=0.9,
+        typical_p=0.9,
+        repetition_penalty=1.1,
+        logit_bias=((0, 1.0),),
     )
     for num_rows in {1, limits.max_batch_size}:
         logits_BV = torch.randn(num_rows, limits.vocab_size, device=device)
         for sampling in (SamplingParams(1), everything):
             row = SamplerRow(sampling, prompt_ids=(0,), generated_ids=(), eos_token_ids=(0,), logprobs=True)
+            row = replace(row, num_top_logprobs=2)
             sample(logits_BV, [row] * num_rows)
 
 
-def _result(row: SamplerRow, token_id: int, is_finite: bool, logprob: float) -> Sampled:
+Top = tuple[tuple[int, float], ...]
+
+
+def _result(row: SamplerRow, token_id: int, is_finite: bool, logprob: float, top: Top) -> Sampled:
     if not is_finite:
         return Sampled(error=InternalError("the logits of the next token are not finite numbers"))
-    return Sampled(token_id, logprob if row.logprobs else None)
+    return Sampled(token_id, logprob if row.logprobs else None, top_logprobs=top)
+
+
+def _top_logprobs(logits_BV: torch.Tensor, rows: Sequence[SamplerRow | None]) -> list[Top]:
+    """The most likely tokens of each row that asks for them, the likeliest first."""
+    wanted = [row.num_top_logprobs if row is not None else 0 for row in rows]
+    if not any(wanted):
+        return [()] * len(rows)
+    num_top = min(max(wanted), logits_BV.shape[1])
+    values_BK, ids_BK = logits_BV.float().log_softmax(dim=-1).topk(num_top, dim=-1)
+    values, ids = torch.stack([values_BK.double(), ids_BK.double()]).tolist()
+    return [
+        tuple(
+            (int(token_id), value) for token_id, value in list(zip(ids[b], values[b], strict=True))[:number]
+        )
+        for b, number in enumerate(wanted)
+    ]
 
 
 def _choose(logits_BV: torch.Tensor, rows: Sequence[SamplerRow | None]) -> torch.Tensor:
@@ -145,6 +198,7 @@ def process_scores(scores_RV: torch.Tensor, rows: Sequence[SamplerRow]) -> torch
     Returns:
         float32 scores, -inf where a token cannot be chosen.
     """
+    _add(scores_RV, rows)
     _penalise_repetition(scores_RV, rows)
     _hold_back_eos(scores_RV, rows)
     for apply_filter, value in _FILTERS:
@@ -154,6 +208,21 @@ def process_scores(scores_RV: torch.Tensor, rows: Sequence[SamplerRow]) -> torch
             index_F = torch.tensor(list(wanted), device=scores_RV.device)
             scores_RV[index_F] = apply_filter(scores_RV[index_F], list(wanted.values()))
     return scores_RV
+
+
+def _add(scores_RV: torch.Tensor, rows: Sequence[SamplerRow]) -> None:
+    places = [
+        (r, token_id, value)
+        for r, row in enumerate(rows)
+        for token_id, value in row.additions.items()
+        if 0 <= token_id < scores_RV.shape[1]
+    ]
+    if places:
+        row_N, id_N, value_N = zip(*places, strict=True)
+        index_2N = torch.tensor((row_N, id_N), device=scores_RV.device)
+        scores_RV[index_2N[0], index_2N[1]] += torch.tensor(
+            value_N, dtype=scores_RV.dtype, device=scores_RV.device
+        )
 
 
 def _penalise_repetition(scores_RV: torch.Tensor, rows: Sequence[SamplerRow]) -> None:

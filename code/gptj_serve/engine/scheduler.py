@@ -47,6 +47,17 @@ class Running:
         return Timings(self.started_s - self.arrived_s, first_s - self.arrived_s, now_s - self.arrived_s)
 
 
+@dataclass(slots=True)
+class Counters:
+    """What the scheduler has done since it was made; sequences, but for the tokens."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Prefill:
     """Start a batch with these rows."""
@@ -75,6 +86,7 @@ class Sampled:
     token_id: int = 0
     logprob: float | None = None
     error: ServingError | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,7 @@ class Token:
     key: Key
     token_id: int
     logprob: float | None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +138,7 @@ class StaticScheduler:
         self._rows: list[Running | None] = []
         self._company_until_s = float("-inf")
         self._closed = False
+        self.counters = Counters()
 
     @property
     def num_waiting(self) -> int:
@@ -140,6 +154,18 @@ class StaticScheduler:
     def is_idle(self) -> bool:
         """Nothing waits and nothing runs."""
         return not self._waiting and not self.num_running
+
+    @property
+    def cache_capacity_tokens(self) -> int:
+        """Columns times rows of the largest batch."""
+        return self._max_batch_size * self._max_context
+
+    @property
+    def num_cache_tokens(self) -> int:
+        """Columns times rows of the running batch, padding included."""
+        rows = self._rows
+        lengths = [len(row.request.prompt_ids) + len(row.generated_ids) for row in rows if row is not None]
+        return len(rows) * max(lengths, default=0)
 
     def held_keys(self) -> list[Key]:
         """The keys of all sequences held."""
@@ -220,6 +246,7 @@ class StaticScheduler:
         batch = self._take_batch()
         for running in batch:
             running.started_s = now_s
+            self.counters.prompt_tokens += len(running.request.prompt_ids)
         self._rows = list(batch)
         return Prefill(tuple(batch))
 
@@ -268,7 +295,8 @@ class StaticScheduler:
         if running.first_token_s is None:
             running.first_token_s = now_s
         running.generated_ids.append(choice.token_id)
-        token = Token(running.key, choice.token_id, choice.logprob)
+        self.counters.generated_tokens += 1
+        token = Token(running.key, choice.token_id, choice.logprob, choice.top_logprobs)
         if choice.token_id in running.request.eos_token_ids:
             return [token, self._end(running, "eos_token", None, now_s)]
         if len(running.generated_ids) >= running.request.sampling.max_new_tokens:
@@ -290,7 +318,16 @@ class StaticScheduler:
             self._rows[self._rows.index(running)] = None
             if not self.num_running and (len(self._rows) > 1 or self._waiting):
                 self._company_until_s = now_s + self._batch_wait_s
+        self._count_end(reason)
         return Ended(running.key, reason, error, running.timings(now_s))
+
+    def _count_end(self, reason: str) -> None:
+        if reason == "cancelled":
+            self.counters.cancelled += 1
+        elif reason == "failed":
+            self.counters.failed += 1
+        else:
+            self.counters.finished += 1
 
 
 def _may_share(first: Running, other: Running) -> bool:

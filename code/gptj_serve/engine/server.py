@@ -9,12 +9,13 @@ import itertools
 import logging
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gptj_serve import wire
-from gptj_serve.request import GenerationRequest, ModelInfo
+from gptj_serve.request import EngineStats, GenerationRequest, ModelInfo
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +63,13 @@ class EngineServer:
     def __init__(self, socket_path: Path, info: ModelInfo) -> None:
         self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._socket_path = socket_path
+        self.stats: Callable[[], EngineStats] = EngineStats
+        """Asked, in the socket's thread, for what watching fronts are told."""
         self._info = info
         self._numbers = itertools.count()
         self._writers: dict[int, asyncio.StreamWriter] = {}
+        self._watches: set[asyncio.Task[None]] = set()
+        self._listener: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine-socket", daemon=True)
 
@@ -72,7 +77,7 @@ class EngineServer:
         """Listen. Raises OSError if the socket cannot be made."""
         self._thread.start()
         start = asyncio.start_unix_server(self._serve, str(self._socket_path), limit=wire.MAX_LINE_BYTES)
-        asyncio.run_coroutine_threadsafe(start, self._loop).result()
+        self._listener = asyncio.run_coroutine_threadsafe(start, self._loop).result()
 
     def send(self, lines: Mapping[int, bytes]) -> None:
         """Queue one line each for the given connections; those that have gone are ignored."""
@@ -83,6 +88,7 @@ class EngineServer:
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(timeout=5)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
+        self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = next(self._numbers)
@@ -90,13 +96,22 @@ class EngineServer:
         writer.write(wire.hello(self._info))
         try:
             while line := await reader.readline():
-                self.inbox.put(_parse(connection, line))
+                message = wire.read(line)
+                if message["type"] == "watch":
+                    self._watches.add(self._loop.create_task(self._watch(writer)))
+                else:
+                    self.inbox.put(_parse(connection, message))
         except (ValueError, KeyError, TypeError, OSError) as error:
             logger.warning("a front's connection was cut: %s", type(error).__name__)
         finally:
             self._writers.pop(connection, None)
             self.inbox.put(Gone(connection))
             writer.close()
+
+    async def _watch(self, writer: asyncio.StreamWriter) -> None:
+        while not writer.is_closing():
+            writer.write(wire.stats(self.stats()))
+            await asyncio.sleep(wire.STATS_INTERVAL_S)
 
     def _write(self, lines: dict[int, bytes]) -> None:
         for connection, line in lines.items():
@@ -109,6 +124,11 @@ class EngineServer:
                 writer.transport.abort()
 
     async def _close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
         for writer in list(self._writers.values()):
             with contextlib.suppress(OSError, asyncio.TimeoutError):
                 await asyncio.wait_for(writer.drain(), timeout=1)
@@ -116,8 +136,7 @@ class EngineServer:
         self._socket_path.unlink(missing_ok=True)
 
 
-def _parse(connection: int, line: bytes) -> Message:
-    message = wire.read(line)
+def _parse(connection: int, message: dict[str, Any]) -> Message:
     if message["type"] == "submit":
         return Submit(connection, tuple(GenerationRequest.from_wire(one) for one in message["requests"]))
     if message["type"] == "abort":

@@ -80,4 +80,5 @@ def _sampler_row(running: Running | None) -> SamplerRow | None:
         generated_ids=running.generated_ids,
         eos_token_ids=running.request.eos_token_ids,
         logprobs=running.request.logprobs,
+        num_top_logprobs=running.request.num_top_logprobs,
     )

@@ -1,9 +1,10 @@
 """What one HTTP request asks for, before and after its prompts are tokenised."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from gptj_serve.request import GenerationRequest, SamplingParams
+from gptj_serve.serving.generation import Answer
 from gptj_serve.serving.parameters import Parameters
 
 
@@ -87,6 +88,17 @@ class Call:
         """Tokens of all prompts together."""
         return sum(len(prompt.token_ids) for prompt in self.prompts)
 
+    def choose(self, candidates: Sequence[Answer]) -> tuple[Answer, ...]:
+        """The answers: of each prompt's candidates the most likely ones, by mean log-probability a token."""
+        wanted, each = self.parameters.num_return_sequences, self.parameters.num_candidates
+        if wanted == each:
+            return tuple(candidates)
+        chosen: list[Answer] = []
+        for first in range(0, len(candidates), each):
+            group = candidates[first : first + each]
+            chosen += sorted(group, key=_mean_logprob, reverse=True)[:wanted]
+        return tuple(chosen)
+
     def requests(self, request_id: str, timeout_s: float) -> Iterator[GenerationRequest]:
         """The engine's requests, all answers of the first prompt first.
 
@@ -106,3 +118,7 @@ class Call:
                     timeout_s=timeout_s,
                     reproducible=self.parameters.do_sample and self.parameters.seed is not None,
                 )
+
+
+def _mean_logprob(answer: Answer) -> float:
+    return answer.mean_logprob if answer.mean_logprob is not None else float("-inf")

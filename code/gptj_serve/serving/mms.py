@@ -77,6 +77,11 @@ def prepare(
     return command, _worker_env(env, directory, home)
 
 
+def check(env: Mapping[str, str]) -> None:
+    """What would fail later. Raises StartupError without a Java runtime."""
+    find_java(env)
+
+
 def is_listening(settings: Settings) -> bool:
     """The server answers ``GET /ping``. It does so before its workers are up: `warm_up` waits for them."""
     connection = _connect(settings, timeout_s=1)

@@ -17,7 +17,7 @@ from typing import Any
 from sagemaker_inference.transformer import Transformer
 
 from gptj_serve import logs, run_dir
-from gptj_serve.serving import mms
+from gptj_serve.serving import mms, schemas
 from gptj_serve.serving.call import Call
 from gptj_serve.serving.service import ErrorAnswer
 from gptj_serve.settings import Settings
@@ -54,7 +54,8 @@ class GptjTransformer(Transformer):  # type: ignore[misc]
             body, content_type = self._run(request, headers, about)
             answer = ErrorAnswer(200, body, content_type, {})
         except Exception as error:
-            answer = self._model.render_error(error, about.request_id, about.call)
+            schema = schemas.guess(bytes(request.get("body") or b""))
+            answer = self._model.render_error(error, about.request_id, about.call, schema)
         context.set_response_status(code=answer.status, phrase=_reason(answer.status), idx=index)
         context.set_response_content_type(index, answer.content_type)
         for name, value in answer.headers.items():

@@ -41,6 +41,8 @@ class Parameters:
         truncate: Keep this many tokens of the prompt's end.
         details: Report tokens, log-probabilities, counts and the seed.
         num_top_logprobs: Report this many of the most likely tokens beside each token; needs ``details``.
+        include_usage: End a stream with the counts of tokens.
+        names: What the client's schema calls our fields, where it has other names; for errors.
     """
 
     max_new_tokens: int | None = None
@@ -64,6 +66,8 @@ class Parameters:
     truncate: int | None = None
     details: bool = False
     num_top_logprobs: int = 0
+    include_usage: bool = False
+    names: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_candidates(self) -> int:
@@ -74,13 +78,24 @@ class Parameters:
         """Check what depends on the engine or on several fields.
 
         Raises:
-            BadRequest: More answers a prompt than the engine's batch holds, or than greedy search has.
+            BadRequest: More answers a prompt than the engine's batch holds, or than greedy search has; a
+                bias for a token that the model does not have.
         """
-        name = f"{where}.num_return_sequences={self.num_return_sequences}"
+        name = f"{where}.{self._called('num_return_sequences')}={self.num_return_sequences}"
         if self.num_return_sequences > info.max_batch_size:
             raise BadRequest(f"{name}: must be a whole number from 1 to {info.max_batch_size}")
         if self.num_return_sequences > 1 and not self.do_sample:
             raise BadRequest(f"{name}: must be 1 without do_sample (all answers would be the same)")
+        if self.best_of is not None and self.best_of > info.max_batch_size:
+            raise BadRequest(
+                f"{where}.best_of={self.best_of}: must be a whole number from 1 to {info.max_batch_size}"
+            )
+        for token_id, _ in self.logit_bias:
+            if token_id >= info.vocab_size:
+                raise BadRequest(
+                    f"{where}.logit_bias: has token id {token_id}, and the model knows ids below"
+                    f" {info.vocab_size}"
+                )
 
     def sampling(self, num_prompt_tokens: int, info: ModelInfo, seed: int, where: str) -> SamplingParams:
         """How one prompt's tokens are chosen.
@@ -130,20 +145,32 @@ class Parameters:
                 f" tokens; must be at least {num_prompt_tokens + 1}"
             )
         if num_prompt_tokens + max_new_tokens > max_context:
-            raise too_long(where, str(num_prompt_tokens), max_new_tokens, max_context)
+            raise too_long(where, str(num_prompt_tokens), max_new_tokens, max_context, self.names)
         if min_new_tokens > max_new_tokens:
-            raise BadRequest(
-                f"min_new_tokens={min_new_tokens}: must be at most max_new_tokens, which is {max_new_tokens}"
-            )
+            low, high = self._called("min_new_tokens"), self._called("max_new_tokens")
+            raise BadRequest(f"{low}={min_new_tokens}: must be at most {high}, which is {max_new_tokens}")
         return max_new_tokens, min_new_tokens
 
+    def _called(self, name: str) -> str:
+        return self.names.get(name, name)
 
-def too_long(where: str, num_prompt_tokens: str, max_new_tokens: int, max_context: int) -> BadRequest:
-    """The error for a prompt that does not fit."""
+
+def too_long(
+    where: str,
+    num_prompt_tokens: str,
+    max_new_tokens: int,
+    max_context: int,
+    names: Mapping[str, str] | None = None,
+) -> BadRequest:
+    """The error for a prompt that does not fit; for ``names`` see `Parameters`."""
+    # schemas with names of their own cannot truncate
+    ways = "or ask for fewer new tokens"
+    if not names:
+        ways = "ask for fewer new tokens, or let truncate keep fewer of the prompt's tokens"
+    max_name = (names or {}).get("max_new_tokens", "max_new_tokens")
     return BadRequest(
-        f"{where}: {num_prompt_tokens} prompt tokens and max_new_tokens={max_new_tokens} do not fit"
-        f" the context of {max_context} tokens; shorten the prompt, ask for fewer new tokens, or let truncate"
-        " keep fewer of the prompt's tokens"
+        f"{where}: {num_prompt_tokens} prompt tokens and {max_name}={max_new_tokens} do not fit"
+        f" the context of {max_context} tokens; shorten the prompt, {ways}"
     )
 
 
@@ -205,6 +232,13 @@ def check_text(text: str) -> str:
 
 def anything(value: Any) -> Any:
     """For a field that is checked elsewhere."""
+    return value
+
+
+def string(value: Any) -> str:
+    """Check for a string, however long."""
+    if not isinstance(value, str):
+        raise ValueError("must be a string")
     return value
 
 

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from gptj_serve.errors import BadRequest, DeadlinePassed, InternalError, Overloaded, ServingError
 from gptj_serve.request import EndEvent, GenerationRequest, ModelInfo, TokenEvent
@@ -26,13 +26,17 @@ logger = logging.getLogger(__name__)
 MAX_SEQUENCES = 64
 
 
-class Client(Protocol):
-    """What the service needs of a connection to the engine."""
+class KnowsEngine(Protocol):
+    """What the service needs of a connection to the engine for all but `Service.run`."""
 
     @property
     def info(self) -> ModelInfo:
         """What runs in the engine; raises `ServingError` when it is gone."""
         ...
+
+
+class Client(KnowsEngine, Protocol):
+    """What `Service.run` needs of it."""
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[TokenEvent | EndEvent]:
         """Run the sequences of one call; ends when each had its `EndEvent`.
@@ -55,12 +59,24 @@ class Result:
         answers: All answers of the first prompt first.
         queue_s: The longest wait in the engine's queue; None when stop strings ended every sequence.
         first_token_s: From arrival to the first token.
+        total_s: From arrival to the last token.
+        num_generated_tokens: Of all sequences, those included that ``best_of`` did not choose.
     """
 
     request_id: str
     answers: tuple[Answer, ...]
     queue_s: float | None
     first_token_s: float | None
+    total_s: float = 0.0
+    num_generated_tokens: int = 0
+
+    @property
+    def time_per_token_s(self) -> float | None:
+        """Between the tokens of the longest answer; None if it has one token or the time is not known."""
+        longest = max((answer.num_tokens for answer in self.answers), default=0)
+        if self.first_token_s is None or longest < 2:
+            return None
+        return (self.total_s - self.first_token_s) / (longest - 1)
 
 
 class ErrorAnswer(NamedTuple):
@@ -76,7 +92,7 @@ class Service:
     """Text in, text out.
 
     Args:
-        client: The engine.
+        client: The engine; a `Client` if `run` is to be called.
         tokenizer: The model's.
         max_payload_bytes: Largest body.
         request_timeout_s: Seconds from arrival to answer.
@@ -87,7 +103,7 @@ class Service:
 
     def __init__(
         self,
-        client: Client,
+        client: KnowsEngine,
         tokenizer: Tokenizer,
         max_payload_bytes: int,
         request_timeout_s: float,
@@ -115,9 +131,21 @@ class Service:
             ServingError: The body is wrong (400, 413, 415), or the engine is gone (503).
         """
         arrived_s = self._clock()
-        ask = schemas.read(data, content_type, self._max_payload_bytes)
+        return self.check(schemas.read(data, content_type, self._max_payload_bytes), arrived_s, accept)
+
+    def check(self, ask: Ask, arrived_s: float, accept: str | None = None) -> Call:
+        """Check what a body says against the model; nothing has reached the engine yet.
+
+        Args:
+            ask: The body, read.
+            arrived_s: When it came, on the service's clock.
+            accept: The ``Accept`` header.
+
+        Raises:
+            ServingError: 400, or 503 if the engine is gone.
+        """
         if ask.stream and not self._streaming:
-            raise BadRequest("stream=true: this front sends whole answers only; must be false")
+            raise BadRequest("stream=true: must be false here; GPTJ_FRONT=http is the setting that streams")
         info = self._client.info
         ask.parameters.check_against(info, ask.parameters_field)
         self._check_num_sequences(ask)
@@ -132,19 +160,21 @@ class Service:
             arrived_s=arrived_s,
         )
 
-    def start(self, call: Call, request_id: str) -> Generation:
+    def start(self, call: Call, request_id: str, limit_s: float | None = None) -> Generation:
         """What to ask the engine, and where its events go.
 
         Args:
             call: A parsed body.
             request_id: Unique among the calls that run on one engine connection.
+            limit_s: Seconds from arrival to answer; None is the service's own limit.
 
         Raises:
             DeadlinePassed: No time is left.
         """
-        timeout_s = self._request_timeout_s - (self._clock() - call.arrived_s)
+        limit_s = self._request_timeout_s if limit_s is None else limit_s
+        timeout_s = limit_s - (self._clock() - call.arrived_s)
         if timeout_s <= 0:
-            raise DeadlinePassed(f"no answer within {self._request_timeout_s:g} s")
+            raise DeadlinePassed(f"no answer within {limit_s:g} s")
         requests = tuple(call.requests(request_id, timeout_s))
         assemblers = [
             SequenceAssembler(
@@ -166,46 +196,81 @@ class Service:
         """
         generation = self.start(call, request_id)
         first_token_s = None
-        events = self._client.generate(generation.requests)
+        client = cast(Client, self._client)
+        events = client.generate(generation.requests)
         try:
             for event in events:
                 if first_token_s is None and isinstance(event, TokenEvent):
                     first_token_s = self._clock() - call.arrived_s
                 if generation.push(event).stop_found:
-                    self._client.abort(event.request_id)
+                    client.abort(event.request_id)
                 if generation.done:
                     # an aborted sequence's end need not be waited for
                     break
         finally:
             if isinstance(events, Generator):
                 events.close()
-        return Result(request_id, generation.answers(), generation.queue_s, first_token_s)
+        return self.result(call, request_id, generation, first_token_s)
+
+    def result(
+        self, call: Call, request_id: str, generation: Generation, first_token_s: float | None
+    ) -> Result:
+        """What a call gave whose every sequence has ended, now.
+
+        Args:
+            call: The parsed body.
+            request_id: As for `start`.
+            generation: What `start` gave, with all events pushed.
+            first_token_s: From arrival to the first token.
+        """
+        candidates = generation.answers()
+        return Result(
+            request_id=request_id,
+            answers=call.choose(candidates),
+            queue_s=generation.queue_s,
+            first_token_s=first_token_s,
+            total_s=self._clock() - call.arrived_s,
+            num_generated_tokens=sum(answer.num_tokens for answer in candidates),
+        )
+
+    def now_s(self, call: Call) -> float:
+        """Seconds since a call arrived."""
+        return self._clock() - call.arrived_s
 
     def render(self, call: Call, result: Result) -> tuple[bytes, str]:
         """The answer's body and content type, in the schema that the client spoke. Logs the request."""
-        rendered = schemas.render(call, result.answers)
+        rendered = schemas.render(call, result.answers, result.request_id, result.num_generated_tokens)
+        self.log(call, result)
+        return rendered
+
+    def log(self, call: Call, result: Result) -> None:
+        """Log a request that was answered."""
         _log(
             call,
             self._clock(),
             request_id=result.request_id,
             status=200,
-            generated_tokens=sum(answer.num_tokens for answer in result.answers),
+            generated_tokens=result.num_generated_tokens,
             queue_s=result.queue_s,
             first_token_s=result.first_token_s,
             finish_reasons=[answer.finish_reason for answer in result.answers],
         )
-        return rendered
 
-    def render_error(self, error: Exception, request_id: str, call: Call | None = None) -> ErrorAnswer:
+    def render_error(
+        self, error: Exception, request_id: str, call: Call | None = None, schema: str | None = None
+    ) -> ErrorAnswer:
         """`render_error` on the service's clock."""
-        return render_error(error, request_id, call, self._clock)
+        return render_error(error, request_id, call, self._clock, schema)
 
     def _check_num_sequences(self, ask: Ask) -> None:
-        num_sequences = len(ask.texts) * ask.parameters.num_candidates
+        each = ask.parameters.num_candidates
+        num_sequences = len(ask.texts) * each
         if num_sequences > self._max_sequences:
+            name = "best_of" if ask.parameters.best_of else "num_return_sequences"
+            name = ask.parameters.names.get(name, name)
             raise BadRequest(
-                f"{ask.prompts_field}: {len(ask.texts)} prompts with num_return_sequences="
-                f"{ask.parameters.num_return_sequences} make {num_sequences} sequences;"
+                f"{ask.prompts_field}: {len(ask.texts)} prompts with {name}={each} make"
+                f" {num_sequences} sequences;"
                 f" one request has at most {self._max_sequences}"
             )
 
@@ -235,7 +300,8 @@ class Service:
         if ask.parameters.truncate is None and min_num_tokens >= info.max_context:
             # tokenising megabytes takes seconds, and would only tell by how much it is too long
             max_new_tokens = ask.parameters.max_new_tokens or 1
-            raise too_long(where, f"at least {min_num_tokens}", max_new_tokens, info.max_context)
+            too_many = f"at least {min_num_tokens}"
+            raise too_long(where, too_many, max_new_tokens, info.max_context, ask.parameters.names)
         token_ids = self._tokenizer.encode(text)
         _check_ids(token_ids, info, where)
         return token_ids
@@ -255,6 +321,7 @@ def render_error(
     request_id: str,
     call: Call | None = None,
     clock: Callable[[], float] = time.monotonic,
+    schema: str | None = None,
 ) -> ErrorAnswer:
     """An error's answer. Anything but a `ServingError` becomes a 500 that tells nothing. Logs the request.
 
@@ -263,6 +330,7 @@ def render_error(
         request_id: The call's.
         call: The parsed body, if it came that far.
         clock: The service's.
+        schema: What the client seems to speak, if the body was not parsed.
     """
     if not isinstance(error, ServingError):
         _log_unexpected(error, request_id)
@@ -272,7 +340,8 @@ def render_error(
     if retry_after_s is None and isinstance(error, Overloaded):
         retry_after_s = 1
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
-    return ErrorAnswer(error.status, json.dumps(error.to_body(request_id)).encode(), body.JSON, headers)
+    document = schemas.render_error(error, request_id, call.ask.schema if call else schema)
+    return ErrorAnswer(error.status, json.dumps(document).encode(), body.JSON, headers)
 
 
 def _log(call: Call | None, now_s: float, **fields: Any) -> None:

@@ -1,11 +1,12 @@
 """Hugging Face's schema: ``{"inputs": ..., "parameters": {...}}``, as TGI and the pipelines have it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from gptj_serve.errors import BadRequest
+from gptj_serve.errors import BadRequest, ServingError
 from gptj_serve.serving.call import Ask, Call, Prompt
-from gptj_serve.serving.generation import Answer
+from gptj_serve.serving.generation import Answer, Delta
 from gptj_serve.serving.parameters import (
     COMMON,
     Parameters,
@@ -17,15 +18,16 @@ from gptj_serve.serving.parameters import (
     read_fields,
     shown,
 )
+from gptj_serve.serving.schemas.streaming import event
 
 NAME = "tgi"
 
 _CHECKS = {
     **COMMON,
+    "frequency_penalty": number(-2, 2),
     # TGI's clients send these even where they change nothing
     "best_of": only(1),
     "decoder_input_details": only(False),
-    "frequency_penalty": number(0, 0),
     "grammar": only(None),
     "adapter_id": only(None),
     "top_n_tokens": only(0),
@@ -42,6 +44,8 @@ def read(document: dict[str, Any]) -> Ask:
     fields = read_fields(document, {"inputs": anything, "parameters": anything, "stream": boolean}, "body")
     texts, is_list = read_prompts(fields.get("inputs"), "inputs")
     parameters = join_stops(read_fields(fields.get("parameters"), _CHECKS, "parameters"), "parameters")
+    if fields.get("stream"):
+        _check_stream(len(texts), parameters.get("num_return_sequences", 1))
     return Ask(
         schema=NAME,
         texts=texts,
@@ -88,6 +92,89 @@ def grouped(call: Call, answers: Sequence[Answer]) -> list[list[dict[str, Any]]]
         [_entry(call, prompt, answer) for answer in answers[index * num_answers : (index + 1) * num_answers]]
         for index, prompt in enumerate(call.prompts)
     ]
+
+
+class Stream:
+    """TGI's stream of the one sequence of a call; see `StreamRenderer`.
+
+    Every token has an event, and the last one the whole answer. A token's ``text`` is what became final
+    with it, so the texts joined are the answer, whatever stop strings and split characters held back.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        (self._prompt,) = call.prompts
+        self._num_events = 0
+        self._num_tokens = 0
+        self._pieces: list[str] = []
+        self._held: Delta | None = None
+
+    def delta(self, delta: Delta) -> bytes:
+        """The event of a token or of the end."""
+        before = b""
+        if delta.token is not None:
+            self._num_tokens += 1
+        if self._held is not None:
+            if delta.token is None:
+                delta = replace(delta, text=self._held.text + delta.text, token=self._held.token)
+            else:
+                before = self._event(self._held)
+            self._held = None
+        if self._is_last(delta):
+            self._held = delta
+            return before
+        return before + self._event(delta)
+
+    def end(self, answers: tuple[Answer, ...]) -> bytes:  # noqa: ARG002 - `StreamRenderer` has it
+        """Nothing: the sequence's last event told everything."""
+        return b""
+
+    def error(self, error: ServingError, request_id: str) -> bytes:
+        """The event for an error after the first byte."""
+        return event(error.to_body(request_id))
+
+    def _is_last(self, delta: Delta) -> bool:
+        """Whether the end comes next. TGI's clients expect it in the last token's event, not after it."""
+        if delta.token is None or delta.finish_reason is not None:
+            return False
+        is_full = self._num_tokens >= self._prompt.sampling.max_new_tokens
+        return is_full or delta.token.token_id in self._call.eos_token_ids
+
+    def _event(self, delta: Delta) -> bytes:
+        token = delta.token
+        if token is None and not delta.text and delta.finish_reason is None:
+            return b""
+        self._num_events += 1
+        self._pieces.append(delta.text)
+        rendered = {
+            "id": token.token_id if token else 0,
+            "text": delta.text,
+            "logprob": token.logprob if token else None,
+            # clients skip the text of special tokens
+            "special": not delta.text and (token is None or token.special),
+        }
+        start = self._prompt.text if self._call.parameters.return_full_text else ""
+        text = details = None
+        if delta.finish_reason is not None:
+            text = start + "".join(self._pieces)
+            details = {
+                "finish_reason": delta.finish_reason,
+                "generated_tokens": self._num_tokens,
+                "input_length": len(self._prompt.token_ids),
+                "seed": self._prompt.seed,
+            }
+        return event(
+            {"index": self._num_events, "token": rendered, "generated_text": text, "details": details}
+        )
+
+
+def _check_stream(num_prompts: int, num_return_sequences: int) -> None:
+    if num_prompts > 1:
+        raise BadRequest(f"inputs: has {num_prompts} prompts; must be one with stream=true")
+    if num_return_sequences > 1:
+        raise BadRequest(
+            f"parameters.num_return_sequences={num_return_sequences}: must be 1 with stream=true"
+        )
 
 
 def _entry(call: Call, prompt: Prompt, answer: Answer) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""The HTTP front's process.
+
+Usage: python -m gptj_serve.serving.http
+
+Started by ``serve``, which names its private directory in the environment.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+from pathlib import Path
+
+import uvicorn
+
+from gptj_serve import logs, run_dir
+from gptj_serve.serving.http.admission import Admission
+from gptj_serve.serving.http.app import build
+from gptj_serve.serving.http.generate import Shared
+from gptj_serve.serving.http.link import EngineLink
+from gptj_serve.serving.http.metrics import Metrics
+from gptj_serve.serving.http.protocol import LimitedProtocol
+from gptj_serve.serving.schemas.chat import ChatTemplate
+from gptj_serve.serving.service import Service
+from gptj_serve.serving.text import Tokenizer
+from gptj_serve.settings import Settings
+
+MAX_CONNECTIONS = 1024
+
+
+async def serve(settings: Settings, directory: Path) -> None:
+    """Answer requests until a signal comes."""
+    link = await EngineLink.connect(run_dir.engine_socket(directory))
+    model_dir = Path(link.info.model_dir)
+    max_bytes = settings.max_payload_mb * 1024 * 1024
+    tokenizer = Tokenizer.load(model_dir)
+    service = Service(link, tokenizer, max_bytes, settings.request_timeout_s, streaming=True)
+    shared = Shared(
+        settings=settings,
+        link=link,
+        service=service,
+        admission=Admission(link.info.max_batch_size + settings.max_queue),
+        metrics=Metrics(link.info, lambda: link.stats),
+    )
+    config = uvicorn.Config(
+        build(shared, ChatTemplate.load(model_dir)),
+        host=settings.host,
+        port=settings.port,
+        http=LimitedProtocol,
+        loop="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=1,
+    )
+    gc.collect()
+    gc.freeze()  # what is loaded stays: collections need not look at it while tokens wait
+    await uvicorn.Server(config).serve()
+    await link.close()
+
+
+def main() -> None:
+    """Run the front."""
+    settings = Settings.from_env(os.environ)
+    logs.configure("front", settings.log_level)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        import uvloop
+    except ImportError:
+        runner = asyncio.run
+    else:
+        runner = uvloop.run
+    runner(serve(settings, Path(os.environ[run_dir.ENV_NAME])))
+
+
+if __name__ == "__main__":
+    main()

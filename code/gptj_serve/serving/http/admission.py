@@ -1,0 +1,58 @@
+"""How many sequences the front lets in, and when who is refused should come back. No I/O, no clock."""
+
+import math
+from collections import deque
+
+from gptj_serve.errors import Overloaded
+
+WINDOW_S = 30.0
+"""The rate at which sequences end is that of this much time before now."""
+MIN_RETRY_S, MAX_RETRY_S = 1, 60
+
+
+class Admission:
+    """Counts the sequences that are in the engine or on their way.
+
+    The front decides by itself, so that a refusal does not wait for a step of the engine to end.
+
+    Args:
+        capacity: Sequences that may be there at once: those of a batch, and those that may wait.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.num_inside = 0
+        self._capacity = capacity
+        self._ended: deque[tuple[float, int]] = deque()
+
+    def enter(self, num_sequences: int, now_s: float) -> None:
+        """Let all sequences of a call in, or none.
+
+        Raises:
+            Overloaded: There is no room; says when there will be at the rate of the last half minute.
+        """
+        too_many = self.num_inside + num_sequences - self._capacity
+        if too_many > 0 and self.num_inside > 0:
+            raise Overloaded(
+                f"the queue is full: {self.num_inside} of {self._capacity} sequences are here, "
+                f"{num_sequences} more do not fit; try again later",
+                retry_after_s=self._retry_after_s(too_many, now_s),
+            )
+        self.num_inside += num_sequences
+
+    def leave(self, num_sequences: int, now_s: float) -> None:
+        """Sequences of a call have ended, whatever their end."""
+        self.num_inside -= num_sequences
+        self._ended.append((now_s, num_sequences))
+        self._forget(now_s)
+
+    def _retry_after_s(self, num_sequences: int, now_s: float) -> int:
+        self._forget(now_s)
+        if not self._ended:
+            return MAX_RETRY_S if now_s > WINDOW_S else MIN_RETRY_S
+        seconds = max(now_s - self._ended[0][0], 1.0)
+        rate = sum(number for _, number in self._ended) / seconds
+        return min(MAX_RETRY_S, max(MIN_RETRY_S, math.ceil(num_sequences / rate)))
+
+    def _forget(self, now_s: float) -> None:
+        while self._ended and self._ended[0][0] < now_s - WINDOW_S:
+            self._ended.popleft()

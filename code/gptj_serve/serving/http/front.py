@@ -1,0 +1,67 @@
+"""The HTTP front as the launcher sees it: what it is started with, and whether it answers."""
+
+import contextlib
+import http.client
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import gptj_serve
+
+# ruff: noqa: ARG001 - every front has these functions, and the other one needs the arguments
+from gptj_serve import run_dir
+from gptj_serve.errors import StartupError
+from gptj_serve.request import ModelInfo
+from gptj_serve.settings import Settings
+
+
+def check(env: Mapping[str, str]) -> None:
+    """Nothing outside the package is needed."""
+
+
+def prepare(
+    settings: Settings, info: ModelInfo, directory: Path, env: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment to start it with; arguments as of `gptj_serve.serving.mms.prepare`."""
+    source_root = str(Path(gptj_serve.__file__).parent.parent)
+    python_path = [source_root, env["PYTHONPATH"]] if env.get("PYTHONPATH") else [source_root]
+    front_env = {
+        **env,
+        "PYTHONPATH": os.pathsep.join(python_path),
+        "TOKENIZERS_PARALLELISM": "false",  # a pool of threads for one text is only a detour
+        run_dir.ENV_NAME: str(directory),
+    }
+    return [sys.executable, "-m", "gptj_serve.serving.http"], front_env
+
+
+def is_listening(settings: Settings) -> bool:
+    """It answers ``GET /ping`` with 200."""
+    return _status(settings, "GET", "/ping") == 200
+
+
+def warm_up(settings: Settings, info: ModelInfo, directory: Path, wait: Callable[[], None]) -> None:
+    """Send one request through the front that is refused before it reaches the engine.
+
+    Raises:
+        StartupError: The front does not answer as it should.
+    """
+    wait()
+    status = _status(settings, "POST", "/invocations", b'{"inputs": "a", "parameters": {"top_p": 9}}')
+    if status != 400:
+        raise StartupError(f"the front answers {status}; see the log above")
+
+
+def has_lost_its_workers(directory: Path) -> bool:
+    """It has none: it is one process, whose end the launcher sees."""
+    return False
+
+
+def _status(settings: Settings, method: str, path: str, body: bytes | None = None) -> int | None:
+    connection = http.client.HTTPConnection(settings.local_host, settings.port, timeout=1)
+    with contextlib.closing(connection):
+        try:
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return None

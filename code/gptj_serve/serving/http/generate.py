@@ -1,0 +1,300 @@
+"""The endpoints that generate text: one ASGI application for each way a body may be read."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gptj_serve.errors import DeadlinePassed, Overloaded, ServingError
+from gptj_serve.request import EndEvent, TokenEvent
+from gptj_serve.serving import schemas
+from gptj_serve.serving.call import Ask, Call
+from gptj_serve.serving.generation import Delta, Generation
+from gptj_serve.serving.http import headers as http_headers
+from gptj_serve.serving.http.admission import Admission
+from gptj_serve.serving.http.body import linger, read_body
+from gptj_serve.serving.http.headers import Headers
+from gptj_serve.serving.http.link import CallEvents, ClientGone, EngineLink
+from gptj_serve.serving.http.metrics import Metrics
+from gptj_serve.serving.schemas.streaming import CONTENT_TYPE, StreamRenderer
+from gptj_serve.serving.service import Result, Service
+from gptj_serve.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+LARGE_BODY_BYTES = 32 * 1024
+"""Tokenising a larger body would hold up every stream: it is done in a thread."""
+
+SEND_TIMEOUT_S = 30.0
+"""A client that takes nothing for this long loses its connection. Until then a stream keeps what the
+engine has generated for it, no more than its tokens, and 64 KiB in the server's buffer."""
+
+Read = Callable[[bytes, str | None, int], Ask]
+Send = Callable[[dict[str, Any]], Any]
+
+
+@dataclass(slots=True)
+class Shared:
+    """What all endpoints work with."""
+
+    settings: Settings
+    link: EngineLink
+    service: Service
+    admission: Admission
+    metrics: Metrics
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and how far it has come."""
+
+    headers: Headers
+    request_id: str
+    receive: Any
+    send: Send
+    body: bytes = b""
+    call: Call | None = None
+    has_started: bool = False
+    first_token_s: float | None = None
+    failure: ServingError | None = None
+
+
+class Generate:
+    """An endpoint.
+
+    Args:
+        shared: What it works with.
+        read: Reads a body in the endpoint's schemas.
+        is_openai: Whether errors are OpenAI's whatever the body looks like.
+    """
+
+    def __init__(self, shared: Shared, read: Read, is_openai: bool) -> None:
+        self._shared = shared
+        self._read = read
+        self._is_openai = is_openai
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
+        """Answer one request; nothing is raised but what the server itself has to see."""
+        headers = http_headers.read(scope["headers"])
+        exchange = Exchange(headers, http_headers.request_id(headers), receive, send)
+        try:
+            await self._answer(exchange)
+        except ClientGone:
+            self._shared.metrics.cancelled()
+            logger.info("the client has gone", extra={"fields": {"request_id": exchange.request_id}})
+        except Exception as error:
+            await self._answer_error(exchange, error)
+
+    async def _answer(self, exchange: Exchange) -> None:
+        shared = self._shared
+        max_bytes = shared.settings.max_payload_mb * 1024 * 1024
+        exchange.body = await read_body(exchange.receive, exchange.headers, max_bytes)
+        call = exchange.call = await self._parse(exchange, max_bytes)
+        stream = call.ask.stream
+        limit_s = shared.settings.stream_timeout_s if stream else shared.settings.request_timeout_s
+        limit_s = http_headers.timeout_s(exchange.headers, limit_s)
+        # not before the schema has had its say: some answers cannot be streamed
+        renderer = schemas.stream(call, exchange.request_id) if stream else None
+        shared.admission.enter(call.num_sequences, time.monotonic())
+        try:
+            # ids of the engine must be unique, and clients choose theirs
+            generation = shared.service.start(call, f"{exchange.request_id}#{id(exchange)}", limit_s)
+            with shared.link.submit(generation.requests) as events, _Watch(exchange.receive, events):
+                if renderer is None:
+                    await self._whole(exchange, call, generation, events)
+                else:
+                    await self._stream(exchange, call, generation, events, renderer)
+        finally:
+            shared.admission.leave(call.num_sequences, time.monotonic())
+
+    async def _parse(self, exchange: Exchange, max_bytes: int) -> Call:
+        def parse() -> Call:
+            arrived_s = time.monotonic()
+            ask = self._read(exchange.body, exchange.headers.get("content-type"), max_bytes)
+            return self._shared.service.check(ask, arrived_s, exchange.headers.get("accept"))
+
+        if len(exchange.body) > LARGE_BODY_BYTES:
+            return await asyncio.to_thread(parse)
+        return parse()
+
+    async def _whole(
+        self, exchange: Exchange, call: Call, generation: Generation, events: CallEvents
+    ) -> None:
+        while not generation.done:
+            self._push(exchange, call, generation, await events.next())
+            if exchange.failure is not None:
+                raise exchange.failure
+        result = self._shared.service.result(call, exchange.request_id, generation, exchange.first_token_s)
+        body, content_type = self._shared.service.render(call, result)
+        self._count(call, 200, result)
+        more = http_headers.of_result(call, result)
+        await self._send_whole(exchange, 200, body, content_type, more)
+
+    async def _stream(
+        self,
+        exchange: Exchange,
+        call: Call,
+        generation: Generation,
+        events: CallEvents,
+        renderer: StreamRenderer,
+    ) -> None:
+        self._shared.metrics.stream_opened()
+        try:
+            while not generation.done:
+                deltas = await self._next_deltas(exchange, call, generation, events)
+                await self._send_piece(exchange, call, b"".join(map(renderer.delta, deltas)))
+            result = self._shared.service.result(
+                call, exchange.request_id, generation, exchange.first_token_s
+            )
+            await self._send_piece(exchange, call, renderer.end(result.answers), is_last=True)
+            self._shared.service.log(call, result)
+            self._count(call, 200, result)
+        finally:
+            self._shared.metrics.stream_closed()
+
+    async def _next_deltas(
+        self, exchange: Exchange, call: Call, generation: Generation, events: CallEvents
+    ) -> list[Delta]:
+        try:
+            if exchange.failure is not None:
+                raise exchange.failure
+            return self._push(exchange, call, generation, await events.next())
+        except DeadlinePassed:
+            if exchange.first_token_s is None:
+                raise
+            return generation.cut("deadline")
+
+    def _push(
+        self,
+        exchange: Exchange,
+        call: Call,
+        generation: Generation,
+        events: list[TokenEvent | EndEvent],
+    ) -> list[Delta]:
+        """What a list of events added; a token and the end that came with it are one.
+
+        A failure is kept: what came before it is told first.
+        """
+        if exchange.first_token_s is None and any(isinstance(event, TokenEvent) for event in events):
+            exchange.first_token_s = self._shared.service.now_s(call)
+        deltas: list[Delta] = []
+        for event in events:
+            try:
+                delta = generation.push(event)
+            except ServingError as error:
+                exchange.failure = error
+                break
+            if delta.stop_found:
+                self._shared.link.abort(event.request_id)
+            last = next((one for one in reversed(deltas) if one.index == delta.index), None)
+            if delta.token is None and last is not None:
+                deltas[deltas.index(last)] = Delta(
+                    last.index,
+                    last.text + delta.text,
+                    last.token,
+                    last.stop_found,
+                    delta.finish_reason or last.finish_reason,
+                )
+            elif delta.token is not None or delta.finish_reason is not None:
+                deltas.append(delta)
+        return deltas
+
+    async def _send_piece(self, exchange: Exchange, call: Call, piece: bytes, is_last: bool = False) -> None:
+        if not exchange.has_started:
+            more = {**http_headers.of_stream(call), "cache-control": "no-store", "x-accel-buffering": "no"}
+            await self._start(exchange, 200, CONTENT_TYPE, more)
+        if piece or is_last:
+            message = {"type": "http.response.body", "body": piece, "more_body": not is_last}
+            await _send_in_time(exchange.send, message)
+
+    async def _send_whole(
+        self, exchange: Exchange, status: int, body: bytes, content_type: str, more: Mapping[str, str]
+    ) -> None:
+        await self._start(exchange, status, content_type, {**more, "content-length": str(len(body))})
+        await _send_in_time(exchange.send, {"type": "http.response.body", "body": body})
+
+    async def _start(
+        self, exchange: Exchange, status: int, content_type: str, more: Mapping[str, str]
+    ) -> None:
+        every = http_headers.of_every_answer(exchange.headers, exchange.request_id)
+        found = {"content-type": content_type, **every, **more}
+        exchange.has_started = True
+        await exchange.send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [(name.encode(), value.encode("latin-1")) for name, value in found.items()],
+            }
+        )
+
+    async def _answer_error(self, exchange: Exchange, error: Exception) -> None:
+        schema = self._schema(exchange)
+        answer = self._shared.service.render_error(error, exchange.request_id, exchange.call, schema)
+        if isinstance(error, Overloaded):
+            self._shared.metrics.refused()
+        self._count(exchange.call, answer.status, None)
+        if exchange.has_started:
+            event = schemas.streaming.event(json.loads(answer.body))
+            await _send_in_time(exchange.send, {"type": "http.response.body", "body": event})
+            return
+        more = {**answer.headers, "content-length": str(len(answer.body))}
+        unread = isinstance(error, ServingError) and exchange.call is None and not exchange.body
+        if unread:
+            more["connection"] = "close"
+        await self._start(exchange, answer.status, answer.content_type, more)
+        body = {"type": "http.response.body", "body": answer.body, "more_body": unread}
+        await _send_in_time(exchange.send, body)
+        if unread:
+            await linger(exchange.receive)
+            await _send_in_time(exchange.send, {"type": "http.response.body"})
+
+    def _schema(self, exchange: Exchange) -> str | None:
+        if exchange.call is not None:
+            return exchange.call.ask.schema
+        return schemas.openai.NAME if self._is_openai else schemas.guess(exchange.body)
+
+    def _count(self, call: Call | None, status: int, result: Result | None) -> None:
+        self._shared.metrics.finished(
+            call.ask.schema if call else "unknown",
+            status,
+            total_s=result.total_s if result else 0.0,
+            first_token_s=result.first_token_s if result else None,
+            queue_s=result.queue_s if result else None,
+            time_per_token_s=result.time_per_token_s if result else None,
+        )
+
+
+class _Watch:
+    """While it is entered, a client that hangs up breaks the call off."""
+
+    def __init__(self, receive: Any, events: CallEvents) -> None:
+        self._receive = receive
+        self._events = events
+
+    def __enter__(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._wait())
+
+    def __exit__(self, *_: object) -> None:
+        self._task.cancel()
+
+    async def _wait(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._events.break_off(ClientGone())
+
+
+async def _send_in_time(send: Send, message: dict[str, Any]) -> None:
+    """Send; raises `ClientGone` if the client takes nothing for `SEND_TIMEOUT_S`."""
+    task = asyncio.current_task()
+    assert task is not None
+    # cheaper than a task of its own for every token
+    timer = asyncio.get_running_loop().call_later(SEND_TIMEOUT_S, task.cancel)
+    try:
+        await send(message)
+    except asyncio.CancelledError:
+        raise ClientGone from None
+    finally:
+        timer.cancel()

@@ -1,0 +1,186 @@
+"""The front's side of the engine's socket for a front that has a loop: many calls on one connection."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptj_serve import wire
+from gptj_serve.errors import DeadlinePassed, Unavailable
+from gptj_serve.request import EndEvent, EngineStats, GenerationRequest, ModelInfo, TokenEvent
+
+Event = TokenEvent | EndEvent
+
+GRACE_S = 1.0
+"""The engine ends a request at its deadline; a front waits this much longer before it gives up."""
+
+
+class EngineLink:
+    """One connection to the engine; made by `connect`.
+
+    Attributes:
+        info: What runs in the engine.
+        stats: What the engine last said of itself.
+    """
+
+    def __init__(self, info: ModelInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.stats = EngineStats()
+        self._info = info
+        self._reader = reader
+        self._writer = writer
+        self._calls: dict[str, CallEvents] = {}
+        self._is_open = True
+        self._heard_s = time.monotonic()
+        writer.write(wire.watch())
+        self._task = asyncio.get_running_loop().create_task(self._listen())
+
+    @staticmethod
+    async def connect(socket_path: Path) -> "EngineLink":
+        """Connect to the engine's socket. Raises OSError or EOFError."""
+        reader, writer = await asyncio.open_unix_connection(str(socket_path), limit=wire.MAX_LINE_BYTES)
+        hello = wire.read(await reader.readuntil(b"\n"))
+        return EngineLink(ModelInfo.from_wire(hello["model"]), reader, writer)
+
+    @property
+    def info(self) -> ModelInfo:
+        """What runs in the engine.
+
+        Raises:
+            Unavailable: The engine is gone.
+        """
+        if not self._is_open:
+            raise Unavailable("the engine is gone")
+        return self._info
+
+    def trouble(self, stall_timeout_s: float) -> str | None:
+        """Why no answer can be expected; None when all is well.
+
+        Args:
+            stall_timeout_s: How long the step loop may take for one step while work is waiting.
+        """
+        if not self._is_open:
+            return "the engine is gone"
+        if self.stats.is_draining:
+            return "the server is shutting down"
+        silent_s = time.monotonic() - self._heard_s
+        has_work = bool(self._calls or self.stats.num_running or self.stats.num_waiting)
+        stuck_s = max(silent_s, self.stats.step_age_s + silent_s)
+        if has_work and stuck_s > stall_timeout_s:
+            return f"the engine has not moved for {stuck_s:.0f} s"
+        return None
+
+    def submit(self, requests: Sequence[GenerationRequest]) -> "CallEvents":
+        """Send a call's sequences. Raises `Unavailable`."""
+        if not self._is_open:
+            raise Unavailable("the engine is gone")
+        call = CallEvents(self, requests)
+        for request in requests:
+            self._calls[request.request_id] = call
+        self._writer.write(wire.submit(requests))
+        return call
+
+    def abort(self, request_id: str) -> None:
+        """Cancel one sequence; its end is not reported."""
+        if self._calls.pop(request_id, None) is not None and self._is_open:
+            self._writer.write(wire.abort(request_id))
+
+    async def close(self) -> None:
+        """End the connection; the engine cancels what it still runs for it."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        self._writer.close()
+
+    async def _listen(self) -> None:
+        try:
+            while line := await self._reader.readline():
+                self._heard_s = time.monotonic()
+                message = wire.read(line)
+                if message["type"] == "stats":
+                    self.stats = wire.read_stats(message)
+                elif message["type"] == "events":
+                    self._dispatch(wire.read_events(message))
+        except (OSError, ValueError):
+            pass
+        finally:
+            self._is_open = False
+            for call in set(self._calls.values()):
+                call.break_off(Unavailable("the engine is gone"))
+            self._calls.clear()
+
+    def _dispatch(self, events: Sequence[Event]) -> None:
+        touched = set()
+        for event in events:
+            call = self._calls.get(event.request_id)
+            if call is None:
+                continue  # aborted
+            if isinstance(event, EndEvent):
+                del self._calls[event.request_id]
+            call.add(event)
+            touched.add(call)
+        for call in touched:
+            call.wake()
+
+
+class CallEvents:
+    """The events of one call, as they come. A context manager: leaving it cancels what still runs."""
+
+    def __init__(self, link: EngineLink, requests: Sequence[GenerationRequest]) -> None:
+        self._link = link
+        self._ids = [request.request_id for request in requests]
+        self._events: list[Event] = []
+        self._error: Exception | None = None
+        self._news = asyncio.Event()
+        timeouts_s = [request.timeout_s for request in requests]
+        known_s = [timeout_s for timeout_s in timeouts_s if timeout_s is not None]
+        loop = asyncio.get_running_loop()
+        self._timer = (
+            loop.call_later(
+                max(known_s) + GRACE_S, self.break_off, DeadlinePassed("the engine does not answer")
+            )
+            if len(known_s) == len(timeouts_s)
+            else None
+        )
+
+    def __enter__(self) -> "CallEvents":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for request_id in self._ids:
+            self._link.abort(request_id)
+
+    async def next(self) -> list[Event]:
+        """All events since the last time, at least one.
+
+        Raises:
+            ServingError: The engine is gone, or does not answer.
+            Exception: What `break_off` was given.
+        """
+        while not self._events:
+            if self._error is not None:
+                raise self._error
+            self._news.clear()
+            await self._news.wait()
+        events, self._events = self._events, []
+        return events
+
+    def add(self, event: Event) -> None:
+        """Keep an event until `next`."""
+        self._events.append(event)
+
+    def wake(self) -> None:
+        """Let `next` return."""
+        self._news.set()
+
+    def break_off(self, error: Exception) -> None:
+        """Let `next` raise once the events that came before have been taken."""
+        if self._error is None:
+            self._error = error
+        self._news.set()
+
+
+class ClientGone(Exception):
+    """The client has closed its connection: nobody waits for the answer."""

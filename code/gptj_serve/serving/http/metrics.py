@@ -1,0 +1,132 @@
+"""What ``/metrics`` shows, by Prometheus's names in the manner of vLLM's."""
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+import gptj_serve
+from gptj_serve.request import EngineStats, ModelInfo
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
+TOKEN_SECONDS = (0.001, 0.0025, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+
+
+class Metrics:
+    """Counts requests; the engine's own figures are asked for when somebody looks.
+
+    Args:
+        info: What runs in the engine.
+        stats: What the engine last said of itself.
+    """
+
+    def __init__(self, info: ModelInfo, stats: Callable[[], EngineStats]) -> None:
+        self._registry = registry = CollectorRegistry()
+        registry.register(_EngineCollector(stats))
+
+        def histogram(name: str, what: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
+            return Histogram(name, what, buckets=buckets, registry=registry)
+
+        self._first_token = histogram("gptj_time_to_first_token_seconds", "From arrival to the first token")
+        self._per_token = histogram(
+            "gptj_time_per_output_token_seconds", "Between tokens, mean of a request", TOKEN_SECONDS
+        )
+        self._duration = histogram("gptj_request_duration_seconds", "From arrival to the last token")
+        self._queue = histogram("gptj_request_queue_seconds", "Waiting in the engine's queue")
+        self._requests = Counter(
+            "gptj_requests", "Requests answered", ["schema", "status"], registry=registry
+        )
+        self._refused = Counter("gptj_requests_refused", "Refused for a full queue", registry=registry)
+        self._cancelled = Counter("gptj_requests_cancelled", "Given up by their clients", registry=registry)
+        self._streams = Gauge("gptj_streams_open", "Answers that are being streamed", registry=registry)
+        Info("gptj_build", "The service", registry=registry).info({"version": gptj_serve.__version__})
+        Info("gptj_engine", "The engine", registry=registry).info(
+            {
+                "engine": info.engine,
+                "max_context": str(info.max_context),
+                "max_batch_size": str(info.max_batch_size),
+            }
+        )
+
+    def finished(
+        self,
+        schema: str,
+        status: int,
+        *,
+        total_s: float = 0.0,
+        first_token_s: float | None = None,
+        queue_s: float | None = None,
+        time_per_token_s: float | None = None,
+    ) -> None:
+        """A request was answered.
+
+        Args:
+            schema: That its client spoke.
+            status: Of the answer; times are kept of status 200 only.
+            total_s: From arrival to the last token.
+            first_token_s: From arrival to the first one.
+            queue_s: In the engine's queue.
+            time_per_token_s: Between tokens.
+        """
+        self._requests.labels(schema, str(status)).inc()
+        if status != 200:
+            return
+        self._duration.observe(total_s)
+        for value, kept in (
+            (first_token_s, self._first_token),
+            (queue_s, self._queue),
+            (time_per_token_s, self._per_token),
+        ):
+            if value is not None:
+                kept.observe(value)
+
+    def refused(self) -> None:
+        """A request found the queue full."""
+        self._refused.inc()
+
+    def cancelled(self) -> None:
+        """A client went away before its answer was complete."""
+        self._cancelled.inc()
+
+    def stream_opened(self) -> None:
+        """An answer begins to be streamed."""
+        self._streams.inc()
+
+    def stream_closed(self) -> None:
+        """It has ended."""
+        self._streams.dec()
+
+    def render(self) -> tuple[bytes, str]:
+        """The text exposition and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+
+class _EngineCollector(Collector):
+    """The engine's figures, counted there."""
+
+    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        now = self._stats()
+        usage = now.cache_tokens / now.cache_capacity_tokens if now.cache_capacity_tokens else 0.0
+        gauges = (
+            ("gptj_sequences_running", "Sequences in the running batch", now.num_running),
+            ("gptj_sequences_waiting", "Sequences that wait for a batch", now.num_waiting),
+            ("gptj_cache_usage_ratio", "Share of the KV cache in use", usage),
+        )
+        for name, what, value in gauges:
+            yield GaugeMetricFamily(name, what, value=value)
+        counters = (
+            ("gptj_prompt_tokens", "Tokens of prompts that were started", now.num_prompt_tokens),
+            ("gptj_generation_tokens", "Tokens generated", now.num_generated_tokens),
+            ("gptj_engine_steps", "Steps of the engine", now.num_steps),
+            ("gptj_sequences_finished", "Sequences that came to their end", now.num_finished),
+            ("gptj_sequences_cancelled", "Sequences that were cancelled", now.num_cancelled),
+            ("gptj_sequences_failed", "Sequences that failed", now.num_failed),
+        )
+        for name, what, value in counters:
+            yield CounterMetricFamily(name, what, value=value)

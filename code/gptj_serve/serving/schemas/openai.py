@@ -1,0 +1,378 @@
+"""OpenAI's completions: ``{"prompt": ..., "max_tokens": ...}``; its chat schema shares most of it."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gptj_serve.errors import BadRequest, ServingError
+from gptj_serve.serving.call import Ask, Call, Prompt
+from gptj_serve.serving.generation import Answer, Delta
+from gptj_serve.serving.parameters import (
+    COMMON,
+    MAX_TOKENS,
+    Check,
+    Parameters,
+    anything,
+    boolean,
+    integer,
+    number,
+    only,
+    probability,
+    read_fields,
+    shown,
+    stops,
+    string,
+)
+from gptj_serve.serving.schemas import openai_logprobs
+from gptj_serve.serving.schemas.streaming import event
+
+NAME = "openai"
+MODEL_NAME = "gpt-j"
+DEFAULT_MAX_TOKENS = 16
+MAX_ANSWERS = 128
+MAX_BIASES = 1000
+
+_OUR_NAMES = {
+    "max_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+    "n": "num_return_sequences",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "typical_p": "typical_p",
+    "repetition_penalty": "repetition_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "logit_bias": "logit_bias",
+    "stop": "stop",
+    "seed": "seed",
+}
+_NAMES = {ours: theirs for theirs, ours in _OUR_NAMES.items() if theirs != ours}
+
+
+def max_tokens(value: Any) -> int:
+    """Check for a number of new tokens."""
+    if type(value) is int and value == 0:
+        raise ValueError(
+            "must be at least 1; prompts are not scored here, so there would be nothing to answer"
+        )
+    checked: int = integer(1, MAX_TOKENS)(value)
+    return checked
+
+
+def _temperature(value: Any) -> float:
+    # between 0 and the smallest one float32 logits overflow
+    if type(value) not in (int, float) or not (value == 0 or 1e-6 <= value <= 2):
+        raise ValueError("must be 0 (no sampling) or a number from 1e-06 to 2")
+    return float(value)
+
+
+def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
+    if not isinstance(value, dict) or len(value) > MAX_BIASES:
+        raise ValueError(f"must be an object of at most {MAX_BIASES} token ids and their biases")
+    check = number(-100, 100)
+    biases = []
+    for name, bias in value.items():
+        if not (name.isascii() and name.isdigit() and len(name) <= 10 and name == str(int(name))):
+            raise ValueError(f"{shown(name)} is no token id; must be a whole number in quotes")
+        try:
+            biases.append((int(name), check(bias)))
+        except ValueError as error:
+            raise ValueError(f"the bias of token {name} {error}, not {shown(bias)}") from None
+    return tuple(biases)
+
+
+SHARED: Mapping[str, Check] = {
+    "model": string,
+    "max_tokens": max_tokens,
+    "temperature": _temperature,
+    "top_p": probability,
+    "n": integer(1, MAX_ANSWERS),
+    "stop": stops,
+    "stream": boolean,
+    "stream_options": anything,
+    "seed": COMMON["seed"],
+    "presence_penalty": number(-2, 2),
+    "frequency_penalty": number(-2, 2),
+    "logit_bias": _logit_bias,
+    "user": string,
+    # not OpenAI's, but common among servers that speak its schema
+    "min_tokens": COMMON["min_new_tokens"],
+    "top_k": COMMON["top_k"],
+    "typical_p": probability,
+    "repetition_penalty": COMMON["repetition_penalty"],
+}
+"""The fields that completions and chat have in common."""
+
+_CHECKS: Mapping[str, Check] = {
+    **SHARED,
+    "prompt": anything,
+    "best_of": integer(1, MAX_ANSWERS),
+    "logprobs": integer(0, 5),
+    "echo": boolean,
+    "suffix": only(""),
+}
+_STREAM_OPTIONS: Mapping[str, Check] = {"include_usage": boolean, "include_obfuscation": only(False)}
+
+
+def read(document: Any) -> Ask:
+    """Read a body.
+
+    Raises:
+        BadRequest: A field is missing, unknown or wrong.
+    """
+    fields = read_fields(document, _CHECKS, "body")
+    texts, is_list = _read_prompts(fields.get("prompt"))
+    _check_echo(fields)
+    return Ask(
+        schema=NAME,
+        texts=texts,
+        is_list=is_list,
+        prompts_field="prompt",
+        parameters_field="body",
+        parameters=to_parameters(
+            {"max_tokens": DEFAULT_MAX_TOKENS, **fields},
+            best_of=_best_of(fields),
+            return_full_text=fields.get("echo", False),
+            details="logprobs" in fields,
+            num_top_logprobs=fields.get("logprobs", 0),
+        ),
+        stream=fields.get("stream", False),
+    )
+
+
+def to_parameters(fields: Mapping[str, Any], **own: Any) -> Parameters:
+    """What the checked fields of completions or chat ask for.
+
+    Args:
+        fields: Those of `SHARED`, and others, which are ignored.
+        own: What the schema makes of its other fields.
+
+    Raises:
+        BadRequest: Fields contradict each other.
+    """
+    samples = fields.get("temperature", 1.0) > 0
+    if fields.get("n", 1) > 1 and not samples:
+        raise BadRequest(
+            f"body.n={fields['n']}: must be 1 with temperature 0 (all answers would be the same)"
+        )
+    if "stream_options" in fields and not fields.get("stream"):
+        raise BadRequest("body.stream_options: is for streams only; leave it out or send stream=true")
+    options = read_fields(fields.get("stream_options"), _STREAM_OPTIONS, "body.stream_options")
+    known = {ours: fields[theirs] for theirs, ours in _OUR_NAMES.items() if theirs in fields}
+    return Parameters(
+        **{"top_k": 0, **known, **own},
+        do_sample=samples,
+        temperature=fields.get("temperature", 1.0) if samples else 1.0,
+        include_usage=options.get("include_usage", False),
+        names=_NAMES,
+    )
+
+
+def render(
+    call: Call, answers: Sequence[Answer], request_id: str, created: int, num_generated: int | None = None
+) -> dict[str, Any]:
+    """The whole answer.
+
+    Args:
+        call: What was asked.
+        answers: All answers of the first prompt first.
+        request_id: The call's.
+        created: When, in seconds since 1970.
+        num_generated: Tokens of all candidates; None if there were none but the answers.
+    """
+    num_top = call.parameters.num_top_logprobs
+    choices = []
+    for index, answer in enumerate(answers):
+        logprobs = None
+        if call.parameters.details:
+            placed = openai_logprobs.of_answer(answer.tokens, answer.text)
+            logprobs = openai_logprobs.for_completions(placed, num_top)
+        start = prompt_of(call, index).text if call.parameters.return_full_text else ""
+        choices.append(_choice(index, start + answer.text, logprobs, finish_reason(answer.finish_reason)))
+    return {
+        "id": f"cmpl-{request_id}",
+        "object": "text_completion",
+        "created": created,
+        "model": MODEL_NAME,
+        "choices": choices,
+        "usage": usage(call, answers, num_generated),
+    }
+
+
+def error_body(error: ServingError, request_id: str) -> dict[str, Any]:
+    """An error as OpenAI's clients read it."""
+    kind = "invalid_request_error" if 400 <= error.status < 500 else "server_error"
+    if error.status == 429:
+        kind = "rate_limit_error"
+    return {
+        "error": {
+            "message": error.message,
+            "type": kind,
+            "param": None,
+            "code": error.kind,
+            "request_id": request_id,
+        }
+    }
+
+
+def finish_reason(reason: str | None) -> str | None:
+    """OpenAI's word for the end of a sequence: it tells no end of text from a stop string."""
+    return "stop" if reason in ("eos_token", "stop_sequence") else reason
+
+
+def prompt_of(call: Call, index: int) -> Prompt:
+    """The prompt of an answer."""
+    return call.prompts[index // call.parameters.num_return_sequences]
+
+
+def usage(call: Call, answers: Sequence[Answer], num_generated: int | None = None) -> dict[str, int]:
+    """The counts of tokens; for ``num_generated`` see `render`."""
+    if num_generated is None:
+        num_generated = sum(answer.num_tokens for answer in answers)
+    return {
+        "prompt_tokens": call.num_prompt_tokens,
+        "completion_tokens": num_generated,
+        "total_tokens": call.num_prompt_tokens + num_generated,
+    }
+
+
+class SequenceState:
+    """How far one sequence of a stream has come."""
+
+    def __init__(self) -> None:
+        self.was_opened = False
+        self._num_chars = 0
+        self._tokens = openai_logprobs.TokenQueue()
+
+    def push(self, delta: Delta) -> list[openai_logprobs.PlacedToken]:
+        """The tokens to tell with this event: those whose text became final, if it has a chunk at all."""
+        if delta.token is not None:
+            self._tokens.push(delta.token)
+        self._num_chars += len(delta.text)
+        if not delta.text and delta.finish_reason is None:
+            return []
+        return self._tokens.take(self._num_chars)
+
+
+class ChunkStream:
+    """What the streams of completions and of chat have in common; see `StreamRenderer`.
+
+    Args:
+        call: What was asked.
+        chunk_id: Of every chunk.
+        kind: The chunks' ``object``.
+    """
+
+    def __init__(self, call: Call, chunk_id: str, kind: str) -> None:
+        self._call = call
+        self._head = {"id": chunk_id, "object": kind, "created": int(time.time()), "model": MODEL_NAME}
+        self._sequences = [SequenceState() for _ in range(call.num_sequences)]
+
+    def delta(self, delta: Delta) -> bytes:
+        """Chunks for what one event added."""
+        sequence = self._sequences[delta.index]
+        is_first, sequence.was_opened = not sequence.was_opened, True
+        choices = self._choices(delta, is_first, sequence.push(delta))
+        return b"".join(self._chunk([choice]) for choice in choices)
+
+    def end(self, answers: tuple[Answer, ...]) -> bytes:
+        """The counts of tokens, if they were asked for, and the end."""
+        last = b""
+        if self._call.parameters.include_usage:
+            last = self._chunk([], usage(self._call, answers))
+        return last + b"data: [DONE]\n\n"
+
+    def error(self, error: ServingError, request_id: str) -> bytes:
+        """The event for an error after the first byte."""
+        return event(error_body(error, request_id))
+
+    def _choices(
+        self, delta: Delta, is_first: bool, placed: list[openai_logprobs.PlacedToken]
+    ) -> Iterator[dict[str, Any]]:
+        """The choices to tell of, each in a chunk of its own."""
+        raise NotImplementedError
+
+    def _chunk(self, choices: list[dict[str, Any]], counts: dict[str, int] | None = None) -> bytes:
+        # the client that asked for the counts finds the field in every chunk
+        last = {"usage": counts} if self._call.parameters.include_usage else {}
+        return event({**self._head, "choices": choices, **last})
+
+
+class Stream(ChunkStream):
+    """The stream of `/v1/completions`."""
+
+    def __init__(self, call: Call, request_id: str) -> None:
+        super().__init__(call, f"cmpl-{request_id}", "text_completion")
+
+    def _choices(
+        self, delta: Delta, is_first: bool, placed: list[openai_logprobs.PlacedToken]
+    ) -> Iterator[dict[str, Any]]:
+        parameters = self._call.parameters
+        if is_first and parameters.return_full_text:
+            yield _choice(delta.index, prompt_of(self._call, delta.index).text, None, None)
+        if delta.text or delta.finish_reason:
+            logprobs = None
+            if parameters.details and placed:
+                logprobs = openai_logprobs.for_completions(placed, parameters.num_top_logprobs)
+            yield _choice(delta.index, delta.text, logprobs, finish_reason(delta.finish_reason))
+
+
+def _choice(index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _check_echo(fields: Mapping[str, Any]) -> None:
+    if fields.get("echo") and "logprobs" in fields:
+        raise BadRequest(
+            "body.echo=true: cannot be combined with logprobs, because the prompt's are not computed;"
+            " send one of them"
+        )
+
+
+def _best_of(fields: Mapping[str, Any]) -> int | None:
+    num_answers = fields.get("n", 1)
+    best_of: int = fields.get("best_of", num_answers)
+    name = f"body.best_of={best_of}"
+    if best_of < num_answers:
+        raise BadRequest(f"{name}: must be at least n, which is {num_answers}")
+    if best_of == num_answers:
+        return None
+    if fields.get("stream"):
+        raise BadRequest(
+            f"{name}: must be n, which is {num_answers}, with stream=true (the best is known last)"
+        )
+    if fields.get("temperature") == 0:
+        raise BadRequest(f"{name}: must be 1 with temperature 0 (all answers would be the same)")
+    return best_of
+
+
+def _read_prompts(value: Any) -> tuple[tuple[str | tuple[int, ...], ...], bool]:
+    """The prompts, and whether they were a list: token ids alone are one prompt."""
+    if isinstance(value, str):
+        return (value,), False
+    if value is None:
+        raise BadRequest("prompt: is missing; must be a string, a list of strings, or token ids")
+    if not isinstance(value, list):
+        raise BadRequest(f"prompt={shown(value)}: must be a string, a list of strings, or token ids")
+    if not value:
+        raise BadRequest("prompt: must not be an empty list")
+    if type(value[0]) is int:
+        return (_read_ids(value, "prompt"),), False
+    return tuple(_read_prompt(one, f"prompt[{index}]") for index, one in enumerate(value)), True
+
+
+def _read_prompt(value: Any, where: str) -> str | tuple[int, ...]:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise BadRequest(f"{where}={shown(value)}: must be a string or a list of token ids")
+    if not value:
+        raise BadRequest(f"{where}: must not be an empty list")
+    return _read_ids(value, where)
+
+
+def _read_ids(values: list[Any], where: str) -> tuple[int, ...]:
+    for index, value in enumerate(values):
+        if type(value) is not int or value < 0:
+            raise BadRequest(f"{where}[{index}]={shown(value)}: must be a token id, a whole number from 0 on")
+    return tuple(values)

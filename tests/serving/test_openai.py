@@ -1,0 +1,324 @@
+"""OpenAI's completions: what is read, what is answered."""
+
+import json
+from typing import Any
+
+import pytest
+from serving_fakes import FakeClient, say, tokenizer
+
+from gptj_serve.errors import (
+    BadRequest,
+    InternalError,
+    Overloaded,
+    PayloadTooLarge,
+    ServingError,
+    UnsupportedMediaType,
+)
+from gptj_serve.request import EndEvent, GenerationRequest, TokenEvent
+from gptj_serve.serving import schemas
+from gptj_serve.serving.call import Ask, Call
+from gptj_serve.serving.generation import Answer, SequenceAssembler, Token
+from gptj_serve.serving.parameters import Parameters
+from gptj_serve.serving.schemas import openai, openai_logprobs
+from gptj_serve.serving.service import Service
+
+
+def read(**fields: Any) -> Ask:
+    data = json.dumps({"prompt": "Hello", **fields}).encode()
+    return schemas.read_completions(data, "application/json", 10_000_000)
+
+
+def service(client: FakeClient | None = None) -> Service:
+    return Service(client or FakeClient(), tokenizer(), 6 << 20, 30.0, streaming=True)
+
+
+def parse(client: FakeClient | None = None, **fields: Any) -> Call:
+    data = json.dumps({"prompt": "The", **fields}).encode()
+    return service(client).parse(data, "application/json")
+
+
+def ask(client: FakeClient | None = None, **fields: Any) -> Any:
+    call = parse(client, **fields)
+    result = service(client).run(call, "req")
+    data, content_type = schemas.render(call, result.answers, "req", result.num_generated_tokens)
+    assert content_type == "application/json"
+    return json.loads(data)
+
+
+DEFAULTS = Parameters(max_new_tokens=16, do_sample=True, top_k=0)
+
+
+def test_it_samples_from_everything_unless_told_otherwise() -> None:
+    assert read().parameters == DEFAULTS
+    assert read(temperature=None, max_tokens=None, stop=None, n=None, logprobs=None).parameters == DEFAULTS
+    greedy = read(temperature=0).parameters
+    assert (greedy.do_sample, greedy.temperature) == (False, 1.0)
+
+
+def test_every_field_arrives() -> None:
+    given = read(
+        model="whatever",
+        user="me",
+        suffix="",
+        max_tokens=7,
+        min_tokens=2,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=3,
+        typical_p=0.8,
+        repetition_penalty=1.2,
+        presence_penalty=-2,
+        frequency_penalty=2,
+        logit_bias={"0": -100, "50256": 1.5},
+        stop=["a", "b"],
+        seed=2**64 - 1,
+        n=2,
+        best_of=3,
+        logprobs=5,
+    )
+    assert given.parameters == Parameters(
+        max_new_tokens=7,
+        min_new_tokens=2,
+        do_sample=True,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=3,
+        typical_p=0.8,
+        repetition_penalty=1.2,
+        presence_penalty=-2.0,
+        frequency_penalty=2.0,
+        logit_bias=((0, -100.0), (50256, 1.5)),
+        stop=("a", "b"),
+        seed=2**64 - 1,
+        num_return_sequences=2,
+        best_of=3,
+        details=True,
+        num_top_logprobs=5,
+    )
+
+
+def test_fields_that_say_little() -> None:
+    assert read(echo=True).parameters.return_full_text
+    assert read(stream=True, stream_options={"include_usage": True}).parameters.include_usage
+    assert read(n=2, best_of=2).parameters.best_of is None
+    assert read(n=2, best_of=2, stream=True).stream
+    zero = read(logprobs=0).parameters
+    assert (zero.details, zero.num_top_logprobs) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts", "is_list"),
+    [
+        ("a", ("a",), False),
+        (["a", "b"], ("a", "b"), True),
+        ([1, 0], ((1, 0),), False),
+        ([[1], [2, 3]], ((1,), (2, 3)), True),
+        (["a", [1]], ("a", (1,)), True),
+    ],
+)
+def test_prompts_are_text_or_token_ids(prompt: Any, texts: Any, is_list: bool) -> None:
+    given = read(prompt=prompt)
+    assert (given.schema, given.texts, given.is_list) == ("openai", texts, is_list)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": None}, "prompt: is missing"),
+    ({"prompt": 5}, "prompt=5: must be"),
+    ({"prompt": {}}, "prompt={...}: must be"),
+    ({"prompt": []}, "prompt: must not be an empty list"),
+    ({"prompt": [[]]}, "prompt[0]: must not be an empty list"),
+    ({"prompt": [1, "a"]}, 'prompt[1]="a": must be a token id'),
+    ({"prompt": [1, True]}, "prompt[1]=true: must be a token id"),
+    ({"prompt": [1, -1]}, "prompt[1]=-1: must be a token id"),
+    ({"prompt": [True]}, "prompt[0]=true: must be a string"),
+    ({"prompt": ["a", 1]}, "prompt[1]=1: must be a string"),
+    ({"prompt": [[1], [1.0]]}, "prompt[1][0]=1.0: must be a token id"),
+    ({"model": 1}, "body.model=1: must be a string"),
+    ({"max_tokens": 0}, "body.max_tokens=0: must be at least 1; prompts are not scored"),
+    ({"max_tokens": -1}, "body.max_tokens=-1: must be a whole number from 1"),
+    ({"max_tokens": True}, "body.max_tokens=true: must be a whole number"),
+    ({"temperature": 2.1}, "body.temperature=2.1: must be 0"),
+    ({"temperature": -1}, "body.temperature=-1: must be 0"),
+    ({"temperature": 1e-9}, "body.temperature=1e-09: must be 0"),
+    ({"temperature": True}, "body.temperature=true: must be 0"),
+    ({"top_p": 0}, "body.top_p=0: must be a number above 0"),
+    ({"n": 0}, "body.n=0: must be a whole number from 1"),
+    ({"n": 2, "temperature": 0}, "body.n=2: must be 1 with temperature 0"),
+    ({"best_of": 2, "temperature": 0}, "body.best_of=2: must be 1 with temperature 0"),
+    ({"n": 3, "best_of": 2}, "body.best_of=2: must be at least n, which is 3"),
+    ({"n": 2, "best_of": 3, "stream": True}, "body.best_of=3: must be n, which is 2, with stream=true"),
+    ({"stop": ["a"] * 17}, "body.stop=[...]: must be a string or a list of at most 16"),
+    ({"stop": ""}, 'body.stop="": each must be'),
+    ({"stream": 1}, "body.stream=1: must be true or false"),
+    ({"stream_options": {}}, "body.stream_options: is for streams only"),
+    ({"stream": True, "stream_options": 1}, "body.stream_options=1: must be an object"),
+    ({"stream": True, "stream_options": {"include_usage": 1}}, "body.stream_options.include_usage=1: must"),
+    ({"seed": -1}, "body.seed=-1: must be a whole number from 0"),
+    ({"logprobs": 6}, "body.logprobs=6: must be a whole number from 0 to 5"),
+    ({"logprobs": True}, "body.logprobs=true: must be a whole number from 0 to 5"),
+    ({"logprobs": 0, "echo": True}, "body.echo=true: cannot be combined with logprobs"),
+    ({"presence_penalty": 2.1}, "body.presence_penalty=2.1: must be a number from -2 to 2"),
+    ({"frequency_penalty": "1"}, 'body.frequency_penalty="1": must be a number from -2 to 2'),
+    ({"logit_bias": []}, "body.logit_bias=[...]: must be an object of at most 1000"),
+    ({"logit_bias": {str(one): 0 for one in range(1001)}}, "body.logit_bias={...}: must be an object of"),
+    ({"logit_bias": {"a": 0}}, 'body.logit_bias={...}: "a" is no token id'),
+    ({"logit_bias": {"-1": 0}}, 'body.logit_bias={...}: "-1" is no token id'),
+    ({"logit_bias": {"01": 0}}, 'body.logit_bias={...}: "01" is no token id'),
+    ({"logit_bias": {"²": 0}}, "is no token id"),
+    ({"logit_bias": {"9" * 5000: 0}}, "is no token id"),
+    ({"logit_bias": {"1": 101}}, "the bias of token 1 must be a number from -100 to 100, not 101"),
+    ({"logit_bias": {"1": None}}, "the bias of token 1 must be a number from -100 to 100, not null"),
+    ({"suffix": "end"}, 'body.suffix="end": is not supported'),
+    ({"user": 1}, "body.user=1: must be a string"),
+    ({"max_token": 1}, "body.max_token: no such field; did you mean max_tokens?"),
+    ({"messages": []}, "body.messages: no such field"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG, ids=lambda value: str(value)[:40])
+def test_what_is_wrong_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        read(**fields)
+    assert message in caught.value.message
+    assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_tokens": 300}, "prompt: 1 prompt tokens and max_tokens=300 do not fit"),
+        ({"min_tokens": 17}, "min_tokens=17: must be at most max_tokens, which is 16"),
+        ({"n": 5}, "body.n=5: must be a whole number from 1 to 4"),
+        ({"best_of": 5}, "body.best_of=5: must be a whole number from 1 to 4"),
+        ({"logit_bias": {"420": 1}}, "body.logit_bias: has token id 420"),
+        ({"prompt": [420]}, "prompt: has token id 420"),
+        ({"prompt": ["a", ""]}, "prompt[1]: is empty"),
+    ],
+)
+def test_what_the_model_cannot_do_is_told_in_openais_names(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse(**fields)
+    assert caught.value.message.startswith(message)
+    assert "truncate" not in caught.value.message
+
+
+def test_routes_of_their_own_read_json_objects_only() -> None:
+    with pytest.raises(UnsupportedMediaType):
+        schemas.read_completions(b"Hello", "text/plain", 100)
+    with pytest.raises(PayloadTooLarge):
+        schemas.read_completions(b'{"prompt": "a"}', None, 5)
+    with pytest.raises(BadRequest, match="JSON object"):
+        schemas.read_completions(b"[]", None, 100)
+    with pytest.raises(BadRequest, match=r"body\.inputs: no such field"):
+        schemas.read_completions(b'{"inputs": "a"}', None, 100)
+
+
+def test_an_answer() -> None:
+    answer = ask()
+    assert answer.pop("created") > 1_700_000_000
+    assert answer == {
+        "id": "cmpl-req",
+        "object": "text_completion",
+        "model": openai.MODEL_NAME,
+        "choices": [{"index": 0, "text": " cat sat.", "logprobs": None, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5},
+    }
+
+
+def by_number(request: GenerationRequest) -> list[int]:
+    return say(" cat" * (request.sampling.sequence_index + 1))
+
+
+def test_choices_count_through_all_prompts() -> None:
+    answer = ask(FakeClient(by_number), prompt=["The", "Hello"], n=2, echo=True)
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [
+        (0, "The cat"),
+        (1, "The cat cat"),
+        (2, "Hello cat"),
+        (3, "Hello cat cat"),
+    ]
+    assert answer["usage"]["completion_tokens"] == 10
+
+
+def test_token_ids_are_a_prompt_and_echo_as_text() -> None:
+    client = FakeClient()
+    ids = list(tokenizer().encode("Hello there"))
+    assert ask(client, prompt=ids, echo=True)["choices"][0]["text"] == "Hello there cat sat."
+    assert client.requests[0].prompt_ids == tuple(ids)
+
+
+def test_candidates_that_were_not_chosen_are_counted() -> None:
+    answer = ask(FakeClient(by_number), best_of=3)
+    assert len(answer["choices"]) == 1
+    assert answer["usage"] == {"prompt_tokens": 1, "completion_tokens": 9, "total_tokens": 10}
+
+
+def test_reasons() -> None:
+    assert ask(max_tokens=2)["choices"][0]["finish_reason"] == "length"
+    assert ask(stop=" sat")["choices"][0]["finish_reason"] == "stop"
+    assert openai.finish_reason("deadline") == "deadline"
+    assert openai.finish_reason(None) is None
+
+
+def test_log_probabilities_end_with_the_text() -> None:
+    (choice,) = ask(logprobs=1, stop="sat")["choices"]
+    assert choice["text"] == " cat "
+    assert choice["logprobs"] == {
+        # the token that had the stop string begins before it
+        "tokens": [" cat", " sat"],
+        "token_logprobs": [-0.5, -0.5],
+        "top_logprobs": [{" cat": -0.5}, {" sat": -0.5}],
+        "text_offset": [0, 4],
+    }
+    (choice,) = ask(logprobs=0)["choices"]
+    assert choice["logprobs"]["tokens"] == [" cat", " sat", "."]
+    assert choice["logprobs"]["top_logprobs"] is None
+
+
+def test_the_likeliest_tokens_and_the_one_that_was_drawn() -> None:
+    token = Token(1, "a", None, False, top=(("b", -0.1), ("\ufffd", -1.0), ("\ufffd", -2.0)))
+    (told,) = openai_logprobs.for_completions([openai_logprobs.PlacedToken(0, token)], 3)["top_logprobs"]
+    assert told == {"b": -0.1, "\ufffd": -1.0, "a": -9999.0}
+
+
+@pytest.mark.parametrize("text", ["Grüße aus 日本語", "x😀y 😃!", "a\ufffdb", "日日日"])
+def test_offsets_with_characters_split_into_bytes(text: str) -> None:
+    one_byte = {tokenizer().token_bytes(token_id): token_id for token_id in range(1, 400)}
+    answer = assemble([one_byte[bytes([byte])] for byte in text.encode()])
+    placed = openai_logprobs.of_answer(answer.tokens, answer.text)
+    assert len(placed) == len(answer.tokens)
+    offsets = [start for start, _ in placed]
+    assert offsets == sorted(offsets)
+    if text == "x😀y 😃!":
+        assert offsets == [0, 1, 2, 2, 2, 2, 3, 4, 5, 5, 5, 5]
+
+
+def assemble(ids: list[int]) -> Answer:
+    one = SequenceAssembler(tokenizer(), (), eos_token_ids=(0,), keep_tokens=True)
+    for token_id in ids:
+        one.push(TokenEvent("r", token_id, -1.0))
+    one.finish(EndEvent("r", "length"))
+    return one.answer()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (BadRequest("wrong"), "invalid_request_error"),
+        (UnsupportedMediaType("wrong"), "invalid_request_error"),
+        (Overloaded("full"), "rate_limit_error"),
+        (InternalError("oh"), "server_error"),
+    ],
+)
+def test_errors_are_openais(error: ServingError, kind: str) -> None:
+    expected = {
+        "message": error.message,
+        "type": kind,
+        "param": None,
+        "code": error.kind,
+        "request_id": "req",
+    }
+    assert schemas.render_error(error, "req", "openai") == {"error": expected}
+    assert schemas.render_error(error, "req", "chat") == {"error": expected}
+    assert schemas.render_error(error, "req", "tgi") == error.to_body("req")
+    assert schemas.render_error(error, "req", None) == error.to_body("req")

@@ -1,0 +1,270 @@
+"""The HTTP front from outside: streams, OpenAI's schema, cancellation, overload, limits."""
+
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from harness import Server, serving
+
+PROMPTS = ["In the beginning", "And he said unto them,", "A hacker is", "The king"]
+LONG = {"max_new_tokens": 1500, "min_new_tokens": 1500}
+
+
+@pytest.fixture(scope="module")
+def front() -> Iterator[Server]:
+    with serving(GPTJ_FRONT="http", GPTJ_MAX_BATCH_SIZE="4") as running:
+        yield running
+
+
+@contextlib.contextmanager
+def opened(server: Server, path: str, document: Any, **headers: str) -> Iterator[http.client.HTTPResponse]:
+    """An answer whose body has not been read."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    with contextlib.closing(connection):
+        content = {"Content-Type": "application/json", **headers}
+        connection.request("POST", path, json.dumps(document), content)
+        yield connection.getresponse()
+
+
+def events(server: Server, path: str, document: Any, **headers: str) -> list[Any]:
+    """All events of a stream."""
+    with opened(server, path, document, **headers) as answer:
+        assert answer.status == 200, answer.read()
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = answer.read().decode().split("\n\n")
+    assert lines.pop() == ""
+    assert all(line.startswith("data: ") for line in lines)
+    return [json.loads(line[6:]) if line != "data: [DONE]" else line[6:] for line in lines]
+
+
+def metric(server: Server, name: str) -> float:
+    """The sum of a metric's samples."""
+    lines = server.get("/metrics").body.decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
+
+
+def wait_until_idle(server: Server, timeout_s: float = 3) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while metric(server, "gptj_sequences_running") or metric(server, "gptj_sequences_waiting"):
+        assert time.monotonic() < deadline_s, "sequences go on"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("parameters", [{}, {"stop": ["the"]}, {"return_full_text": True}])
+def test_a_joined_stream_is_the_whole_answer(front: Server, prompt: str, parameters: Any) -> None:
+    parameters = {"max_new_tokens": 24, "details": True, **parameters}
+    whole = front.generate(prompt, **parameters)
+    parts = events(front, "/invocations", {"inputs": prompt, "parameters": parameters, "stream": True})
+    start = prompt if parameters.get("return_full_text") else ""
+    assert start + "".join(part["token"]["text"] for part in parts) == whole.text
+    assert parts[-1]["generated_text"] == whole.text
+    details = whole.json[0]["details"]
+    assert parts[-1]["details"]["finish_reason"] == details["finish_reason"]
+    assert parts[-1]["details"]["generated_tokens"] == details["generated_tokens"] == len(parts)
+    assert [part["token"]["id"] for part in parts] == [token["id"] for token in details["tokens"]]
+    assert all(part["generated_text"] is None for part in parts[:-1])
+
+
+def test_tokens_come_as_they_are_made(front: Server) -> None:
+    document = {"inputs": "And", "parameters": {"max_new_tokens": 200, "min_new_tokens": 200}, "stream": True}
+    with opened(front, "/invocations", document) as answer:
+        started_s = time.monotonic()
+        answer.read(10)
+        first_s = time.monotonic() - started_s
+        answer.read()
+        assert first_s < (time.monotonic() - started_s) / 2
+
+
+def test_openai_streams_and_whole_answers_agree(front: Server) -> None:
+    document = {"prompt": "In the beginning", "max_tokens": 16, "temperature": 0}
+    with opened(front, "/v1/completions", document) as answer:
+        whole = json.loads(answer.read())
+    assert whole["object"] == "text_completion"
+    assert whole["usage"]["completion_tokens"] == 16
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    *parts, last, done = events(front, "/v1/completions", document | options)
+    assert "".join(part["choices"][0]["text"] for part in parts) == whole["choices"][0]["text"]
+    assert last["usage"] == whole["usage"]
+    assert done == "[DONE]"
+    # and by its shape on /invocations
+    with opened(front, "/invocations", document) as answer:
+        assert json.loads(answer.read())["choices"] == whole["choices"]
+
+
+def test_the_official_openai_client(front: Server) -> None:
+    from openai import BadRequestError, OpenAI
+
+    with OpenAI(base_url=f"http://127.0.0.1:{front.port}/v1", api_key="none", max_retries=0) as client:
+        model = client.models.list().data[0].id
+        ask: dict[str, Any] = {"model": model, "prompt": "The king", "max_tokens": 12}
+        whole = client.completions.create(**ask, temperature=0, logprobs=2)
+        assert whole.choices[0].logprobs is not None
+        assert len(whole.choices[0].logprobs.tokens or []) == 12
+        parts = [
+            part.choices[0].text for part in client.completions.create(**ask, temperature=0, stream=True)
+        ]
+        assert "".join(parts) == whole.choices[0].text
+        several = client.completions.create(**ask, n=2, best_of=3, seed=1, echo=True)
+        assert [choice.text.startswith("The king") for choice in several.choices] == [True, True]
+        assert several.usage is not None
+        assert several.usage.completion_tokens <= 36
+        with pytest.raises(BadRequestError, match="max_tokens"):
+            client.completions.create(**{**ask, "max_tokens": -1})
+        with pytest.raises(BadRequestError, match="chat template"):
+            client.chat.completions.create(model=model, messages=[{"role": "user", "content": "hi"}])
+
+
+def test_hugging_faces_inference_client(front: Server) -> None:
+    from huggingface_hub import InferenceClient
+
+    client = InferenceClient(f"http://127.0.0.1:{front.port}/invocations")
+    ask: dict[str, Any] = {"prompt": "The king", "max_new_tokens": 12}
+    whole = client.text_generation(**ask)
+    assert "".join(client.text_generation(**ask, stream=True)) == whole
+    detailed = client.text_generation(**ask, details=True, stop=["the"])
+    assert detailed.details is not None
+    assert detailed.generated_text in whole
+    *_, last = client.text_generation(**ask, details=True, stream=True)
+    assert last.generated_text == whole
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_frees_its_sequence(front: Server, stream: bool) -> None:
+    before = metric(front, "gptj_requests_cancelled_total")
+    document = {"inputs": "And", "parameters": LONG, "stream": stream}
+    connection = http.client.HTTPConnection("127.0.0.1", front.port)
+    with ThreadPoolExecutor(1) as pool:
+        neighbour = pool.submit(front.generate, "The king", max_new_tokens=30, min_new_tokens=30)
+        connection.request("POST", "/invocations", json.dumps(document), {"Content-Type": "application/json"})
+        while not metric(front, "gptj_sequences_running"):
+            time.sleep(0.02)
+        connection.close()
+        assert neighbour.result().status == 200
+    wait_until_idle(front)
+    assert metric(front, "gptj_requests_cancelled_total") == before + 1
+
+
+def test_more_than_the_queue_holds_is_refused_at_once() -> None:
+    with serving(GPTJ_FRONT="http", GPTJ_MAX_BATCH_SIZE="1", GPTJ_MAX_QUEUE="1") as server:
+        with ThreadPoolExecutor(2) as pool:
+            running = [pool.submit(server.generate, "And", max_new_tokens=400, min_new_tokens=400)]
+            time.sleep(0.3)
+            running.append(pool.submit(server.generate, "And", max_new_tokens=2))
+            time.sleep(0.3)
+            refused = [server.generate("And", max_new_tokens=2) for _ in range(5)]
+            pings = [server.get("/ping") for _ in range(5)]
+            assert [one.result().status for one in running] == [200, 200]
+        assert {one.status for one in refused} == {429}
+        assert all(int(one.headers["retry-after"]) >= 1 for one in refused)
+        assert sorted(one.seconds for one in refused)[2] < 0.05
+        assert {one.status for one in pings} == {200}
+        assert sorted(one.seconds for one in pings)[2] < 0.1
+        assert metric(server, "gptj_requests_refused_total") == 5
+
+
+def test_deadlines(front: Server) -> None:
+    late = front.post(json.dumps({"inputs": "And", "parameters": LONG}), **{"X-Request-Timeout": "0.5"})
+    assert (late.status, late.json["error_type"]) == (504, "timeout")
+    document = {"inputs": "And", "parameters": LONG, "stream": True}
+    parts = events(front, "/invocations", document, **{"X-Request-Timeout": "0.7"})
+    assert parts[-1]["details"]["finish_reason"] == "deadline"
+    assert parts[-1]["generated_text"] == "".join(part["token"]["text"] for part in parts)
+    bad = front.post(json.dumps({"inputs": "And"}), **{"X-Request-Timeout": "soon"})
+    assert (bad.status, "x-request-timeout" in bad.json["error"]) == (400, True)
+    wait_until_idle(front)
+
+
+def test_headers_tell_what_a_request_took(front: Server) -> None:
+    answer = front.post(
+        json.dumps({"inputs": "In the beginning", "parameters": {"max_new_tokens": 5, "min_new_tokens": 5}}),
+        **{"X-Request-Id": "mine-1", "X-Amzn-SageMaker-Custom-Attributes": "a=b; c"},
+    )
+    assert answer.headers["x-request-id"] == "mine-1"
+    assert answer.headers["x-amzn-sagemaker-custom-attributes"] == "a=b; c"
+    assert answer.headers["x-generated-tokens"] == "5"
+    assert int(answer.headers["x-prompt-tokens"]) > 0
+    for name in ("x-queue-time", "x-inference-time", "x-time-per-token"):
+        assert float(answer.headers[name]) >= 0
+    assert "server" not in answer.headers
+
+
+def test_metrics_count(front: Server) -> None:
+    time.sleep(0.6)  # the engine tells its figures four times a second
+    before = metric(front, "gptj_generation_tokens_total")
+    front.generate("In", max_new_tokens=7, min_new_tokens=7)
+    deadline_s = time.monotonic() + 2
+    while metric(front, "gptj_generation_tokens_total") != before + 7:
+        assert time.monotonic() < deadline_s
+    assert metric(front, "gptj_time_to_first_token_seconds_count") > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nowhere", 404), ("GET", "/invocations", 405), ("DELETE", "/ping", 405), ("GET", "/", 200)],
+)
+def test_other_paths_and_methods(front: Server, method: str, path: str, status: int) -> None:
+    answer = front.get(path, method)
+    assert answer.status == status
+    if status != 200:
+        assert set(answer.json) == {"error", "error_type"}
+
+
+def test_a_body_is_refused_before_it_is_read(front: Server) -> None:
+    with socket.create_connection(("127.0.0.1", front.port), timeout=5) as sock:
+        head = b"POST /invocations HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n"
+        sock.sendall(head)
+        assert sock.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_long_head_is_refused(front: Server) -> None:
+    with socket.create_connection(("127.0.0.1", front.port), timeout=5) as sock:
+        sock.sendall(b"GET /ping HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 40_000)
+        assert sock.recv(100).startswith(b"HTTP/1.1 431")
+
+
+def test_sigterm_lets_a_stream_finish() -> None:
+    with serving(GPTJ_FRONT="http") as server:
+        parameters = {"max_new_tokens": 300, "min_new_tokens": 300}
+        document = {"inputs": "And", "parameters": parameters, "stream": True}
+        with opened(server, "/invocations", document) as answer:
+            answer.read(10)
+            server.signal(signal.SIGTERM)
+            rest = answer.read().decode()
+        last = json.loads(rest.strip().split("\n\n")[-1][6:])
+        assert last["details"]["generated_tokens"] == 300
+        assert server.wait_for_exit(10) == 0
+
+
+def test_an_engine_that_dies_ends_a_stream_with_an_error() -> None:
+    with serving(GPTJ_FRONT="http") as server:
+        with opened(server, "/invocations", {"inputs": "And", "parameters": LONG, "stream": True}) as answer:
+            answer.read(10)
+            server.engine().kill()
+            rest = answer.read().decode()
+        assert json.loads(rest.strip().split("\n\n")[-1][6:])["error_type"] == "unavailable"
+        assert server.wait_for_exit(10) != 0
+
+
+def test_a_stalled_engine_is_not_healthy() -> None:
+    with serving(GPTJ_FRONT="http", GPTJ_STALL_TIMEOUT_S="1") as server:
+        with ThreadPoolExecutor(1) as pool:
+            request = pool.submit(server.generate, "And", **LONG)
+            while not metric(server, "gptj_sequences_running"):
+                time.sleep(0.02)
+            assert server.get("/ping").status == 200
+            server.engine().suspend()
+            time.sleep(2)
+            ping = server.get("/ping")
+            server.engine().resume()
+            assert (ping.status, "has not moved" in ping.json["error"]) == (503, True)
+            assert request.result(60).status == 200
+        assert server.get("/ping").status == 200

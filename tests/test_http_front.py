@@ -231,6 +231,29 @@ def test_a_long_head_is_refused(front: Server) -> None:
         assert sock.recv(100).startswith(b"HTTP/1.1 431")
 
 
+def test_slow_heads_and_bodies_are_given_up(front: Server) -> None:
+    """Ten seconds each, at the same time; a client that sends a byte now and then gains nothing."""
+    begun = b"POST /invocations HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n"
+    heads = {"silent": b"", "half a head": begun, "half a body": begun + b"\r\n{"}
+
+    def seconds_until_closed(first: bytes) -> float:
+        started_s = time.monotonic()
+        with socket.create_connection(("127.0.0.1", front.port), timeout=1) as sock:
+            sock.sendall(first)
+            while time.monotonic() < started_s + 30:
+                with contextlib.suppress(TimeoutError):
+                    if not sock.recv(1000):
+                        return time.monotonic() - started_s
+                with contextlib.suppress(OSError):
+                    sock.sendall(b"x" if first.endswith(b"{") else b"")
+            raise AssertionError("still open")
+
+    with ThreadPoolExecutor(3) as pool:
+        seconds = dict(zip(heads, pool.map(seconds_until_closed, heads.values()), strict=True))
+    assert all(9 < value < 20 for value in seconds.values()), seconds
+    assert front.generate("In", max_new_tokens=1).status == 200
+
+
 def test_sigterm_lets_a_stream_finish() -> None:
     with serving(GPTJ_FRONT="http") as server:
         parameters = {"max_new_tokens": 300, "min_new_tokens": 300}

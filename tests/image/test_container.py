@@ -160,3 +160,16 @@ def test_settings_and_limits_of_the_environment_are_kept(image: str) -> None:
         too_long = container.generate("In", max_new_tokens=100)
         assert too_long.status == 400
         assert "64" in too_long.json["error"]
+
+
+def test_the_http_front_streams_there_too(image: str) -> None:
+    options = (*LOCKED_DOWN, *DEMO, "--env", "GPTJ_FRONT=http")
+    with contextlib.closing(Container(image, *options)) as container:
+        container.wait_for("ready")
+        document = {"inputs": "In", "parameters": {"max_new_tokens": 4, "min_new_tokens": 4}, "stream": True}
+        answer = container.post(json.dumps(document))
+        assert answer.status == 200
+        assert answer.body.count(b"data: ") == 4
+        assert container.get("/metrics").status == 200
+        assert container.stop() < 30
+        assert container.exit_code() == 0

@@ -2,12 +2,23 @@
 
 import json
 import socket
+import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import torch
 
 from gptj_serve import wire
+from gptj_serve.engine import server as server_module
+from gptj_serve.engine.backend import BackendLimits
+from gptj_serve.engine.engine import Engine
 from gptj_serve.engine.scheduler import Decode, Prefill, Sampled, StaticScheduler
 from gptj_serve.engine.server import EngineServer
+from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.errors import InternalError
 from gptj_serve.request import EngineStats, GenerationRequest, ModelInfo, SamplingParams
 
@@ -60,5 +71,121 @@ def test_a_front_that_watches_is_told_again_and_again(tmp_path: Path) -> None:
             assert [one.num_steps for one in told] == [1, 2, 3]
             assert time.monotonic() - started_s >= 1.5 * wire.STATS_INTERVAL_S
             lines.close()
+    finally:
+        server.close()
+
+
+INFO = ModelInfo("fake", "/model", 32, 4, 10, (9,))
+
+
+@contextmanager
+def connected(path: Path) -> Iterator[tuple[socket.socket, BinaryIO]]:
+    with socket.socket(socket.AF_UNIX) as front:
+        front.settimeout(20)
+        front.connect(str(path))
+        with front.makefile("rb") as lines:
+            assert json.loads(lines.readline())["type"] == "hello"
+            yield front, lines
+
+
+def until(is_so: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
+def test_columns_stay_when_the_longest_row_ends() -> None:
+    scheduler = StaticScheduler(max_batch_size=4, max_context=32, vocab_size=10, max_queue=8, batch_wait_s=0)
+    long = GenerationRequest("long", (1,) * 20, SamplingParams(1))
+    scheduler.add([((0, "long"), long), ((0, "short"), request("short", 5))], 0.0)
+    step = scheduler.schedule(0.0)
+    assert isinstance(step, Prefill)
+    scheduler.commit(step, [Sampled(1), Sampled(1)], 0.0)
+    assert (scheduler.num_running, scheduler.num_cache_tokens) == (1, 2 * 21)
+
+
+class StuckBackend:
+    """Blocks in its first step until it is let go."""
+
+    name = "stuck"
+    limits = BackendLimits(4, 32, 10)
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        self.entered.set()
+        assert self.go_on.wait(20)
+        return torch.zeros(len(prompts), 10)
+
+    def decode(self, token_ids: Sequence[int]) -> torch.Tensor:
+        return torch.zeros(len(token_ids), 10)
+
+    def reset(self) -> None:
+        pass
+
+
+def test_a_blocked_step_loop_delays_no_statistics(tmp_path: Path) -> None:
+    backend = StuckBackend()
+    scheduler = StaticScheduler(max_batch_size=4, max_context=32, vocab_size=10, max_queue=8, batch_wait_s=0)
+    server = EngineServer(tmp_path / "engine.sock", INFO)
+    engine = Engine(server, scheduler, StepLoop(scheduler, backend), drain_timeout_s=5)
+    server.stats = engine.stats
+    server.start()
+    loop = threading.Thread(target=engine.run, daemon=True)
+    loop.start()
+    try:
+        with connected(tmp_path / "engine.sock") as (front, lines):
+            front.sendall(wire.submit([request("a", 2)]))
+            assert backend.entered.wait(20)
+            front.sendall(wire.watch())
+            told = [wire.read_stats(wire.read(lines.readline())) for _ in range(3)]
+            assert [(one.num_running, one.num_steps, one.cache_tokens) for one in told] == [(1, 0, 3)] * 3
+            assert told[2].step_age_s - told[0].step_age_s >= 1.5 * wire.STATS_INTERVAL_S
+            backend.go_on.set()
+            until(lambda: engine.stats().num_finished == 1)
+            done = engine.stats()
+            assert (done.num_steps, done.num_prompt_tokens, done.num_generated_tokens) == (2, 3, 2)
+            assert (done.cache_tokens, done.cache_capacity_tokens, done.is_draining) == (0, 128, False)
+            engine.drain()
+            assert engine.stats().is_draining
+    finally:
+        backend.go_on.set()
+        engine.drain()
+        loop.join(timeout=10)
+        engine.close()
+    assert not loop.is_alive()
+
+
+def test_one_watch_a_connection_and_it_ends_with_it(tmp_path: Path) -> None:
+    server = EngineServer(tmp_path / "engine.sock", INFO)
+    server.start()
+    try:
+        with connected(tmp_path / "engine.sock") as (front, lines):
+            front.sendall(wire.watch() * 3)
+            lines.readline()
+            until(lambda: len(server._watches) > 0)
+            started_s = time.monotonic()
+            for _ in range(3):
+                lines.readline()
+            assert time.monotonic() - started_s >= 2 * wire.STATS_INTERVAL_S
+        until(lambda: not server._watches)
+    finally:
+        server.close()
+
+
+def test_a_watching_front_that_does_not_read_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "MAX_UNSENT_BYTES", 1000)
+    monkeypatch.setattr(wire, "STATS_INTERVAL_S", 0.0001)
+    server = EngineServer(tmp_path / "engine.sock", INFO)
+    server.start()
+    try:
+        with connected(tmp_path / "engine.sock") as (front, _):
+            front.sendall(wire.watch())
+            until(lambda: not server._writers, timeout_s=20)
     finally:
         server.close()

@@ -136,6 +136,7 @@ class StaticScheduler:
         self._waiting: deque[Running] = deque()
         self._calls = itertools.count()
         self._rows: list[Running | None] = []
+        self._longest_prompt = 0
         self._company_until_s = float("-inf")
         self._closed = False
         self.counters = Counters()
@@ -163,9 +164,10 @@ class StaticScheduler:
     @property
     def num_cache_tokens(self) -> int:
         """Columns times rows of the running batch, padding included."""
-        rows = self._rows
-        lengths = [len(row.request.prompt_ids) + len(row.generated_ids) for row in rows if row is not None]
-        return len(rows) * max(lengths, default=0)
+        rows, longest_prompt = self._rows, self._longest_prompt
+        # all rows move together; the columns of a row that has ended stay
+        num_new = max((len(row.generated_ids) for row in rows if row is not None), default=None)
+        return 0 if num_new is None else len(rows) * (longest_prompt + num_new)
 
     def held_keys(self) -> list[Key]:
         """The keys of all sequences held."""
@@ -247,6 +249,7 @@ class StaticScheduler:
         for running in batch:
             running.started_s = now_s
             self.counters.prompt_tokens += len(running.request.prompt_ids)
+        self._longest_prompt = max(len(running.request.prompt_ids) for running in batch)
         self._rows = list(batch)
         return Prefill(tuple(batch))
 

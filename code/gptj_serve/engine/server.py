@@ -68,7 +68,7 @@ class EngineServer:
         self._info = info
         self._numbers = itertools.count()
         self._writers: dict[int, asyncio.StreamWriter] = {}
-        self._watches: set[asyncio.Task[None]] = set()
+        self._watches: dict[int, asyncio.Task[None]] = {}
         self._listener: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine-socket", daemon=True)
@@ -98,19 +98,22 @@ class EngineServer:
             while line := await reader.readline():
                 message = wire.read(line)
                 if message["type"] == "watch":
-                    self._watches.add(self._loop.create_task(self._watch(writer)))
+                    if connection not in self._watches:
+                        self._watches[connection] = self._loop.create_task(self._watch(connection))
                 else:
                     self.inbox.put(_parse(connection, message))
         except (ValueError, KeyError, TypeError, OSError) as error:
             logger.warning("a front's connection was cut: %s", type(error).__name__)
         finally:
             self._writers.pop(connection, None)
+            if watch := self._watches.pop(connection, None):
+                watch.cancel()
             self.inbox.put(Gone(connection))
             writer.close()
 
-    async def _watch(self, writer: asyncio.StreamWriter) -> None:
-        while not writer.is_closing():
-            writer.write(wire.stats(self.stats()))
+    async def _watch(self, connection: int) -> None:
+        while True:
+            self._write({connection: wire.stats(self.stats())})
             await asyncio.sleep(wire.STATS_INTERVAL_S)
 
     def _write(self, lines: dict[int, bytes]) -> None:
@@ -126,9 +129,10 @@ class EngineServer:
     async def _close(self) -> None:
         if self._listener is not None:
             self._listener.close()
-        for watch in self._watches:
+        watches = list(self._watches.values())
+        for watch in watches:
             watch.cancel()
-        await asyncio.gather(*self._watches, return_exceptions=True)
+        await asyncio.gather(*watches, return_exceptions=True)
         for writer in list(self._writers.values()):
             with contextlib.suppress(OSError, asyncio.TimeoutError):
                 await asyncio.wait_for(writer.drain(), timeout=1)

@@ -160,7 +160,9 @@ def test_more_than_the_queue_holds_is_refused_at_once() -> None:
             time.sleep(0.3)
             running.append(pool.submit(server.generate, "And", max_new_tokens=2))
             time.sleep(0.3)
+            server.engine().suspend()  # so that nobody but the front can refuse
             refused = [server.generate("And", max_new_tokens=2) for _ in range(5)]
+            server.engine().resume()
             pings = [server.get("/ping") for _ in range(5)]
             assert [one.result().status for one in running] == [200, 200]
         assert {one.status for one in refused} == {429}

@@ -14,7 +14,7 @@ Shape suffixes: B rows of the batch, R rows picked out of it, V vocabulary, N sc
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -125,8 +125,7 @@ def warm_up(device: torch.device, limits: BackendLimits) -> None:
     for num_rows in {1, limits.max_batch_size}:
         logits_BV = torch.randn(num_rows, limits.vocab_size, device=device)
         for sampling in (SamplingParams(1), everything):
-            row = SamplerRow(sampling, prompt_ids=(0,), generated_ids=(), eos_token_ids=(0,), logprobs=True)
-            row = replace(row, num_top_logprobs=2)
+            row = SamplerRow(sampling, (0,), (), eos_token_ids=(0,), logprobs=True, num_top_logprobs=2)
             sample(logits_BV, [row] * num_rows)
 
 

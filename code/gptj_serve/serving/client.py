@@ -51,7 +51,8 @@ class EngineClient:
         """
         connection = self._connected()
         pending = {request.request_id for request in requests}
-        give_up_s = _give_up_s(requests)
+        after_s = give_up_after_s(requests)
+        give_up_s = None if after_s is None else time.monotonic() + after_s
         try:
             connection.send(wire.submit(requests))
             while pending:
@@ -94,12 +95,12 @@ class EngineClient:
         return self._connection
 
 
-def _give_up_s(requests: Sequence[GenerationRequest]) -> float | None:
-    """When the engine must have ended all of them; None if one has no deadline."""
+def give_up_after_s(requests: Sequence[GenerationRequest]) -> float | None:
+    """Seconds until the engine must have ended all of them; None if one has no deadline."""
     timeouts_s = [request.timeout_s for request in requests]
     if any(timeout_s is None for timeout_s in timeouts_s):
         return None
-    return time.monotonic() + max(timeout_s or 0.0 for timeout_s in timeouts_s) + GRACE_S
+    return max(timeout_s or 0.0 for timeout_s in timeouts_s) + GRACE_S
 
 
 class _Connection:

@@ -3,7 +3,7 @@
 import pytest
 
 from gptj_serve.errors import Overloaded
-from gptj_serve.serving.http.admission import MAX_RETRY_S, Admission
+from gptj_serve.serving.http.admission import WINDOW_S, Admission
 
 
 def test_calls_are_let_in_whole_or_not_at_all() -> None:
@@ -33,7 +33,7 @@ def retry_after_s(admission: Admission, num_sequences: int, now_s: float) -> int
 def test_the_time_to_come_back_follows_the_rate() -> None:
     admission = Admission(10)
     admission.enter(10, 100.0)
-    assert retry_after_s(admission, 1, 100.0) == MAX_RETRY_S  # nothing has ended for as long as is known
+    assert retry_after_s(admission, 1, 100.0) == WINDOW_S  # nothing has ended: there is no rate
     for second in range(10):
         admission.leave(2, 101.0 + second)
         admission.enter(2, 101.0 + second)
@@ -41,4 +41,4 @@ def test_the_time_to_come_back_follows_the_rate() -> None:
     assert retry_after_s(admission, 1, 111.0) == 1
     assert retry_after_s(admission, 8, 111.0) == 4
     # and what is long past counts no more
-    assert retry_after_s(admission, 1, 1000.0) == MAX_RETRY_S
+    assert retry_after_s(admission, 1, 1000.0) == WINDOW_S

@@ -5,13 +5,13 @@ Usage: python -m gptj_serve.serving.http
 Started by ``serve``, which names its private directory in the environment.
 """
 
-import asyncio
 import gc
 import logging
 import os
 from pathlib import Path
 
 import uvicorn
+import uvloop
 
 from gptj_serve import logs, run_dir
 from gptj_serve.serving.http.admission import Admission
@@ -67,13 +67,7 @@ def main() -> None:
     settings = Settings.from_env(os.environ)
     logs.configure("front", settings.log_level)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    try:
-        import uvloop
-    except ImportError:
-        runner = asyncio.run
-    else:
-        runner = uvloop.run
-    runner(serve(settings, Path(os.environ[run_dir.ENV_NAME])))
+    uvloop.run(serve(settings, Path(os.environ[run_dir.ENV_NAME])))
 
 
 if __name__ == "__main__":

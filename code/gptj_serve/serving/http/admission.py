@@ -48,7 +48,7 @@ class Admission:
     def _retry_after_s(self, num_sequences: int, now_s: float) -> int:
         self._forget(now_s)
         if not self._ended:
-            return MAX_RETRY_S if now_s > WINDOW_S else MIN_RETRY_S
+            return int(WINDOW_S)  # there is no rate; requests of that length are not over sooner
         seconds = max(now_s - self._ended[0][0], 1.0)
         rate = sum(number for _, number in self._ended) / seconds
         return min(MAX_RETRY_S, max(MIN_RETRY_S, math.ceil(num_sequences / rate)))

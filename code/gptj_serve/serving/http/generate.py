@@ -174,10 +174,7 @@ class Generate:
         generation: Generation,
         events: list[TokenEvent | EndEvent],
     ) -> list[Delta]:
-        """What a list of events added; a token and the end that came with it are one.
-
-        A failure is kept: what came before it is told first.
-        """
+        """What a list of events added. A failure is kept: what came before it is told first."""
         if exchange.first_token_s is None and any(isinstance(event, TokenEvent) for event in events):
             exchange.first_token_s = self._shared.service.now_s(call)
         deltas: list[Delta] = []
@@ -189,16 +186,7 @@ class Generate:
                 break
             if delta.stop_found:
                 self._shared.link.abort(event.request_id)
-            last = next((one for one in reversed(deltas) if one.index == delta.index), None)
-            if delta.token is None and last is not None:
-                deltas[deltas.index(last)] = Delta(
-                    last.index,
-                    last.text + delta.text,
-                    last.token,
-                    last.stop_found,
-                    delta.finish_reason or last.finish_reason,
-                )
-            elif delta.token is not None or delta.finish_reason is not None:
+            if delta.token is not None or delta.finish_reason is not None:
                 deltas.append(delta)
         return deltas
 

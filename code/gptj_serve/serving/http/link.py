@@ -9,11 +9,9 @@ from pathlib import Path
 from gptj_serve import wire
 from gptj_serve.errors import DeadlinePassed, Unavailable
 from gptj_serve.request import EndEvent, EngineStats, GenerationRequest, ModelInfo, TokenEvent
+from gptj_serve.serving.client import give_up_after_s
 
 Event = TokenEvent | EndEvent
-
-GRACE_S = 1.0
-"""The engine ends a request at its deadline; a front waits this much longer before it gives up."""
 
 
 class EngineLink:
@@ -132,16 +130,11 @@ class CallEvents:
         self._events: list[Event] = []
         self._error: Exception | None = None
         self._news = asyncio.Event()
-        timeouts_s = [request.timeout_s for request in requests]
-        known_s = [timeout_s for timeout_s in timeouts_s if timeout_s is not None]
-        loop = asyncio.get_running_loop()
-        self._timer = (
-            loop.call_later(
-                max(known_s) + GRACE_S, self.break_off, DeadlinePassed("the engine does not answer")
-            )
-            if len(known_s) == len(timeouts_s)
-            else None
-        )
+        self._timer: asyncio.TimerHandle | None = None
+        give_up_s = give_up_after_s(requests)
+        if give_up_s is not None:
+            error = DeadlinePassed("the engine does not answer")
+            self._timer = asyncio.get_running_loop().call_later(give_up_s, self.break_off, error)
 
     def __enter__(self) -> "CallEvents":
         return self

@@ -1,0 +1,135 @@
+"""Finds the library of CUDA kernels, or compiles it: once for each GPU architecture, cached.
+
+The library is plain CUDA and C, so nvcc alone compiles it, in seconds, and one build serves every
+version of PyTorch and Python.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gptj_serve.errors import StartupError
+
+logger = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).parent / "csrc"
+PREBUILT = Path(__file__).parent / "kernels.so"
+"""Where an image keeps the library for all architectures; `python -m gptj_serve.engine.fused.compiler` makes it."""
+
+
+def kernels_missing(env: Mapping[str, str]) -> str | None:
+    """Why the kernels cannot be had on this machine; None when they can. Compiles nothing.
+
+    Args:
+        env: For ``CUDA_HOME`` and ``PATH``.
+    """
+    if PREBUILT.is_file() or find_nvcc(env) is not None:
+        return None
+    return "they are not prebuilt, and nvcc to build them is not there"
+
+
+def find_library(env: Mapping[str, str], architectures: Sequence[str]) -> Path:
+    """The library, prebuilt, from the cache, or compiled now.
+
+    Args:
+        env: For ``CUDA_HOME``, ``PATH``, and ``XDG_CACHE_HOME`` (the cache, default ``~/.cache``).
+        architectures: What to compile for, as "9.0" or "7.5+PTX".
+
+    Raises:
+        StartupError: There is no compiler, or it fails.
+    """
+    if PREBUILT.is_file():
+        return PREBUILT
+    nvcc = find_nvcc(env)
+    if nvcc is None:
+        raise StartupError(f"the fused engine's kernels are not there: {kernels_missing(env)}")
+    library = _cache(env) / f"kernels-{_fingerprint(nvcc, architectures)}.so"
+    if not library.is_file():
+        compile_library(nvcc, architectures, library)
+    return library
+
+
+def compile_library(nvcc: str, architectures: Sequence[str], library: Path) -> None:
+    """Compile the library; it appears under its name whole or not at all.
+
+    Raises:
+        StartupError: The compiler fails; its output is in the log.
+    """
+    started_s = time.monotonic()
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as directory:
+        output = Path(directory) / "kernels.so"
+        command = [nvcc, *_options(architectures), "-o", str(output), str(SOURCES / "fused.cu")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            logger.error("nvcc failed: %s", (done.stderr or done.stdout).strip())
+            raise StartupError(
+                f"the fused engine's kernels do not compile for {', '.join(architectures)} ({nvcc}); "
+                "set GPTJ_ENGINE=deepspeed or hf"
+            )
+        os.replace(output, library)
+    seconds = round(time.monotonic() - started_s, 3)
+    logger.info("kernels compiled", extra={"fields": {"event": "kernels_compiled", "seconds": seconds}})
+
+
+def find_nvcc(env: Mapping[str, str]) -> str | None:
+    """The CUDA compiler's path: below ``CUDA_HOME``, on ``PATH``, or where CUDA is installed by default."""
+    home = env.get("CUDA_HOME") or env.get("CUDA_PATH")
+    places = [str(Path(home) / "bin")] if home else []
+    places += [env.get("PATH", os.defpath), "/usr/local/cuda/bin"]
+    return shutil.which("nvcc", path=os.pathsep.join(places))
+
+
+def _options(architectures: Sequence[str]) -> list[str]:
+    options = ["-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static"]
+    for architecture in architectures:
+        found = re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", architecture)
+        if found is None:
+            raise ValueError(f"{architecture!r}: must be a compute capability such as 9.0 or 9.0+PTX")
+        number = found[1] + found[2]
+        options += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+        if found[3]:
+            options += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
+    return options
+
+
+def _fingerprint(nvcc: str, architectures: Sequence[str]) -> str:
+    """A name that changes with whatever the library is made from."""
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    digest.update("\0".join([version, *architectures]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _cache(env: Mapping[str, str]) -> Path:
+    cache = env.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "gptj-serve"
+
+
+def main() -> None:
+    """Compile the library ahead of time, into the package: what an image's build calls.
+
+    ``KERNEL_ARCHS`` is a list as ``TORCH_CUDA_ARCH_LIST`` takes it.
+    """
+    nvcc = find_nvcc(os.environ)
+    if nvcc is None:
+        raise SystemExit("there is no nvcc")
+    architectures = re.split(r"[;,\s]+", os.environ["KERNEL_ARCHS"].strip())
+    try:
+        compile_library(nvcc, architectures, PREBUILT)
+    except StartupError as error:
+        raise SystemExit(str(error)) from error
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    main()

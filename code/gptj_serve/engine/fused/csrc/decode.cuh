@@ -1,0 +1,188 @@
+// One decode step for a few rows: two kernels a block, the weights read once.
+//
+//   embed                 hidden = embedding, normed = LayerNorm(hidden)
+//   in_projection         normed -> query, cache, gelu(fc_in); attention rides along
+//   out_projection        hidden += [fc_out | out_proj] (gelu, attention); for one row: normed = next LayerNorm
+//   normalise             for several rows: normed = next LayerNorm
+//   head                  logits, and the likeliest token
+//
+// The parallel residual of GPT-J makes that possible: attention and MLP read the same LayerNorm.
+#pragma once
+#include "attention.cuh"
+#include "norm.cuh"
+#include "product.cuh"
+
+namespace fused {
+
+// Where a number of the in-projection goes: rotary embedding and cache for q, k and v, gelu for the MLP.
+// `other` is the number that q or k is rotated with: its neighbour of the same pair of rows.
+__device__ __forceinline__ void finish_in(const Model &model, const Cache &cache, const Tokens &tokens,
+                                          const Scratch &scratch, int layer, int token, int row, float value,
+                                          float other) {
+  const int d = model.d;
+  if (row >= 3 * d) {
+    int at = row - 3 * d;
+    float bias = __half2float(model.in_bias[static_cast<int64_t>(layer) * model.inner + at]);
+    scratch.mixed[static_cast<int64_t>(token) * (model.inner + d) + at] = __float2half(gelu(value + bias));
+    return;
+  }
+  const int section = row / d, at = row % d, head = at / model.head_dim, in_head = at % model.head_dim;
+  const int position = tokens.positions[token];
+  if (position < 0) return;
+  if (section < 2 && in_head < model.rotary_dim) {
+    float2 turn = model.rotary[position * (model.rotary_dim / 2) + in_head / 2];
+    value = in_head % 2 ? fmaf(other, turn.y, value * turn.x) : fmaf(-other, turn.y, value * turn.x);
+  }
+  if (section == 0) {
+    scratch.query[static_cast<int64_t>(token) * d + at] = __float2half(value);
+    return;
+  }
+  const int cache_row = tokens.cache_rows[token];
+  int64_t place = static_cast<int64_t>(cache_row / BLOCK_SIZE) * model.num_heads + head;
+  place = (place * BLOCK_SIZE + cache_row % BLOCK_SIZE) * model.head_dim + in_head;
+  (section == 1 ? cache.keys : cache.values)[layer * cache.layer_stride + place] = __float2half(value);
+}
+
+__device__ __forceinline__ AttentionRow attention_row(const Model &model, const Cache &cache, const Tokens &tokens,
+                                                      const Scratch &scratch, const half *query, int64_t query_stride,
+                                                      int layer, int token, int head) {
+  const int64_t token_head = static_cast<int64_t>(token) * model.num_heads + head;
+  return {query + token * query_stride + head * model.head_dim,
+          cache.keys + layer * cache.layer_stride,
+          cache.values + layer * cache.layer_stride,
+          tokens.tables + static_cast<int64_t>(token) * tokens.table_width,
+          tokens.positions[token] + 1,
+          head,
+          model.num_heads,
+          scratch.mixed + static_cast<int64_t>(token) * (model.inner + model.d) + model.inner + head * model.head_dim,
+          scratch.partial + token_head * MAX_SPLITS * (model.head_dim + 2),
+          scratch.arrived_splits + token_head};
+}
+
+// One thread block a token.
+__global__ void __launch_bounds__(THREADS) embed(const Model model, const Tokens tokens, const Scratch scratch) {
+  let_next_kernel_start();
+  const int token = blockIdx.x, d = model.d;
+  const half *row = model.embedding + tokens.history[tokens.history_rows[token]] * d;
+  float *hidden = scratch.hidden + static_cast<int64_t>(token) * d;
+  for (int i = threadIdx.x; i < d; i += THREADS) hidden[i] = __half2float(row[i]);
+  __threadfence_block();
+  __syncthreads();
+  normalise_row(hidden, model.norm_weight, model.norm_bias, scratch.normed + static_cast<int64_t>(token) * d, d,
+                model.epsilon);
+}
+
+// Thread blocks of the in-projection: first the tiles of q, k and v, then most of the MLP's, then attention,
+// which waits for its head, then the rest of the MLP's tiles, behind which attention's latency hides.
+struct InGrid {
+  int num_qkv_tiles, num_tiles_before, num_attention, num_tiles;
+};
+
+template <int TILES, int HEAD_DIM>
+__global__ void __launch_bounds__(THREADS, 2)
+in_projection(const Model model, const Cache cache, const Tokens tokens, const Scratch scratch, const InGrid grid,
+              const int num_rows, const int layer) {
+  __shared__ union {
+    TileSums<TILES> sums;
+    typename Attention<HEAD_DIM>::Memory attention;
+  } memory;
+  let_next_kernel_start();
+  const int index = blockIdx.x, attention_index = index - grid.num_tiles_before;
+  if (attention_index >= 0 && attention_index < grid.num_attention) {
+    const int split = attention_index % MAX_SPLITS, head = attention_index / MAX_SPLITS % model.num_heads;
+    const int token = attention_index / MAX_SPLITS / model.num_heads;
+    const AttentionRow row = attention_row(model, cache, tokens, scratch, scratch.query, model.d, layer, token, head);
+    if (row.length < 1 || split >= num_splits(row.length)) return;
+    wait_for_previous_kernel();
+    wait_for_arrivals(scratch.arrived_heads + head * 8, 3 * HEAD_DIM / TILE_ROWS);
+    Attention<HEAD_DIM>::run(row, split, memory.attention);
+    return;
+  }
+  const int tile = index < grid.num_tiles_before ? index : index - grid.num_attention;
+  const int first_row = tile * TILE_ROWS, num_weight_rows = grid.num_tiles * TILE_ROWS;
+  const HalfWeights weights(model.in_weight + static_cast<int64_t>(layer) * num_weight_rows * model.d, model.d,
+                            first_row, num_weight_rows, threadIdx.x % 32);
+  const Activations x = {scratch.normed, model.d, num_rows};
+  multiply_tile<TILES>(weights, model.d, x, memory.sums, wait_for_previous_kernel);
+  const int tile_row = threadIdx.x % TILE_ROWS, token = threadIdx.x / TILE_ROWS;
+  const float value = token < num_rows ? total<TILES>(memory.sums, token, tile_row) : 0.f;
+  const float other = __shfl_xor_sync(ALL_LANES, value, 1);
+  if (token < num_rows)
+    finish_in(model, cache, tokens, scratch, layer, token, first_row + tile_row, value, other);
+  if (tile < grid.num_qkv_tiles) arrive(scratch.arrived_heads + first_row % model.d / HEAD_DIM * 8);
+}
+
+template <int TILES>
+__global__ void __launch_bounds__(THREADS, 2)
+out_projection(const Model model, const Scratch scratch, const int num_rows, const int layer) {
+  __shared__ TileSums<TILES> sums;
+  let_next_kernel_start();
+  const int d = model.d, num_columns = model.inner + d, first_row = blockIdx.x * TILE_ROWS;
+  const HalfWeights weights(model.out_weight + static_cast<int64_t>(layer) * d * num_columns, num_columns, first_row,
+                            d, threadIdx.x % 32);
+  const Activations x = {scratch.mixed, num_columns, num_rows};
+  const int tile_row = threadIdx.x % TILE_ROWS, token = threadIdx.x / TILE_ROWS;
+  float *hidden = scratch.hidden + static_cast<int64_t>(token) * d + first_row + tile_row;
+  float before = 0.f;
+  multiply_tile<TILES>(weights, num_columns, x, sums, [&] {
+    wait_for_previous_kernel();
+    // the in-projection has run: its counters are free for the next layer
+    if (blockIdx.x == 0)
+      for (int head = threadIdx.x; head < model.num_heads; head += THREADS) scratch.arrived_heads[head * 8] = 0;
+    if (token < num_rows) before = __ldcg(hidden);
+  });
+  if (token < num_rows)
+    *hidden = before + total<TILES>(sums, token, tile_row) +
+              __half2float(model.out_bias[static_cast<int64_t>(layer) * d + first_row + tile_row]);
+  if (num_rows > 1) return;
+  if (arrive_last(scratch.arrived, gridDim.x))
+    normalise_row(scratch.hidden, model.norm_weight + static_cast<int64_t>(layer + 1) * d,
+                  model.norm_bias + static_cast<int64_t>(layer + 1) * d, scratch.normed, d, model.epsilon);
+}
+
+// One thread block a token.
+__global__ void __launch_bounds__(THREADS) normalise(const Model model, const Scratch scratch, const int layer) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * model.d;
+  normalise_row(scratch.hidden + at, model.norm_weight + static_cast<int64_t>(layer) * model.d,
+                model.norm_bias + static_cast<int64_t>(layer) * model.d, scratch.normed + at, model.d, model.epsilon);
+}
+
+// Put the row's likeliest token where the next step finds it.
+__device__ __forceinline__ void choose(const Tokens &tokens, const Scratch &scratch, int token, uint64_t key) {
+  scratch.chosen[token] = row_of_key(key);
+  scratch.chosen_logit[token] = value_of_key(key);
+  if (tokens.positions[token] >= 0) tokens.history[tokens.history_rows[token] + 1] = row_of_key(key);
+}
+
+template <int TILES>
+__global__ void __launch_bounds__(THREADS, 2)
+head(const Model model, const Tokens tokens, const Scratch scratch, const int num_rows) {
+  __shared__ TileSums<TILES> sums;
+  let_next_kernel_start();
+  const int first_row = blockIdx.x * TILE_ROWS;
+  const HalfWeights weights(model.head_weight, model.d, first_row, model.vocab, threadIdx.x % 32);
+  const Activations x = {scratch.normed, model.d, num_rows};
+  multiply_tile<TILES>(weights, model.d, x, sums, wait_for_previous_kernel);
+  const int tile_row = threadIdx.x % TILE_ROWS, token = threadIdx.x / TILE_ROWS, row = first_row + tile_row;
+  uint64_t key = 0;
+  if (token < num_rows && row < model.vocab) {
+    float logit = total<TILES>(sums, token, tile_row) + __half2float(model.head_bias[row]);
+    scratch.logits[static_cast<int64_t>(token) * model.vocab + row] = logit;
+    key = sort_key(logit, row);
+  }
+#pragma unroll
+  for (int offset = TILE_ROWS / 2; offset; offset >>= 1) {
+    uint64_t other = __shfl_xor_sync(ALL_LANES, key, offset);
+    key = other > key ? other : key;
+  }
+  if (token < num_rows && tile_row == 0)
+    atomicMax(reinterpret_cast<unsigned long long *>(scratch.best + token), static_cast<unsigned long long>(key));
+  if (arrive_last(scratch.arrived + 1, gridDim.x) && threadIdx.x < num_rows) {
+    choose(tokens, scratch, threadIdx.x, __ldcg(scratch.best + threadIdx.x));
+    scratch.best[threadIdx.x] = 0;
+  }
+}
+
+}  // namespace fused

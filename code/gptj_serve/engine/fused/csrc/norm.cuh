@@ -1,0 +1,54 @@
+// LayerNorm of one row by one thread block: numbers in float32, two passes over registers.
+#pragma once
+#include "device.cuh"
+#include "fused.h"
+
+namespace fused {
+
+// Sum over the thread block; every thread gets it. `partial` is WARPS numbers that no one else uses.
+__device__ __forceinline__ float block_sum(float v, float *partial) {
+  v = warp_sum(v);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = v;
+  __syncthreads();
+  float sum = 0.f;
+#pragma unroll
+  for (int warp = 0; warp < WARPS; warp++) sum += partial[warp];
+  return sum;
+}
+
+// hidden [d] -> normed [d]. `hidden` may have been written by other thread blocks of this launch.
+__device__ __forceinline__ void normalise_row(const float *hidden, const half *weight, const half *bias,
+                                              half *normed, int d, float epsilon) {
+  constexpr int VECTORS = MAX_WIDTH / THREADS / 4;
+  __shared__ float partial[2][WARPS];
+  float4 v[VECTORS];
+  float sum = 0.f;
+#pragma unroll
+  for (int i = 0; i < VECTORS; i++) {
+    int at = (i * THREADS + threadIdx.x) * 4;
+    v[i] = at < d ? __ldcg(reinterpret_cast<const float4 *>(hidden + at)) : make_float4(0, 0, 0, 0);
+    sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
+  }
+  const float mean = block_sum(sum, partial[0]) / d;
+  float squares = 0.f;
+#pragma unroll
+  for (int i = 0; i < VECTORS; i++) {
+    if ((i * THREADS + threadIdx.x) * 4 >= d) continue;
+    v[i] = make_float4(v[i].x - mean, v[i].y - mean, v[i].z - mean, v[i].w - mean);
+    squares += (v[i].x * v[i].x + v[i].y * v[i].y) + (v[i].z * v[i].z + v[i].w * v[i].w);
+  }
+  const float scale = rsqrtf(block_sum(squares, partial[1]) / d + epsilon);
+#pragma unroll
+  for (int i = 0; i < VECTORS; i++) {
+    int at = (i * THREADS + threadIdx.x) * 4;
+    if (at >= d) continue;
+    const half2 *w = reinterpret_cast<const half2 *>(weight + at), *b = reinterpret_cast<const half2 *>(bias + at);
+    float2 w0 = __half22float2(w[0]), w1 = __half22float2(w[1]);
+    float2 b0 = __half22float2(b[0]), b1 = __half22float2(b[1]);
+    half2 *out = reinterpret_cast<half2 *>(normed + at);
+    out[0] = __floats2half2_rn(v[i].x * scale * w0.x + b0.x, v[i].y * scale * w0.y + b0.y);
+    out[1] = __floats2half2_rn(v[i].z * scale * w1.x + b1.x, v[i].w * scale * w1.y + b1.y);
+  }
+}
+
+}  // namespace fused

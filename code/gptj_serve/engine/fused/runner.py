@@ -1,0 +1,226 @@
+"""Runs the continuous scheduler's steps on one model: prompts as they come, decoding as CUDA graphs.
+
+A graph holds one batch size. Positions, cache places and block tables lie in device memory that each launch
+fills, so one graph serves every position. The host waits for nothing but results.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from gptj_serve.engine.device_errors import batch_errors
+from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Kernels, State, Tokens
+from gptj_serve.engine.fused.model import FusedModel, PromptPart
+from gptj_serve.engine.fused.plan import ContinuousStep, Row, RunnerLimits
+from gptj_serve.engine.fused.sampling import Choice, DeviceSampler
+from gptj_serve.engine.fused.staging import upload
+from gptj_serve.engine.scheduler import Sampled
+
+logger = logging.getLogger(__name__)
+
+DECODE_SIZES = (*range(1, 17), 24, 32, 48, 64, 96, 128, 192, 256)
+"""Batch sizes that have a graph; a batch is padded to the next one."""
+
+
+class FusedRunner:
+    """Meets `gptj_serve.engine.fused.plan.StepRunner`.
+
+    Args:
+        state: The model and its memory.
+        kernels: Made for that state.
+        limits: What the memory holds.
+    """
+
+    name = "fused"
+
+    def __init__(self, state: State, kernels: Kernels, limits: RunnerLimits) -> None:
+        self.limits = limits
+        self._state = state
+        self._kernels = kernels
+        self._model = FusedModel(state, kernels)
+        self._sampler = DeviceSampler(state.history_SC, limits)
+        self._table_width = -(-limits.max_context // BLOCK_SIZE)
+        sizes = [size for size in DECODE_SIZES if size < limits.max_batch_size]
+        self._decode_sizes = (*sizes, limits.max_batch_size)
+        self._decode_words = torch.zeros(
+            limits.max_batch_size * (3 + self._table_width), dtype=torch.int32, device=state.history_SC.device
+        )
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    @torch.inference_mode()
+    def launch(self, step: ContinuousStep) -> "RunningStep":
+        """Start a step; see `StepRunner.launch`."""
+        self._check(step)
+        parts: list[tuple[list[int], Choice]] = []
+        num_prefills = sum(row.samples for row in step.prefills)
+        with batch_errors("a step"):
+            if step.prefills:
+                choice = self._prefill(step.prefills)
+                if choice is not None:
+                    parts.append((list(range(num_prefills)), choice))
+            for places in self._groups(step.decodes):
+                choice = self._decode([step.decodes[place] for place in places])
+                parts.append(([num_prefills + place for place in places], choice))
+            done = None
+            if self._is_cuda:
+                done = torch.cuda.Event()
+                done.record()
+        return RunningStep(parts, done)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Run everything once and capture the graphs, the largest first: all use the memory of that one."""
+        pool = None
+        for size in reversed(self._decode_sizes):
+            tokens = self._decode_tokens(size, self._decode_words[: size * (3 + self._table_width)])
+            tokens.positions_T.fill_(-1)
+            tokens.history_rows_T.fill_(self._padding_row)
+            self._model.decode(tokens)
+            if self._is_cuda:
+                torch.cuda.synchronize()
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool):
+                    self._model.decode(tokens)
+                pool = pool or graph.pool()
+                self._graphs[size] = graph
+        self._sampler.warm_up()
+
+    @property
+    def _is_cuda(self) -> bool:
+        return self._decode_words.is_cuda
+
+    @property
+    def _padding_row(self) -> int:
+        """Where in the history the padding's ids are: the row after the last slot's."""
+        return self.limits.max_batch_size * self._state.history_SC.shape[1]
+
+    def _check(self, step: ContinuousStep) -> None:
+        limits = self.limits
+        rows = (*step.prefills, *step.decodes)
+        num_prompt_tokens = sum(row.end - row.start for row in step.prefills)
+        if num_prompt_tokens > limits.max_prefill:
+            raise ValueError(f"{num_prompt_tokens} prompt tokens in a step; at most {limits.max_prefill}")
+        if len(rows) > limits.max_batch_size:
+            raise ValueError(f"{len(rows)} rows in a step; at most {limits.max_batch_size}")
+        for row in rows:
+            if not 0 <= row.slot < limits.max_batch_size:
+                raise ValueError(f"slot {row.slot}; must be 0 to {limits.max_batch_size - 1}")
+            if row.end > limits.max_context or row.end > len(row.blocks) * BLOCK_SIZE:
+                raise ValueError(
+                    f"a row ends at position {row.end}; its {len(row.blocks)} blocks hold "
+                    f"{len(row.blocks) * BLOCK_SIZE}, the context {limits.max_context}"
+                )
+
+    def _groups(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Rows that are decoded together, as indexes.
+
+        Up to `Kernels.max_decode_rows` rows, a row's logits do not depend on the others. Sequences whose
+        seed the client chose are decoded so, whatever else runs.
+        """
+        limit = self._kernels.max_decode_rows
+        if len(rows) <= max(limit, 1):
+            return [list(range(len(rows)))] if rows else []
+        apart = [place for place, row in enumerate(rows) if limit and row.running.request.reproducible]
+        groups = [apart[at : at + limit] for at in range(0, len(apart), limit or 1)]
+        rest = [place for place in range(len(rows)) if place not in set(apart)]
+        return [*groups, rest] if rest else groups
+
+    def _decode(self, rows: Sequence[Row]) -> Choice:
+        size = next(size for size in self._decode_sizes if size >= len(rows))
+        words = np.zeros(size * (3 + self._table_width), dtype=np.int32)
+        positions_T, cache_rows_T, history_rows_T = words[: 3 * size].reshape(3, size)
+        tables_TW = words[3 * size :].reshape(size, self._table_width)
+        positions_T[len(rows) :] = -1
+        history_rows_T[len(rows) :] = self._padding_row
+        stride = self._state.history_SC.shape[1]
+        for place, row in enumerate(rows):
+            positions_T[place] = row.start
+            cache_rows_T[place] = row.blocks[row.start // BLOCK_SIZE] * BLOCK_SIZE + row.start % BLOCK_SIZE
+            history_rows_T[place] = row.slot * stride + row.start
+            num_blocks = -(-row.end // BLOCK_SIZE)
+            tables_TW[place, :num_blocks] = row.blocks[:num_blocks]
+        on_device = upload(words, self._decode_words)
+        if self._graphs:
+            self._graphs[size].replay()
+        else:
+            self._model.decode(self._decode_tokens(size, on_device))
+        return self._choose(rows)
+
+    def _decode_tokens(self, size: int, words: torch.Tensor) -> Tokens:
+        positions_T, cache_rows_T, history_rows_T = words[: 3 * size].view(3, size).unbind(0)
+        tables_TW = words[3 * size :].view(size, self._table_width)
+        return Tokens(positions_T, cache_rows_T, history_rows_T, tables_TW)
+
+    def _prefill(self, rows: Sequence[Row]) -> Choice | None:
+        words, parts = self._prompt_words(rows)
+        history_T = self._state.history_SC.view(-1)
+        history_T.index_copy_(0, words.history_rows_T.long(), words.ids_T.long())
+        tokens = Tokens(words.positions_T, words.cache_rows_T, words.history_rows_T)
+        last_R = words.last_R.long()
+        picked = [part.index_select(0, last_R) for part in (words.positions_T, words.cache_rows_T, words.history_rows_T)]
+        self._model.prefill(tokens, parts, last_R, Tokens(*picked))
+        sampled = [row for row in rows if row.samples]
+        return self._choose(sampled) if sampled else None
+
+    def _prompt_words(self, rows: Sequence[Row]) -> "tuple[_PromptWords, list[PromptPart]]":
+        """Everything that a prefill has to know, in one upload."""
+        stride = self._state.history_SC.shape[1]
+        positions = np.concatenate([np.arange(row.start, row.end) for row in rows])
+        blocks = np.concatenate(
+            [np.asarray(row.blocks)[np.arange(row.start, row.end) // BLOCK_SIZE] for row in rows]
+        )
+        slots = np.repeat([row.slot for row in rows], [row.end - row.start for row in rows])
+        ids = np.concatenate([np.asarray(row.token_ids) for row in rows])
+        ends = np.cumsum([row.end - row.start for row in rows])
+        last = [int(end) - 1 for row, end in zip(rows, ends, strict=True) if row.samples]
+        tables = [row.blocks[: -(-row.end // BLOCK_SIZE)] if row.start else [] for row in rows]
+        flat = np.concatenate(
+            [positions, blocks * BLOCK_SIZE + positions % BLOCK_SIZE, slots * stride + positions, ids, last, *tables]
+        ).astype(np.int32)
+        words = upload(flat, torch.empty(flat.size, dtype=torch.int32, device=self._decode_words.device))
+        num = len(positions)
+        parts, at = [], 4 * num + len(last)
+        for row, end, table in zip(rows, ends, tables, strict=True):
+            blocks_N = words[at : at + len(table)].long() if table else None
+            at += len(table)
+            num_tokens = row.end - row.start
+            parts.append(PromptPart(int(end) - num_tokens, num_tokens, row.start, blocks_N))
+        return _PromptWords(*words[: 4 * num].view(4, num).unbind(0), words[4 * num : 4 * num + len(last)]), parts
+
+    def _choose(self, rows: Sequence[Row]) -> Choice:
+        scratch = self._state.scratch
+        return self._sampler.choose(scratch.logits_TV[: len(rows)], rows)
+
+
+class _PromptWords:
+    """Views of one upload, int32: positions, cache rows, history rows and ids of T tokens, the R last ones' indexes."""
+
+    def __init__(self, *views: torch.Tensor) -> None:
+        self.positions_T, self.cache_rows_T, self.history_rows_T, self.ids_T, self.last_R = views
+
+
+class RunningStep:
+    """Meets `gptj_serve.engine.fused.plan.PendingStep`.
+
+    Args:
+        parts: Choices, and where in the results each of their rows goes.
+        done: Happens after everything of the step; None if that is past.
+    """
+
+    def __init__(self, parts: Sequence[tuple[list[int], Choice]], done: torch.cuda.Event | None) -> None:
+        self._parts = parts
+        self._done = done
+
+    def results(self) -> list[Sampled]:
+        """Wait; see `PendingStep.results`."""
+        with batch_errors("a step"):
+            if self._done is not None:
+                self._done.synchronize()
+        by_place = {
+            place: sampled
+            for places, choice in self._parts
+            for place, sampled in zip(places, choice.results(), strict=True)
+        }
+        return [by_place[place] for place in sorted(by_place)]

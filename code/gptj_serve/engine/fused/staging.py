@@ -1,0 +1,34 @@
+"""Small copies between host and device that nothing waits for.
+
+The host side is pinned. PyTorch's allocator gives such memory out again only when its copies are over, so
+none has to be kept track of here.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+def upload(values: npt.NDArray[np.int32], target: torch.Tensor) -> torch.Tensor:
+    """Start a copy to the device, in order with the work that is queued there.
+
+    Args:
+        values: int32, any shape.
+        target: int32, flat, at least as long.
+
+    Returns:
+        The part of the target that holds the values, in their shape.
+    """
+    host = torch.from_numpy(values)
+    if target.device.type == "cuda":
+        host = host.pin_memory()
+    part = target[: values.size].view(values.shape)
+    part.copy_(host, non_blocking=True)
+    return part
+
+
+def download(values: torch.Tensor) -> torch.Tensor:
+    """Start a copy to the host; it is there when an event recorded after this call has happened."""
+    if values.device.type != "cuda":
+        return values.clone()
+    return torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)

@@ -15,8 +15,8 @@ from gptj_serve.engine.hf import load_hf
 from gptj_serve.engine.loader import load_model
 from gptj_serve.engine.machine import describe, limit_threads, look_at_machine
 from gptj_serve.engine.model_dir import Checkpoint
-from gptj_serve.engine.scheduler import StaticScheduler
 from gptj_serve.engine.server import EngineServer
+from gptj_serve.engine.static_scheduler import StaticScheduler
 from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.request import ModelInfo
 from gptj_serve.settings import Settings

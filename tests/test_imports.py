@@ -12,7 +12,8 @@ HEAVY = {"torch", "transformers", "deepspeed", "boto3"}
     "modules",
     [
         "inference, gptj_serve.serving.mms, gptj_serve.serving.mms_handler",
-        "gptj_serve.engine.scheduler, gptj_serve.request, gptj_serve.wire, gptj_serve.settings",
+        "gptj_serve.engine.static_scheduler, gptj_serve.request, gptj_serve.wire, gptj_serve.settings",
+        "gptj_serve.engine.fused.scheduler",
         "gptj_serve.launcher, gptj_serve.run_local",
         "gptj_serve.serving.http.app, gptj_serve.serving.http.protocol",
         "gptj_serve.engine.model_dir, gptj_serve.engine.choose, gptj_serve.engine.uniform",

@@ -178,6 +178,7 @@ class EngineStats:
         num_finished: Ended with "length" or "eos_token".
         num_cancelled: Ended with "cancelled".
         num_failed: Ended with "failed".
+        num_preempted: Times that a running sequence gave its cache to an older one; it goes on later.
         cache_tokens: Tokens that the KV cache holds for the running batch, padding included.
         cache_capacity_tokens: Tokens that it can hold.
         is_draining: Nothing new is accepted.
@@ -192,6 +193,7 @@ class EngineStats:
     num_finished: int = 0
     num_cancelled: int = 0
     num_failed: int = 0
+    num_preempted: int = 0
     cache_tokens: int = 0
     cache_capacity_tokens: int = 0
     is_draining: bool = False

@@ -1,4 +1,4 @@
-"""Puts an engine together: chooses the backend, loads it, and joins it to a scheduler and a socket."""
+"""Puts an engine together: chooses the backend, loads it, joins it to a scheduler and a socket."""
 
 import logging
 import os
@@ -7,16 +7,20 @@ from pathlib import Path
 import torch
 from transformers import GPTJConfig
 
-from gptj_serve.engine import sampler
-from gptj_serve.engine.backend import Backend
+from gptj_serve.engine import engine, sampler
+from gptj_serve.engine.backend import Backend, BackendLimits
 from gptj_serve.engine.choose import choose_engine
 from gptj_serve.engine.engine import Engine
+from gptj_serve.engine.fused.plan import RunnerLimits, StepRunner
+from gptj_serve.engine.fused.scheduler import ContinuousScheduler
+from gptj_serve.engine.fused.step_loop import ContinuousStepLoop
 from gptj_serve.engine.hf import load_hf
 from gptj_serve.engine.loader import load_model
 from gptj_serve.engine.machine import describe, limit_threads, look_at_machine
 from gptj_serve.engine.model_dir import Checkpoint
-from gptj_serve.engine.scheduler import StaticScheduler
+from gptj_serve.engine.scheduler import Scheduler
 from gptj_serve.engine.server import EngineServer
+from gptj_serve.engine.static_scheduler import StaticScheduler
 from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.request import ModelInfo
 from gptj_serve.settings import Settings
@@ -45,16 +49,15 @@ def build_engine(settings: Settings, checkpoint: Checkpoint, socket_path: Path) 
     logger.info("engine %s (%s)", name, reason, extra={"fields": fields})
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     backend = _load(name, settings, checkpoint, device)
+    sampler.warm_up(device, backend.limits)
+    return join_static(backend, settings, checkpoint, socket_path)
+
+
+def join_static(
+    backend: Backend, settings: Settings, checkpoint: Checkpoint, socket_path: Path
+) -> tuple[Engine, ModelInfo]:
+    """Join a backend to static batching and open the socket; see `build_engine`."""
     limits = backend.limits
-    sampler.warm_up(device, limits)
-    info = ModelInfo(
-        engine=backend.name,
-        model_dir=str(checkpoint.directory),
-        max_context=limits.max_context,
-        max_batch_size=limits.max_batch_size,
-        vocab_size=limits.vocab_size,
-        eos_token_ids=checkpoint.eos_token_ids,
-    )
     scheduler = StaticScheduler(
         max_batch_size=limits.max_batch_size,
         max_context=limits.max_context,
@@ -62,11 +65,38 @@ def build_engine(settings: Settings, checkpoint: Checkpoint, socket_path: Path) 
         max_queue=settings.max_queue,
         batch_wait_s=settings.batch_wait_ms / 1000,
     )
+    info = _model_info(backend.name, limits, checkpoint)
+    return _open(scheduler, StepLoop(scheduler, backend), info, settings, socket_path), info
+
+
+def join_continuous(
+    runner: StepRunner, settings: Settings, checkpoint: Checkpoint, socket_path: Path
+) -> tuple[Engine, ModelInfo]:
+    """Join a runner to continuous batching and open the socket; see `build_engine`."""
+    scheduler = ContinuousScheduler(runner.limits, max_queue=settings.max_queue)
+    info = _model_info(runner.name, runner.limits, checkpoint)
+    return _open(scheduler, ContinuousStepLoop(scheduler, runner), info, settings, socket_path), info
+
+
+def _model_info(name: str, limits: BackendLimits | RunnerLimits, checkpoint: Checkpoint) -> ModelInfo:
+    return ModelInfo(
+        engine=name,
+        model_dir=str(checkpoint.directory),
+        max_context=limits.max_context,
+        max_batch_size=limits.max_batch_size,
+        vocab_size=limits.vocab_size,
+        eos_token_ids=checkpoint.eos_token_ids,
+    )
+
+
+def _open(
+    scheduler: Scheduler, step_loop: engine.StepLoop, info: ModelInfo, settings: Settings, socket_path: Path
+) -> Engine:
     server = EngineServer(socket_path, info)
-    engine = Engine(server, scheduler, StepLoop(scheduler, backend), settings.drain_timeout_s)
-    server.stats = engine.stats
+    joined = Engine(server, scheduler, step_loop, settings.drain_timeout_s)
+    server.stats = joined.stats
     server.start()
-    return engine, info
+    return joined
 
 
 def _load(name: str, settings: Settings, checkpoint: Checkpoint, device: torch.device) -> Backend:

@@ -4,13 +4,33 @@ import queue
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Protocol
 
 from gptj_serve import wire
-from gptj_serve.engine.scheduler import Event, StaticScheduler, Token
+from gptj_serve.engine.scheduler import Event, Scheduler, Token, Wait
 from gptj_serve.engine.server import Abort, EngineServer, Gone, Message, Submit
-from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.errors import ServingError, Unavailable
 from gptj_serve.request import EndEvent, EngineStats, TokenEvent
+
+
+class StepLoop(Protocol):
+    """Runs what its scheduler decides."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that were run so far. Other threads read it too."""
+        ...
+
+    def step(self) -> tuple[list[Event], Wait | None]:
+        """Go one step on.
+
+        Returns:
+            What happened, and how long there is nothing to do (None if there may be more at once).
+
+        Raises:
+            BackendDead: The process has to end; running sequences have had no terminal event.
+        """
+        ...
 
 
 class Engine:
@@ -19,12 +39,12 @@ class Engine:
     Args:
         server: The socket.
         scheduler: The scheduler that the step loop runs.
-        step_loop: Runs the backend.
+        step_loop: Runs the steps.
         drain_timeout_s: After `drain`, running sequences that take longer fail with `Unavailable`.
     """
 
     def __init__(
-        self, server: EngineServer, scheduler: StaticScheduler, step_loop: StepLoop, drain_timeout_s: float
+        self, server: EngineServer, scheduler: Scheduler, step_loop: StepLoop, drain_timeout_s: float
     ) -> None:
         self._server = server
         self._scheduler = scheduler
@@ -32,7 +52,6 @@ class Engine:
         self._drain_timeout_s = drain_timeout_s
         self._drain = False
         self._drain_by_s = float("inf")
-        self._num_steps = 0
         self._moved_s = time.monotonic()
 
     def stats(self) -> EngineStats:
@@ -41,13 +60,14 @@ class Engine:
         return EngineStats(
             num_waiting=scheduler.num_waiting,
             num_running=scheduler.num_running,
-            num_steps=self._num_steps,
+            num_steps=self._step_loop.num_steps,
             step_age_s=time.monotonic() - self._moved_s,
             num_prompt_tokens=counters.prompt_tokens,
             num_generated_tokens=counters.generated_tokens,
             num_finished=counters.finished,
             num_cancelled=counters.cancelled,
             num_failed=counters.failed,
+            num_preempted=counters.preempted,
             cache_tokens=scheduler.num_cache_tokens,
             cache_capacity_tokens=scheduler.cache_capacity_tokens,
             is_draining=self._drain,
@@ -72,7 +92,6 @@ class Engine:
             self._moved_s = time.monotonic()
             events, wait = self._step_loop.step()
             self._moved_s = time.monotonic()
-            self._num_steps += wait is None
             self._report(events)
             wait_s = 0.0 if wait is None else self._wait_s(wait.until_s)
 

@@ -1,12 +1,11 @@
-"""Decides what the backend runs next. Sans-I/O: no torch, no clock, no sockets; time is passed in.
+"""What all schedulers share: the sequences they hold, the queue, and the one end that each sequence gets.
 
-Static batching: requests that wait together run together; a sequence that ends leaves at once, its
-row stays empty; the next batch starts when the last sequence has ended. Sequences whose seed the
-client chose share a batch with those of their own call only. Every sequence that `add` accepted gets
-exactly one `Ended`.
+Sans-I/O: no torch, no clock, no sockets; time is passed in. What runs next is decided by
+`gptj_serve.engine.static_scheduler` and `gptj_serve.engine.fused.scheduler`.
 """
 
 import itertools
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,27 +48,17 @@ class Running:
 
 @dataclass(slots=True)
 class Counters:
-    """What the scheduler has done since it was made; sequences, but for the tokens."""
+    """What the scheduler has done since it was made; sequences, but for the tokens.
+
+    ``preempted`` counts a sequence each time that it has to make room for an older one.
+    """
 
     prompt_tokens: int = 0
     generated_tokens: int = 0
     finished: int = 0
     cancelled: int = 0
     failed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Prefill:
-    """Start a batch with these rows."""
-
-    rows: tuple[Running, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Decode:
-    """Append one token to every row of the running batch; None marks a row whose sequence has ended."""
-
-    rows: tuple[Running | None, ...]
+    preempted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,47 +98,40 @@ class Ended:
     timings: Timings | None
 
 
-Step = Prefill | Decode
 Event = Token | Ended
 
 
-class StaticScheduler:
-    """Static batching over one backend.
+class Scheduler(ABC):
+    """Takes sequences in and ends them; a subclass decides what runs.
+
+    Every sequence that `add` accepted gets exactly one `Ended`.
 
     Args:
-        max_batch_size: Rows in a batch at most.
-        max_context: Columns of a batch at most (longest prompt plus most new tokens).
+        max_batch_size: Sequences that run together at most.
+        max_context: Prompt plus new tokens of one sequence at most.
         vocab_size: Token ids must be below this.
         max_queue: Sequences that may wait.
-        batch_wait_s: When a batch of several has ended, how long the next one waits for company;
-            the others' next requests are on their way, and the first to come back would run alone.
     """
 
-    def __init__(
-        self, *, max_batch_size: int, max_context: int, vocab_size: int, max_queue: int, batch_wait_s: float
-    ) -> None:
+    def __init__(self, *, max_batch_size: int, max_context: int, vocab_size: int, max_queue: int) -> None:
         self._max_batch_size = max_batch_size
         self._max_context = max_context
         self._vocab_size = vocab_size
         self._max_queue = max_queue
-        self._batch_wait_s = batch_wait_s
         self._waiting: deque[Running] = deque()
         self._calls = itertools.count()
-        self._rows: list[Running | None] = []
-        self._longest_prompt = 0
-        self._company_until_s = float("-inf")
         self._closed = False
         self.counters = Counters()
 
     @property
     def num_waiting(self) -> int:
-        """Sequences that wait for a batch."""
+        """Sequences that wait for their turn."""
         return len(self._waiting)
 
     @property
+    @abstractmethod
     def num_running(self) -> int:
-        """Sequences in the running batch that have not ended."""
-        return sum(row is not None for row in self._rows)
+        """Sequences that run and have not ended."""
 
     @property
     def is_idle(self) -> bool:
@@ -157,17 +139,26 @@ class StaticScheduler:
         return not self._waiting and not self.num_running
 
     @property
+    @abstractmethod
     def cache_capacity_tokens(self) -> int:
-        """Columns times rows of the largest batch."""
-        return self._max_batch_size * self._max_context
+        """Tokens that the cache can hold."""
 
     @property
+    @abstractmethod
     def num_cache_tokens(self) -> int:
-        """Columns times rows of the running batch, padding included."""
-        rows, longest_prompt = self._rows, self._longest_prompt
-        # all rows move together; the columns of a row that has ended stay
-        num_new = max((len(row.generated_ids) for row in rows if row is not None), default=None)
-        return 0 if num_new is None else len(rows) * (longest_prompt + num_new)
+        """Tokens that the cache holds now, padding included. Other threads read it too."""
+
+    @abstractmethod
+    def _running(self) -> list[Running]:
+        """The sequences that run, oldest first."""
+
+    @abstractmethod
+    def _num_can_start(self) -> int:
+        """Sequences that could start at once if none waited."""
+
+    @abstractmethod
+    def _leave(self, running: Running, now_s: float) -> None:
+        """Give up what a sequence that runs holds."""
 
     def held_keys(self) -> list[Key]:
         """The keys of all sequences held."""
@@ -200,8 +191,7 @@ class StaticScheduler:
 
     def _room(self) -> int:
         """How many sequences may be added now; those that can start at once need no queue."""
-        can_start = 0 if self.num_running else self._max_batch_size
-        return max(0, self._max_queue + can_start - len(self._waiting))
+        return max(0, self._max_queue + self._num_can_start() - len(self._waiting))
 
     def _check(self, request: GenerationRequest) -> None:
         if not request.prompt_ids:
@@ -235,66 +225,16 @@ class StaticScheduler:
             if running.deadline_s <= now_s
         ]
 
-    def schedule(self, now_s: float) -> Step | Wait:
-        """The next step to run. Every step must be answered by `commit` or `fail`."""
-        if self.num_running:
-            return Decode(tuple(self._rows))
-        self._rows = []
-        if not self._waiting:
-            return Wait(None)
-        alone = self._waiting[0].request.reproducible
-        if now_s < self._company_until_s and len(self._waiting) < self._max_batch_size and not alone:
-            return Wait(self._company_until_s)
-        batch = self._take_batch()
-        for running in batch:
+    def _start(self, running: Running, now_s: float) -> None:
+        """Note that a sequence starts; not its first time if it was preempted."""
+        if running.started_s is None:
             running.started_s = now_s
             self.counters.prompt_tokens += len(running.request.prompt_ids)
-        self._longest_prompt = max(len(running.request.prompt_ids) for running in batch)
-        self._rows = list(batch)
-        return Prefill(tuple(batch))
-
-    def _take_batch(self) -> list[Running]:
-        """The oldest waiting sequence and, in order, all that may and do fit beside it in the padded batch.
-
-        Rows are padded to the longest prompt, so the batch needs the longest prompt plus the most
-        new tokens of any row. A sequence that does not fit keeps its place; it is first next time.
-        """
-        batch: list[Running] = []
-        longest = most_new = 0
-        for running in self._waiting:
-            if len(batch) == self._max_batch_size:
-                break
-            if batch and not _may_share(batch[0], running):
-                continue
-            prompt = max(longest, len(running.request.prompt_ids))
-            new = max(most_new, running.request.sampling.max_new_tokens)
-            if prompt + new <= self._max_context:
-                longest, most_new = prompt, new
-                batch.append(running)
-        taken = set(map(id, batch))
-        self._waiting = deque(running for running in self._waiting if id(running) not in taken)
-        return batch
-
-    def commit(self, step: Step, sampled: Sequence[Sampled | None], now_s: float) -> list[Event]:
-        """Book the tokens of a step.
-
-        Args:
-            step: What `schedule` returned.
-            sampled: One entry a row; entries of rows that had ended are ignored.
-            now_s: The time at which the tokens were known.
-        """
-        events: list[Event] = []
-        for running, choice in zip(step.rows, sampled, strict=True):
-            # a row may have been aborted while the step ran
-            if running is None or choice is None or running not in self._rows:
-                continue
-            if choice.error is not None:
-                events.append(self._end(running, "failed", choice.error, now_s))
-                continue
-            events.extend(self._book(running, choice, now_s))
-        return events
 
     def _book(self, running: Running, choice: Sampled, now_s: float) -> list[Event]:
+        """Book what was chosen for a sequence that is held."""
+        if choice.error is not None:
+            return [self._end(running, "failed", choice.error, now_s)]
         if running.first_token_s is None:
             running.first_token_s = now_s
         running.generated_ids.append(choice.token_id)
@@ -306,21 +246,14 @@ class StaticScheduler:
             return [token, self._end(running, "length", None, now_s)]
         return [token]
 
-    def fail(self, step: Step, error: ServingError, now_s: float) -> list[Event]:
-        """The step raised: fail every sequence of the batch; what waits is not touched."""
-        live = [running for running in step.rows if running is not None and running in self._rows]
-        return [self._end(running, "failed", error, now_s) for running in live]
-
     def _held(self) -> list[Running]:
-        return [*self._waiting, *(row for row in self._rows if row is not None)]
+        return [*self._waiting, *self._running()]
 
     def _end(self, running: Running, reason: str, error: ServingError | None, now_s: float) -> Ended:
         if running in self._waiting:
             self._waiting.remove(running)
         else:
-            self._rows[self._rows.index(running)] = None
-            if not self.num_running and (len(self._rows) > 1 or self._waiting):
-                self._company_until_s = now_s + self._batch_wait_s
+            self._leave(running, now_s)
         self._count_end(reason)
         return Ended(running.key, reason, error, running.timings(now_s))
 
@@ -331,11 +264,6 @@ class StaticScheduler:
             self.counters.failed += 1
         else:
             self.counters.finished += 1
-
-
-def _may_share(first: Running, other: Running) -> bool:
-    apart = first.request.reproducible or other.request.reproducible
-    return first.call == other.call or not apart
 
 
 def _deadline_error(running: Running) -> ServingError:

@@ -1,4 +1,4 @@
-"""Runs what the scheduler decides: schedule → prefill or decode → sample → commit."""
+"""Runs what the static scheduler decides: schedule → prefill or decode → sample → commit."""
 
 import logging
 import time
@@ -8,7 +8,8 @@ import torch
 
 from gptj_serve.engine.backend import Backend, BackendDead, BatchLost
 from gptj_serve.engine.sampler import SamplerRow, sample
-from gptj_serve.engine.scheduler import Event, Prefill, Running, Sampled, StaticScheduler, Step, Wait
+from gptj_serve.engine.scheduler import Event, Running, Sampled, Wait
+from gptj_serve.engine.static_scheduler import Prefill, StaticScheduler, Step
 from gptj_serve.errors import InternalError
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,9 @@ class StepLoop:
         scheduler: Decides what runs.
         backend: Runs it.
         now_s: The clock, in seconds.
+
+    Attributes:
+        num_steps: Steps that were run, those that failed included.
     """
 
     def __init__(
@@ -29,6 +33,7 @@ class StepLoop:
         self._scheduler = scheduler
         self._backend = backend
         self._now_s = now_s
+        self.num_steps = 0
 
     def step(self) -> tuple[list[Event], Wait | None]:
         """Run one step.
@@ -48,9 +53,11 @@ class StepLoop:
         except BackendDead:
             raise
         except Exception as error:
-            events += self._give_up(step, error)
+            # whatever failed must not reach the next batch
+            events += self._scheduler.fail(step, step_failed(error), self._now_s())
         else:
             events += self._scheduler.commit(step, sampled, self._now_s())
+        self.num_steps += 1
         if not self._scheduler.num_running:
             self._backend.reset()
         return events, None
@@ -64,11 +71,15 @@ class StepLoop:
             logits_BV = self._backend.decode([row.generated_ids[-1] if row else 0 for row in step.rows])
         return sample(logits_BV, [_sampler_row(row) for row in step.rows])
 
-    def _give_up(self, step: Step, error: Exception) -> list[Event]:
-        """The batch is lost, the engine is not: whatever failed must not reach the next batch."""
-        logger.error("a batch was given up", exc_info=error, extra={"fields": {"event": "batch_failed"}})
-        message = str(error) if isinstance(error, BatchLost) else "the engine failed on this batch"
-        return self._scheduler.fail(step, InternalError(message), self._now_s())
+
+def step_failed(error: Exception) -> InternalError:
+    """Log why a step was given up. Its sequences are lost, the engine is not.
+
+    Returns:
+        What to tell the clients.
+    """
+    logger.error("a batch was given up", exc_info=error, extra={"fields": {"event": "batch_failed"}})
+    return InternalError(str(error) if isinstance(error, BatchLost) else "the engine failed on this batch")
 
 
 def _sampler_row(running: Running | None) -> SamplerRow | None:

@@ -1,0 +1,71 @@
+"""The free list of cache blocks. No torch: a block is a number here."""
+
+from collections.abc import Iterable, Sequence
+
+
+class IntegrityError(Exception):
+    """The books do not add up: a block leaked, is held twice, or someone has too few. Always a bug."""
+
+
+class BlockPool:
+    """Hands out block ids 0..num_blocks-1, those given back last first.
+
+    Args:
+        num_blocks: How many there are.
+        block_size: Positions in one block.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._free = list(range(num_blocks - 1, -1, -1))
+        self._is_free = [True] * num_blocks
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that nobody holds."""
+        return len(self._free)
+
+    def num_needed(self, num_positions: int) -> int:
+        """Blocks that hold so many positions of one sequence."""
+        return -(-num_positions // self.block_size)
+
+    def allocate(self, num_blocks: int) -> list[int] | None:
+        """Take so many blocks, or None, and none taken, if fewer are free."""
+        if num_blocks > len(self._free):
+            return None
+        taken = [self._free.pop() for _ in range(num_blocks)]
+        for block in taken:
+            self._is_free[block] = False
+        return taken
+
+    def release(self, blocks: Iterable[int]) -> None:
+        """Give blocks back.
+
+        Raises:
+            IntegrityError: One of them is free already.
+        """
+        for block in blocks:
+            if self._is_free[block]:
+                raise IntegrityError(f"block {block} is released twice")
+            self._is_free[block] = True
+            self._free.append(block)
+
+    def check(self, held: Iterable[Sequence[int]]) -> None:
+        """Check that every block is free or held, once.
+
+        Args:
+            held: The blocks of each holder.
+
+        Raises:
+            IntegrityError: One is not; says which.
+        """
+        num_holders = [0] * self.num_blocks
+        for blocks in held:
+            for block in blocks:
+                num_holders[block] += 1
+        for block in self._free:
+            num_holders[block] += 1
+        for block, number in enumerate(num_holders):
+            if number != 1:
+                raise IntegrityError(f"block {block} is free or held {number} times; once is right")

@@ -1,0 +1,148 @@
+"""Static batching: decides what a backend runs next.
+
+Requests that wait together run together; a sequence that ends leaves at once, its row stays empty; the
+next batch starts when the last sequence has ended. Sequences whose seed the client chose share a batch
+with those of their own call only.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gptj_serve.engine.scheduler import Event, Running, Sampled, Scheduler, Wait
+from gptj_serve.errors import ServingError
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Start a batch with these rows."""
+
+    rows: tuple[Running, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Append one token to every row of the running batch; None marks a row whose sequence has ended."""
+
+    rows: tuple[Running | None, ...]
+
+
+Step = Prefill | Decode
+
+
+class StaticScheduler(Scheduler):
+    """Static batching over one backend.
+
+    Args:
+        max_batch_size: Rows in a batch at most.
+        max_context: Columns of a batch at most (longest prompt plus most new tokens).
+        vocab_size: Token ids must be below this.
+        max_queue: Sequences that may wait.
+        batch_wait_s: When a batch of several has ended, how long the next one waits for company;
+            the others' next requests are on their way, and the first to come back would run alone.
+    """
+
+    def __init__(
+        self, *, max_batch_size: int, max_context: int, vocab_size: int, max_queue: int, batch_wait_s: float
+    ) -> None:
+        super().__init__(
+            max_batch_size=max_batch_size, max_context=max_context, vocab_size=vocab_size, max_queue=max_queue
+        )
+        self._batch_wait_s = batch_wait_s
+        self._rows: list[Running | None] = []
+        self._longest_prompt = 0
+        self._company_until_s = float("-inf")
+
+    @property
+    def num_running(self) -> int:
+        """Sequences in the running batch that have not ended."""
+        return sum(row is not None for row in self._rows)
+
+    @property
+    def cache_capacity_tokens(self) -> int:
+        """Columns times rows of the largest batch."""
+        return self._max_batch_size * self._max_context
+
+    @property
+    def num_cache_tokens(self) -> int:
+        """Columns times rows of the running batch, padding included."""
+        rows, longest_prompt = self._rows, self._longest_prompt
+        # all rows move together; the columns of a row that has ended stay
+        num_new = max((len(row.generated_ids) for row in rows if row is not None), default=None)
+        return 0 if num_new is None else len(rows) * (longest_prompt + num_new)
+
+    def _running(self) -> list[Running]:
+        return [row for row in self._rows if row is not None]
+
+    def _num_can_start(self) -> int:
+        return 0 if self.num_running else self._max_batch_size
+
+    def _leave(self, running: Running, now_s: float) -> None:
+        self._rows[self._rows.index(running)] = None
+        if not self.num_running and (len(self._rows) > 1 or self._waiting):
+            self._company_until_s = now_s + self._batch_wait_s
+
+    def schedule(self, now_s: float) -> Step | Wait:
+        """The next step to run. Every step must be answered by `commit` or `fail`."""
+        if self.num_running:
+            return Decode(tuple(self._rows))
+        self._rows = []
+        if not self._waiting:
+            return Wait(None)
+        alone = self._waiting[0].request.reproducible
+        if now_s < self._company_until_s and len(self._waiting) < self._max_batch_size and not alone:
+            return Wait(self._company_until_s)
+        batch = self._take_batch()
+        for running in batch:
+            self._start(running, now_s)
+        self._longest_prompt = max(len(running.request.prompt_ids) for running in batch)
+        self._rows = list(batch)
+        return Prefill(tuple(batch))
+
+    def _take_batch(self) -> list[Running]:
+        """The oldest waiting sequence and, in order, all that may and do fit beside it in the padded batch.
+
+        Rows are padded to the longest prompt, so the batch needs the longest prompt plus the most
+        new tokens of any row. A sequence that does not fit keeps its place; it is first next time.
+        """
+        batch: list[Running] = []
+        longest = most_new = 0
+        for running in self._waiting:
+            if len(batch) == self._max_batch_size:
+                break
+            if batch and not _may_share(batch[0], running):
+                continue
+            prompt = max(longest, len(running.request.prompt_ids))
+            new = max(most_new, running.request.sampling.max_new_tokens)
+            if prompt + new <= self._max_context:
+                longest, most_new = prompt, new
+                batch.append(running)
+        taken = set(map(id, batch))
+        self._waiting = deque(running for running in self._waiting if id(running) not in taken)
+        return batch
+
+    def commit(self, step: Step, sampled: Sequence[Sampled | None], now_s: float) -> list[Event]:
+        """Book the tokens of a step.
+
+        Args:
+            step: What `schedule` returned.
+            sampled: One entry a row; entries of rows that had ended are ignored.
+            now_s: The time at which the tokens were known.
+        """
+        events: list[Event] = []
+        for running, choice in zip(step.rows, sampled, strict=True):
+            # a row may have been aborted while the step ran
+            if running is None or choice is None or running not in self._rows:
+                continue
+            events.extend(self._book(running, choice, now_s))
+        return events
+
+    def fail(self, step: Step, error: ServingError, now_s: float) -> list[Event]:
+        """The step raised: fail every sequence of the batch; what waits is not touched."""
+        live = [running for running in step.rows if running is not None and running in self._rows]
+        return [self._end(running, "failed", error, now_s) for running in live]
+
+
+def _may_share(first: Running, other: Running) -> bool:
+    apart = first.request.reproducible or other.request.reproducible
+    return first.call == other.call or not apart

@@ -2,6 +2,7 @@
 
 import ctypes
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -153,7 +154,7 @@ class CudaKernels:
             self._state.history_SC.data_ptr(),
         )
 
-    def _call(self, name: str, *arguments: ctypes.Structure | ctypes._SimpleCData[int]) -> None:
+    def _call(self, name: str, *arguments: "ctypes.Structure | ctypes._SimpleCData[Any]") -> None:
         values = [ctypes.byref(one) if isinstance(one, ctypes.Structure) else one for one in arguments]
         stream = _pointer(torch.cuda.current_stream().cuda_stream)
         error = getattr(self._library, name)(*values, stream)

@@ -4,7 +4,6 @@ A graph holds one batch size. Positions, cache places and block tables lie in de
 fills, so one graph serves every position. The host waits for nothing but results.
 """
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,10 +14,9 @@ from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Kernels, State, Tokens
 from gptj_serve.engine.fused.model import FusedModel, PromptPart
 from gptj_serve.engine.fused.plan import ContinuousStep, Row, RunnerLimits
 from gptj_serve.engine.fused.sampling import Choice, DeviceSampler
-from gptj_serve.engine.fused.staging import upload
+from gptj_serve.engine.fused.staging import download, upload
+from gptj_serve.engine.sampler import sampled
 from gptj_serve.engine.scheduler import Sampled
-
-logger = logging.getLogger(__name__)
 
 DECODE_SIZES = (*range(1, 17), 24, 32, 48, 64, 96, 128, 192, 256)
 """Batch sizes that have a graph; a batch is padded to the next one."""
@@ -53,7 +51,7 @@ class FusedRunner:
     def launch(self, step: ContinuousStep) -> "RunningStep":
         """Start a step; see `StepRunner.launch`."""
         self._check(step)
-        parts: list[tuple[list[int], Choice]] = []
+        parts: list[Part] = []
         num_prefills = sum(row.samples for row in step.prefills)
         with batch_errors("a step"):
             if step.prefills:
@@ -127,7 +125,7 @@ class FusedRunner:
         rest = [place for place in range(len(rows)) if place not in set(apart)]
         return [*groups, rest] if rest else groups
 
-    def _decode(self, rows: Sequence[Row]) -> Choice:
+    def _decode(self, rows: Sequence[Row]) -> "Choice | GreedyChoice":
         size = next(size for size in self._decode_sizes if size >= len(rows))
         words = np.zeros(size * (3 + self._table_width), dtype=np.int32)
         positions_T, cache_rows_T, history_rows_T = words[: 3 * size].reshape(3, size)
@@ -153,7 +151,7 @@ class FusedRunner:
         tables_TW = words[3 * size :].view(size, self._table_width)
         return Tokens(positions_T, cache_rows_T, history_rows_T, tables_TW)
 
-    def _prefill(self, rows: Sequence[Row]) -> Choice | None:
+    def _prefill(self, rows: Sequence[Row]) -> "Choice | GreedyChoice | None":
         words, parts = self._prompt_words(rows)
         history_T = self._state.history_SC.view(-1)
         history_T.index_copy_(0, words.history_rows_T.long(), words.ids_T.long())
@@ -161,8 +159,8 @@ class FusedRunner:
         last_R = words.last_R.long()
         picked = [part.index_select(0, last_R) for part in (words.positions_T, words.cache_rows_T, words.history_rows_T)]
         self._model.prefill(tokens, parts, last_R, Tokens(*picked))
-        sampled = [row for row in rows if row.samples]
-        return self._choose(sampled) if sampled else None
+        choosing = [row for row in rows if row.samples]
+        return self._choose(choosing) if choosing else None
 
     def _prompt_words(self, rows: Sequence[Row]) -> "tuple[_PromptWords, list[PromptPart]]":
         """Everything that a prefill has to know, in one upload."""
@@ -189,9 +187,13 @@ class FusedRunner:
             parts.append(PromptPart(int(end) - num_tokens, num_tokens, row.start, blocks_N))
         return _PromptWords(*words[: 4 * num].view(4, num).unbind(0), words[4 * num : 4 * num + len(last)]), parts
 
-    def _choose(self, rows: Sequence[Row]) -> Choice:
+    def _choose(self, rows: Sequence[Row]) -> "Choice | GreedyChoice":
         scratch = self._state.scratch
-        return self._sampler.choose(scratch.logits_TV[: len(rows)], rows)
+        if all(_is_greedy(row) for row in rows):
+            return GreedyChoice(scratch.chosen_2T, len(rows))  # the kernels have chosen
+        choice = self._sampler.choose(scratch.logits_TV[: len(rows)], rows)
+        choice.to_host()
+        return choice
 
 
 class _PromptWords:
@@ -201,15 +203,52 @@ class _PromptWords:
         self.positions_T, self.cache_rows_T, self.history_rows_T, self.ids_T, self.last_R = views
 
 
+class GreedyChoice:
+    """The kernels' own choice, on its way to the host.
+
+    Args:
+        chosen_2T: As `gptj_serve.engine.fused.kernels.Scratch` has it.
+        num_rows: How many of its columns count.
+    """
+
+    def __init__(self, chosen_2T: torch.Tensor, num_rows: int) -> None:
+        self._chosen_2T = download(chosen_2T)
+        self._num_rows = num_rows
+
+    def results(self) -> list[Sampled]:
+        """The tokens; to be called when the copy is over."""
+        ids, logits = self._chosen_2T.unbind(0)
+        is_finite = logits.view(torch.float32)[: self._num_rows].isfinite().tolist()
+        return [
+            sampled(token_id, finite, None, ())
+            for token_id, finite in zip(ids[: self._num_rows].tolist(), is_finite, strict=True)
+        ]
+
+
+def _is_greedy(row: Row) -> bool:
+    """The token is the largest logit, and nothing is reported of it."""
+    request, sampling = row.running.request, row.running.request.sampling
+    num_generated = row.end - len(request.prompt_ids)
+    changes_scores = (
+        sampling.do_sample
+        or sampling.repetition_penalty != 1.0
+        or sampling.presence_penalty
+        or sampling.frequency_penalty
+        or sampling.logit_bias
+        or (num_generated < sampling.min_new_tokens and request.eos_token_ids)
+    )
+    return not (changes_scores or request.logprobs)
+
+
 class RunningStep:
     """Meets `gptj_serve.engine.fused.plan.PendingStep`.
 
     Args:
-        parts: Choices, and where in the results each of their rows goes.
+        parts: All choices of the step.
         done: Happens after everything of the step; None if that is past.
     """
 
-    def __init__(self, parts: Sequence[tuple[list[int], Choice]], done: torch.cuda.Event | None) -> None:
+    def __init__(self, parts: Sequence["Part"], done: torch.cuda.Event | None) -> None:
         self._parts = parts
         self._done = done
 
@@ -219,8 +258,12 @@ class RunningStep:
             if self._done is not None:
                 self._done.synchronize()
         by_place = {
-            place: sampled
+            place: result
             for places, choice in self._parts
-            for place, sampled in zip(places, choice.results(), strict=True)
+            for place, result in zip(places, choice.results(), strict=True)
         }
         return [by_place[place] for place in sorted(by_place)]
+
+
+Part = tuple[list[int], Choice | GreedyChoice]
+"""Choices, and where in the results each of their rows goes."""

@@ -1,0 +1,161 @@
+"""Puts the fused engine together: weights, kernels, and as much KV cache as there is memory for."""
+
+import logging
+import os
+from collections.abc import Mapping
+
+import torch
+
+from gptj_serve.engine.checkpoint_files import read_json
+from gptj_serve.engine.fused.compiler import find_library
+from gptj_serve.engine.fused.cuda_kernels import CudaKernels
+from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Cache, Geometry, Kernels, State, make_rotary, make_scratch
+from gptj_serve.engine.fused.loader import load_weights
+from gptj_serve.engine.fused.plain_kernels import PlainKernels
+from gptj_serve.engine.fused.plan import RunnerLimits
+from gptj_serve.engine.fused.runner import FusedRunner
+from gptj_serve.engine.fused.weights import PackedWeights
+from gptj_serve.engine.model_dir import CONFIG, Checkpoint
+from gptj_serve.errors import StartupError
+
+logger = logging.getLogger(__name__)
+
+MAX_AUTO_BATCH_SIZE = 64
+PREFILL_CHUNK = 256
+"""Prompt tokens a step while sequences are decoded: on an H100 such a step takes less than three without."""
+MAX_PREFILL = 2048
+
+RESERVE_BYTES = 1 << 30
+"""GPU memory left for the products' temporaries (200 MB at 2048 tokens), cuBLAS, the sampler and the graphs."""
+
+CPU_CACHE_TOKENS = 8192
+
+
+def load_fused(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    *,
+    max_batch_size: int | None = None,
+    max_context: int | None = None,
+    env: Mapping[str, str] = os.environ,
+) -> FusedRunner:
+    """Load the model and warm it up: CUDA kernels in FP16 on a GPU, their plain twin in FP32 on a CPU.
+
+    Args:
+        checkpoint: What to load.
+        device: Where to.
+        max_batch_size: Sequences that run together at most; None is 64.
+        max_context: Positions of a sequence at most, no more than the model's; None is the model's.
+        env: For finding a compiler.
+
+    Raises:
+        StartupError: The kernels cannot run this model, are not to be had, or the memory does not suffice.
+    """
+    geometry = read_geometry(checkpoint)
+    if geometry.obstacle:
+        raise StartupError(f"GPTJ_ENGINE=fused: {checkpoint.directory / CONFIG}: {geometry.obstacle}")
+    is_cuda = device.type == "cuda"
+    library = find_library(env, [_architecture(device)]) if is_cuda else None
+    weights = load_weights(checkpoint, device, torch.float16 if is_cuda else torch.float32)
+    max_context = min(max_context or checkpoint.n_positions, checkpoint.n_positions)
+    max_batch_size = max_batch_size or MAX_AUTO_BATCH_SIZE
+    state = make_state(geometry, weights, max_batch_size, max_context)
+    limits = RunnerLimits(
+        max_batch_size=max_batch_size,
+        max_context=max_context,
+        vocab_size=geometry.vocab_size,
+        block_size=BLOCK_SIZE,
+        num_blocks=state.cache.keys_LNHSE.shape[1],
+        prefill_chunk=PREFILL_CHUNK,
+        max_prefill=MAX_PREFILL,
+    )
+    kernels: Kernels = PlainKernels(state) if library is None else CudaKernels(library, state)
+    runner = FusedRunner(state, kernels, limits)
+    runner.warm_up()
+    _log(limits, state)
+    return runner
+
+
+def read_geometry(checkpoint: Checkpoint) -> Geometry:
+    """The model's dimensions, as the kernels need them.
+
+    Raises:
+        StartupError: The activation function is another one.
+    """
+    path = checkpoint.directory / CONFIG
+    raw = read_json(path)
+    activation = raw.get("activation_function", "gelu_new")
+    if activation != "gelu_new":
+        raise StartupError(f"GPTJ_ENGINE=fused: {path}: activation_function is {activation!r}; it has gelu_new alone")
+    return Geometry(
+        num_layers=checkpoint.n_layer,
+        num_heads=checkpoint.n_head,
+        head_dim=checkpoint.n_embd // checkpoint.n_head,
+        rotary_dim=checkpoint.rotary_dim,
+        inner=checkpoint.n_inner,
+        vocab_size=checkpoint.vocab_size,
+        epsilon=float(raw.get("layer_norm_epsilon", 1e-5)),
+    )
+
+
+def make_state(
+    geometry: Geometry, weights: PackedWeights, max_batch_size: int, max_context: int, num_blocks: int | None = None
+) -> State:
+    """Allocate everything that the model works on.
+
+    Args:
+        geometry: The model's dimensions.
+        weights: Its weights.
+        max_batch_size: Slots.
+        max_context: Positions of each.
+        num_blocks: Of the cache; None takes what there is memory for.
+
+    Raises:
+        StartupError: Not even one sequence of the longest context fits.
+    """
+    like = weights.embedding_VD
+    scratch = make_scratch(geometry, like, max(MAX_PREFILL, max_batch_size), max_batch_size)
+    if num_blocks is None:
+        num_blocks = _num_blocks(geometry, like, max_batch_size, max_context)
+    shape = (geometry.num_layers, num_blocks, geometry.num_heads, BLOCK_SIZE, geometry.head_dim)
+    return State(
+        geometry=geometry,
+        weights=weights,
+        rotary_PR2=make_rotary(geometry, max_context).to(like.device),
+        cache=Cache(*(torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(2))),
+        history_SC=torch.zeros(max_batch_size + 1, max_context + 1, dtype=torch.int64, device=like.device),
+        scratch=scratch,
+    )
+
+
+def _num_blocks(geometry: Geometry, like: torch.Tensor, max_batch_size: int, max_context: int) -> int:
+    """Cache blocks: as many as all slots can fill, or as there is memory for."""
+    of_one = -(-max_context // BLOCK_SIZE)
+    if like.device.type != "cuda":
+        return max(of_one, CPU_CACHE_TOKENS // BLOCK_SIZE)
+    free_bytes, _ = torch.cuda.mem_get_info(like.device)
+    block_bytes = 2 * geometry.num_layers * geometry.width * BLOCK_SIZE * like.element_size()
+    num_blocks = min((free_bytes - RESERVE_BYTES) // block_bytes, max_batch_size * of_one)
+    if num_blocks < of_one:
+        raise StartupError(
+            f"{torch.cuda.get_device_name(like.device)}: {free_bytes / (1 << 30):.2f} GiB of memory are free beside "
+            f"the weights; a sequence of {max_context} tokens needs "
+            f"{(of_one * block_bytes + RESERVE_BYTES) / (1 << 30):.2f} GiB: lower GPTJ_MAX_CONTEXT or use a larger GPU"
+        )
+    return num_blocks
+
+
+def _architecture(device: torch.device) -> str:
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{major}.{minor}"
+
+
+def _log(limits: RunnerLimits, state: State) -> None:
+    cache_bytes = 2 * state.cache.keys_LNHSE.nbytes
+    fields = {
+        "event": "cache_ready",
+        "cache_tokens": limits.num_blocks * limits.block_size,
+        "cache_bytes": cache_bytes,
+        "max_batch_size": limits.max_batch_size,
+    }
+    logger.info("the KV cache is ready", extra={"fields": fields})

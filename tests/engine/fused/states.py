@@ -1,0 +1,128 @@
+"""Random models, caches and token batches for tests of the fused engine's kernels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Cache, Geometry, State, Tokens, make_rotary, make_scratch
+from gptj_serve.engine.fused.weights import PackedWeights
+
+MAX_CONTEXT = 2048
+MAX_ROWS = 64
+
+
+def geometry(head_dim: int, **changes: int) -> Geometry:
+    """A small model; by default two layers of 256 numbers with a vocabulary that is no multiple of 16."""
+    values = {"num_layers": 2, "num_heads": 512 // head_dim, "rotary_dim": 32, "inner": 1056, "vocab_size": 1003}
+    return Geometry(head_dim=head_dim, epsilon=1e-5, **{**values, **changes})
+
+
+def random_weights(of: Geometry, device: torch.device, dtype: torch.dtype, seed: int = 0) -> PackedWeights:
+    """Weights whose activations neither vanish nor explode."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def noise(*shape: int, std: float) -> torch.Tensor:
+        return torch.empty(shape, device=device, dtype=dtype).normal_(0, std, generator=generator)
+
+    layers, width, inner, vocab = of.num_layers, of.width, of.inner, of.vocab_size
+    return PackedWeights(
+        embedding_VD=noise(vocab, width, std=1.0),
+        in_weight_LND=noise(layers, 3 * width + inner, width, std=width**-0.5),
+        in_bias_LF=noise(layers, inner, std=0.1),
+        out_weight_LDK=noise(layers, width, inner + width, std=inner**-0.5),
+        out_bias_LD=noise(layers, width, std=0.1),
+        norm_weight_LD=1 + noise(layers + 1, width, std=0.1),
+        norm_bias_LD=noise(layers + 1, width, std=0.1),
+        head_weight_VD=noise(vocab, width, std=width**-0.5),
+        head_bias_V=noise(vocab, std=0.1),
+    )
+
+
+def random_state(of: Geometry, weights: PackedWeights, num_blocks: int, max_tokens: int = 512) -> State:
+    """A state whose cache holds random numbers everywhere."""
+    like = weights.embedding_VD
+    generator = torch.Generator(like.device).manual_seed(1)
+    shape = (of.num_layers, num_blocks, of.num_heads, BLOCK_SIZE, of.head_dim)
+    cache = [torch.empty(shape, device=like.device, dtype=like.dtype).normal_(generator=generator) for _ in range(2)]
+    history_SC = torch.randint(
+        0, of.vocab_size, (MAX_ROWS + 1, MAX_CONTEXT + 1), generator=generator, device=like.device
+    )
+    return State(
+        geometry=of,
+        weights=weights,
+        rotary_PR2=make_rotary(of, MAX_CONTEXT).to(like.device),
+        cache=Cache(*cache),
+        history_SC=history_SC,
+        scratch=make_scratch(of, like, max_tokens, MAX_ROWS),
+    )
+
+
+def copy_of(state: State, dtype: torch.dtype | None = None) -> State:
+    """The same model and cache in memory of its own, in another type if asked for."""
+    weights, like = state.weights, state.weights.embedding_VD
+    tensors = {
+        name: getattr(weights, name).to(dtype or like.dtype, copy=True)
+        for name in weights.__dataclass_fields__
+        if isinstance(getattr(weights, name), torch.Tensor)
+    }
+    copied = PackedWeights(**tensors)
+    cache = [part.to(dtype or like.dtype, copy=True) for part in (state.cache.keys_LNHSE, state.cache.values_LNHSE)]
+    max_tokens, max_rows = state.scratch.hidden_TD.shape[0], state.scratch.logits_TV.shape[0]
+    return State(
+        geometry=state.geometry,
+        weights=copied,
+        rotary_PR2=state.rotary_PR2,
+        cache=Cache(*cache),
+        history_SC=state.history_SC.clone(),
+        scratch=make_scratch(state.geometry, copied.embedding_VD, max_tokens, max_rows),
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences to decode one token of.
+
+    Attributes:
+        tokens: As the kernels take them.
+        positions: Their positions, -1 for padding.
+        tables: Their cache blocks.
+    """
+
+    tokens: Tokens
+    positions: tuple[int, ...]
+    tables: list[list[int]]
+
+
+def batch(state: State, positions: Sequence[int], seed: int = 0) -> Batch:
+    """Sequences at these positions, row by row in its own slot, their blocks all over the cache."""
+    device, num_blocks = state.history_SC.device, state.cache.keys_LNHSE.shape[1]
+    free = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(seed)).tolist()
+    tables = [[free.pop() for _ in range(position // BLOCK_SIZE + 1)] for position in positions]
+    stride = state.history_SC.shape[1]
+    cache_rows = [
+        table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE if position >= 0 else 0
+        for table, position in zip(tables, positions, strict=True)
+    ]
+    history_rows = [
+        (slot * stride + position) if position >= 0 else MAX_ROWS * stride for slot, position in enumerate(positions)
+    ]
+    width = MAX_CONTEXT // BLOCK_SIZE
+    padded = [table + [0] * (width - len(table)) for table in tables]
+
+    def on_device(values: Sequence[int] | list[list[int]]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    tokens = Tokens(on_device(positions), on_device(cache_rows), on_device(history_rows), on_device(padded))
+    return Batch(tokens, tuple(positions), tables)
+
+
+def spoil_what_is_not_cached(state: State, of: Batch) -> None:
+    """Fill every place of the cache that no sequence has filled with NaN: whoever reads it shows."""
+    for part in (state.cache.keys_LNHSE, state.cache.values_LNHSE):
+        kept = part.clone()
+        part.fill_(float("nan"))
+        for table, position in zip(of.tables, of.positions, strict=True):
+            for index, block in enumerate(table):
+                filled = min(max(position - index * BLOCK_SIZE, 0), BLOCK_SIZE)
+                part[:, block, :, :filled] = kept[:, block, :, :filled]

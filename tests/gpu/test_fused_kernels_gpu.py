@@ -1,0 +1,152 @@
+"""The CUDA kernels against their twin in plain PyTorch, on random models, caches and batches.
+
+The truth is the twin in float32 on the same weights. The kernels, which round to float16 between the products,
+may err twice as much as the twin in float16 does (and a little, where that happens to be near zero).
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from states import Batch, batch, copy_of, geometry, random_state, random_weights, spoil_what_is_not_cached
+
+from gptj_serve.engine.fused.compiler import compile_library, find_library, find_nvcc
+from gptj_serve.engine.fused.cuda_kernels import CudaKernels
+from gptj_serve.engine.fused.kernels import Geometry, State
+from gptj_serve.engine.fused.model import FusedModel
+from gptj_serve.engine.fused.plain_kernels import PlainKernels
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+
+NUM_BLOCKS = 1200
+LENGTHS = (0, 1, 14, 15, 16, 17, 31, 127, 128, 129, 255, 500, 1023, 1024, 1900, 2047)
+
+
+def device() -> torch.device:
+    return torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="session", params=["native", "7.5 as PTX"])
+def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library for this GPU, and the one for a T4, which the driver translates."""
+    if request.param == "native":
+        major, minor = torch.cuda.get_device_capability()
+        return find_library(os.environ, [f"{major}.{minor}"])
+    nvcc = find_nvcc(os.environ)
+    assert nvcc is not None
+    path = tmp_path_factory.mktemp("kernels") / "kernels-75.so"
+    compile_library(nvcc, ["7.5+PTX"], path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def make_state(of: Geometry) -> State:
+    return random_state(of, random_weights(of, device(), torch.float16), NUM_BLOCKS)
+
+
+def decoded(state: State, kernels: CudaKernels | PlainKernels, of: Batch, *, large: bool = False) -> torch.Tensor:
+    """Logits of one step."""
+    if large:
+        kernels.max_decode_rows = 0  # type: ignore[misc]
+    FusedModel(state, kernels).decode(of.tokens)
+    torch.cuda.synchronize()
+    return state.scratch.logits_TV[: len(of.positions)].clone()
+
+
+def rms(error: torch.Tensor, truth: torch.Tensor) -> float:
+    return float((error - truth).norm() / truth.norm())
+
+
+def check(state: State, library: Path, of: Batch, *, large: bool) -> None:
+    spoil_what_is_not_cached(state, of)
+    exact, plain, cuda = copy_of(state, torch.float32), copy_of(state), state
+    truth_TV = decoded(exact, PlainKernels(exact), of)
+    plain_TV = decoded(plain, PlainKernels(plain), of)
+    cuda_TV = decoded(cuda, CudaKernels(library, cuda), of, large=large)
+    real = [row for row, position in enumerate(of.positions) if position >= 0]
+    for row in real:
+        allowed = max(2 * rms(plain_TV[row], truth_TV[row]), 2e-3)
+        assert rms(cuda_TV[row], truth_TV[row]) <= allowed, (row, of.positions[row])
+        chosen = int(cuda.scratch.chosen_2T[0, row])
+        assert chosen == int(cuda_TV[row].argmax())
+        assert int(cuda.history_SC.view(-1)[of.tokens.history_rows_T[row] + 1]) == chosen
+    for kind in ("keys_LNHSE", "values_LNHSE"):
+        got, wanted = getattr(cuda.cache, kind).float(), getattr(exact.cache, kind)
+        assert bool((got.isnan() == wanted.isnan()).all())
+        torch.testing.assert_close(got.nan_to_num(), wanted.nan_to_num(), rtol=2e-2, atol=3e-2)
+    assert not cuda.scratch.counters.any()
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+class TestDecode:
+    @pytest.mark.parametrize("num_rows", [1, 2, 7, 8, 9, 16])
+    def test_small_batches(self, library: Path, head_dim: int, num_rows: int) -> None:
+        state = make_state(geometry(head_dim))
+        check(state, library, batch(state, LENGTHS[:num_rows]), large=False)
+
+    @pytest.mark.parametrize("position", LENGTHS)
+    def test_every_length_alone(self, library: Path, head_dim: int, position: int) -> None:
+        state = make_state(geometry(head_dim))
+        check(state, library, batch(state, [position]), large=False)
+
+    def test_large_batches_and_padding(self, library: Path, head_dim: int) -> None:
+        state = make_state(geometry(head_dim))
+        positions = [*LENGTHS, *(-1 for _ in range(3)), *(7 * row for row in range(30)), -1]
+        check(state, library, batch(state, positions), large=True)
+
+    def test_padding_in_a_small_batch(self, library: Path, head_dim: int) -> None:
+        state = make_state(geometry(head_dim))
+        check(state, library, batch(state, [-1, 300, -1, 5]), large=False)
+
+    def test_a_row_does_not_depend_on_the_others(self, library: Path, head_dim: int) -> None:
+        """Bit for bit, up to the largest batch that the kernels decode themselves."""
+        state = make_state(geometry(head_dim))
+        of = batch(state, LENGTHS)
+        together_TV = decoded(copied := copy_of(state), CudaKernels(library, copied), of)
+        for row in range(len(LENGTHS)):
+            alone = Batch(
+                replace(
+                    of.tokens,
+                    positions_T=of.tokens.positions_T[row : row + 1],
+                    cache_rows_T=of.tokens.cache_rows_T[row : row + 1],
+                    history_rows_T=of.tokens.history_rows_T[row : row + 1],
+                    tables_TW=of.tokens.tables_TW[row : row + 1],
+                ),
+                (LENGTHS[row],),
+                [of.tables[row]],
+            )
+            alone_TV = decoded(copied := copy_of(state), CudaKernels(library, copied), alone)
+            assert torch.equal(alone_TV[0], together_TV[row]), row
+
+
+@pytest.mark.parametrize("inner", [32, 64, 4096])
+def test_other_widths(library: Path, inner: int) -> None:
+    of = geometry(64, num_heads=3, inner=inner, rotary_dim=64, vocab_size=17, num_layers=1)
+    state = make_state(of)
+    check(state, library, batch(state, [3, 40]), large=False)
+
+
+def test_a_nan_in_one_sequence_stays_there(library: Path) -> None:
+    state = make_state(geometry(128))
+    of = batch(state, [40, 41, 42])
+    state.cache.keys_LNHSE[:, of.tables[1][0]] = float("nan")
+    logits_TV = decoded(state, CudaKernels(library, state), of)
+    assert logits_TV.isfinite().all(dim=1).tolist() == [True, False, True]
+    assert state.scratch.chosen_2T[1].view(torch.float32)[:3].isfinite().tolist() == [True, False, True]
+
+
+def test_equal_logits_give_the_first(library: Path) -> None:
+    state = make_state(geometry(64))
+    state.weights.head_weight_VD.zero_()
+    state.weights.head_bias_V.zero_()
+    state.weights.head_bias_V[[100, 7, 900]] = 1.0
+    decoded(state, CudaKernels(library, state), batch(state, [5]))
+    assert int(state.scratch.chosen_2T[0, 0]) == 7

@@ -6,7 +6,7 @@ A wrong model is a `StartupError` within a second, not a failure minutes into th
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ GPT_J_EOS = 50256
 
 MAX_DEPTH = 4
 """Sub-folders below the root that are searched; a tarball nests one or two."""
+
+TIED_HEAD = "lm_head.weight"
+"""Left out of checkpoints that tie it to the embedding, as a rule."""
 
 # causal masks that checkpoints of old Transformers carry along; computed anew since
 _HARMLESS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")
@@ -222,37 +225,51 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes |= {f"transformer.h.{layer}.{name}": shape for name, shape in block.items()}
     shapes |= {"transformer.ln_f.weight": (d,), "transformer.ln_f.bias": (d,)}
     if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (vocab, d)
+        shapes[TIED_HEAD] = (vocab, d)
     return shapes | {"lm_head.bias": (vocab,)}
 
 
 def check_tensors(
     found: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], directory: Path
 ) -> None:
-    """Compare a checkpoint's tensors with those of the model.
-
-    Names may lack the prefix ``transformer.``, as Transformers lets them.
+    """Compare a checkpoint's tensors with those of the model; names are read as `full_names` does.
 
     Raises:
-        StartupError: Tensors are missing, left over or of another shape or type; names them.
+        StartupError: Tensors are missing, left over, there twice, or of another shape or type; names them.
     """
-    named = {
-        f"transformer.{name}" if f"transformer.{name}" in expected else name: tensor
-        for name, tensor in found.items()
-        if not _HARMLESS.fullmatch(name)
-    }
+    name_by_full_name = full_names(found, expected, directory)
+    named = {full_name: found[name] for full_name, name in name_by_full_name.items()}
     missing = [name for name in expected if name not in named]
-    left_over = [name for name in named if name not in expected and name != "lm_head.weight"]
+    left_over = [name for name in named if name not in expected and name != TIED_HEAD]
     wrong = [
         f"{name} is {list(named[name].shape)}{'' if named[name].is_float else ' of no float type'}, "
         f"expected {list(shape)}"
         for name, shape in expected.items()
-        if name in named and named[name] != (shape, True)
+        if name in named and (named[name].shape, named[name].is_float) != (shape, True)
     ]
     problems = {"missing": missing, "left over": left_over, "wrong": wrong}
     if any(problems.values()):
         told = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
         raise StartupError(f"{directory}: the weights do not fit {CONFIG}: {told}")
+
+
+def full_names(found: Iterable[str], expected: Mapping[str, Any], directory: Path) -> dict[str, str]:
+    """The name in the checkpoint of every tensor, by its full name; what is no weight is left out.
+
+    Names may lack the prefix ``transformer.``, as Transformers lets them.
+
+    Raises:
+        StartupError: One tensor is there under both names.
+    """
+    names: dict[str, str] = {}
+    for name in found:
+        if _HARMLESS.fullmatch(name):
+            continue
+        full_name = f"transformer.{name}" if f"transformer.{name}" in expected else name
+        if full_name in names:
+            raise StartupError(f"{directory}: the weights hold both {name} and {names[full_name]}")
+        names[full_name] = name
+    return names
 
 
 def _eos_token_ids(directory: Path, raw: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:

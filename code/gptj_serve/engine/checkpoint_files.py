@@ -17,8 +17,6 @@ from gptj_serve.errors import StartupError
 if TYPE_CHECKING:
     import torch
 
-T = TypeVar("T")
-
 SAFETENSORS = "safetensors"
 PICKLE = "pickle"
 
@@ -68,6 +66,17 @@ class StoredTensor(TensorInfo):
 
 
 @dataclass(frozen=True, slots=True)
+class MappedTensor(TensorInfo):
+    """A pickle's tensor.
+
+    Attributes:
+        tensor: Its values stay on the disk, mapped.
+    """
+
+    tensor: "torch.Tensor"
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointFiles:
     """A checkpoint's weight files.
 
@@ -78,6 +87,9 @@ class CheckpointFiles:
 
     format: str
     paths: tuple[Path, ...]
+
+
+T = TypeVar("T", bound=TensorInfo)
 
 
 def find_files(directory: Path) -> CheckpointFiles:
@@ -103,33 +115,29 @@ def read_tensors(files: CheckpointFiles) -> dict[str, TensorInfo]:
     """
     if files.format == SAFETENSORS:
         return dict(read_safetensors(files))
-    tensors = read_pickles(files).items()
-    return {name: TensorInfo(path, tuple(t.shape), t.is_floating_point()) for name, (path, t) in tensors}
+    return dict(read_pickles(files))
 
 
 def read_safetensors(files: CheckpointFiles) -> dict[str, StoredTensor]:
     """Every tensor's place in the checkpoint's safetensors files. Raises as `read_tensors`."""
-    return {name: tensor for name, (_, tensor) in _read_all(files, _read_safetensors).items()}
+    return _read_all(files, _read_safetensors)
 
 
-def read_pickles(files: CheckpointFiles) -> "dict[str, tuple[Path, torch.Tensor]]":
-    """Every tensor of the checkpoint's pickles and its file; the values stay on the disk, mapped.
-
-    No code of theirs is run. Raises as `read_tensors`.
-    """
+def read_pickles(files: CheckpointFiles) -> dict[str, MappedTensor]:
+    """Every tensor of the checkpoint's pickles; no code of theirs is run. Raises as `read_tensors`."""
     return _read_all(files, _read_pickle)
 
 
-def _read_all(files: CheckpointFiles, read: Callable[[Path], dict[str, T]]) -> dict[str, tuple[Path, T]]:
-    tensors: dict[str, tuple[Path, T]] = {}
+def _read_all(files: CheckpointFiles, read: Callable[[Path], dict[str, T]]) -> dict[str, T]:
+    tensors: dict[str, T] = {}
     for path in files.paths:
         try:
             found = read(path)
         except OSError as error:
             raise StartupError(f"{path}: cannot be read: {error.strerror or error}") from error
         if twice := [name for name in found if name in tensors]:
-            raise StartupError(f"{path}: {tensors[twice[0]][0].name} holds these as well: {some(twice)}")
-        tensors |= {name: (path, tensor) for name, tensor in found.items()}
+            raise StartupError(f"{path}: {tensors[twice[0]].path.name} holds these as well: {some(twice)}")
+        tensors |= found
     return tensors
 
 
@@ -212,7 +220,7 @@ def _parse_entry(path: Path, entry: dict[str, Any], data_offset: int) -> StoredT
     return StoredTensor(path, shape, dtype in _FLOAT_BYTES, dtype, data_offset + begin, end - begin)
 
 
-def _read_pickle(path: Path) -> "dict[str, torch.Tensor]":
+def _read_pickle(path: Path) -> dict[str, MappedTensor]:
     """Unpickle one PyTorch checkpoint without running code; the values stay on the disk."""
     import torch  # here, since safetensors need none of it
 
@@ -229,7 +237,10 @@ def _read_pickle(path: Path) -> "dict[str, torch.Tensor]":
         raise StartupError(f"{path}: expected a dictionary of tensors, found {type(tensors).__name__}")
     if other := [str(name) for name, value in tensors.items() if not isinstance(value, torch.Tensor)]:
         raise StartupError(f"{path}: expected a dictionary of tensors; these are none: {some(other)}")
-    return {str(name): tensor for name, tensor in tensors.items()}
+    return {
+        str(name): MappedTensor(path, tuple(tensor.shape), tensor.is_floating_point(), tensor)
+        for name, tensor in tensors.items()
+    }
 
 
 def _why_refused(error: Exception) -> str:

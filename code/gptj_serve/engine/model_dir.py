@@ -6,15 +6,17 @@ A wrong model is a `StartupError` within a second, not a failure minutes into th
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gptj_serve.engine import checkpoint_files
 from gptj_serve.engine.checkpoint_files import CheckpointFiles, TensorInfo, read_json, some
 from gptj_serve.errors import StartupError
 from gptj_serve.settings import DEFAULT_MODEL_DIR
+
+T = TypeVar("T", bound=TensorInfo)
 
 CONFIG = "config.json"
 ARCHITECTURE = "GPTJForCausalLM"
@@ -230,15 +232,19 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_tensors(
-    found: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], directory: Path
-) -> None:
-    """Compare a checkpoint's tensors with those of the model; names are read as `full_names` does.
+    found: Mapping[str, T], expected: Mapping[str, tuple[int, ...]], directory: Path
+) -> dict[str, T]:
+    """Compare a checkpoint's tensors with those of the model.
+
+    Names may lack the prefix ``transformer.``, as Transformers lets them.
+
+    Returns:
+        The tensors by their full names, without what is no weight.
 
     Raises:
         StartupError: Tensors are missing, left over, there twice, or of another shape or type; names them.
     """
-    name_by_full_name = full_names(found, expected, directory)
-    named = {full_name: found[name] for full_name, name in name_by_full_name.items()}
+    named = _by_full_name(found, expected, directory)
     missing = [name for name in expected if name not in named]
     left_over = [name for name in named if name not in expected and name != TIED_HEAD]
     wrong = [
@@ -251,25 +257,20 @@ def check_tensors(
     if any(problems.values()):
         told = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
         raise StartupError(f"{directory}: the weights do not fit {CONFIG}: {told}")
+    return named
 
 
-def full_names(found: Iterable[str], expected: Mapping[str, Any], directory: Path) -> dict[str, str]:
-    """The name in the checkpoint of every tensor, by its full name; what is no weight is left out.
-
-    Names may lack the prefix ``transformer.``, as Transformers lets them.
-
-    Raises:
-        StartupError: One tensor is there under both names.
-    """
-    names: dict[str, str] = {}
-    for name in found:
+def _by_full_name(found: Mapping[str, T], expected: Mapping[str, Any], directory: Path) -> dict[str, T]:
+    named: dict[str, T] = {}
+    for name, tensor in found.items():
         if _HARMLESS.fullmatch(name):
             continue
         full_name = f"transformer.{name}" if f"transformer.{name}" in expected else name
-        if full_name in names:
-            raise StartupError(f"{directory}: the weights hold both {name} and {names[full_name]}")
-        names[full_name] = name
-    return names
+        if full_name in named:
+            short_name = full_name.removeprefix("transformer.")
+            raise StartupError(f"{directory}: the weights hold both {full_name} and {short_name}")
+        named[full_name] = tensor
+    return named
 
 
 def _eos_token_ids(directory: Path, raw: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:

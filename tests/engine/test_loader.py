@@ -15,7 +15,8 @@ from tiny import TINY_CONFIG, random_tensors, write_model
 from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
 
 from gptj_serve.engine import loader
-from gptj_serve.engine.loader import GpuMemory, check_gpu_memory, check_host_memory, load_model, needed_bytes
+from gptj_serve.engine.loader import load_model, needed_bytes
+from gptj_serve.engine.memory import GpuMemory, check_gpu_memory, check_host_memory
 from gptj_serve.engine.model_dir import ModelConfig, expected_shapes, find_checkpoint
 from gptj_serve.errors import StartupError
 

@@ -7,11 +7,15 @@ import json
 import math
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gptj_serve.errors import StartupError
+
+if TYPE_CHECKING:
+    import torch
 
 SAFETENSORS = "safetensors"
 PICKLE = "pickle"
@@ -31,11 +35,45 @@ _OTHER_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32"
 _LFS_POINTER = b"version https://git-lfs"
 
 
-class TensorInfo(NamedTuple):
-    """What a file says of one tensor."""
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What a file says of one tensor.
 
+    Attributes:
+        path: The file.
+        shape: Its dimensions.
+        is_float: Its numbers are of a floating type.
+    """
+
+    path: Path
     shape: tuple[int, ...]
     is_float: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor(TensorInfo):
+    """Where the numbers of a safetensors file's tensor are: row-major, little-endian, without gaps.
+
+    Attributes:
+        dtype: The format's name of their type, "F16" for instance.
+        offset: Of the first byte, from the beginning of the file.
+        num_bytes: How many there are.
+    """
+
+    dtype: str
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MappedTensor(TensorInfo):
+    """A pickle's tensor.
+
+    Attributes:
+        tensor: Its values stay on the disk, mapped.
+    """
+
+    tensor: "torch.Tensor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +87,9 @@ class CheckpointFiles:
 
     format: str
     paths: tuple[Path, ...]
+
+
+T = TypeVar("T", bound=TensorInfo)
 
 
 def find_files(directory: Path) -> CheckpointFiles:
@@ -69,15 +110,34 @@ def read_tensors(files: CheckpointFiles) -> dict[str, TensorInfo]:
     """Every tensor of the checkpoint by name, without its values.
 
     Raises:
-        StartupError: A file is unreadable, truncated, corrupt, or holds more than tensors.
+        StartupError: A file is unreadable, truncated, corrupt, or holds more than tensors; or two files
+            hold a tensor of one name.
     """
-    read = _read_safetensors if files.format == SAFETENSORS else _read_pickle
-    tensors: dict[str, TensorInfo] = {}
+    if files.format == SAFETENSORS:
+        return dict(read_safetensors(files))
+    return dict(read_pickles(files))
+
+
+def read_safetensors(files: CheckpointFiles) -> dict[str, StoredTensor]:
+    """Every tensor's place in the checkpoint's safetensors files. Raises as `read_tensors`."""
+    return _read_all(files, _read_safetensors)
+
+
+def read_pickles(files: CheckpointFiles) -> dict[str, MappedTensor]:
+    """Every tensor of the checkpoint's pickles; no code of theirs is run. Raises as `read_tensors`."""
+    return _read_all(files, _read_pickle)
+
+
+def _read_all(files: CheckpointFiles, read: Callable[[Path], dict[str, T]]) -> dict[str, T]:
+    tensors: dict[str, T] = {}
     for path in files.paths:
         try:
-            tensors.update(read(path))
+            found = read(path)
         except OSError as error:
             raise StartupError(f"{path}: cannot be read: {error.strerror or error}") from error
+        if twice := [name for name in found if name in tensors]:
+            raise StartupError(f"{path}: {tensors[twice[0]].path.name} holds these as well: {some(twice)}")
+        tensors |= found
     return tensors
 
 
@@ -116,7 +176,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
-def _read_safetensors(path: Path) -> dict[str, TensorInfo]:
+def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Read one file's header.
 
     The file is eight bytes of header length (little-endian), the header (JSON), then the tensors.
@@ -130,36 +190,37 @@ def _read_safetensors(path: Path) -> dict[str, TensorInfo]:
         header = file.read(header_bytes)
     if len(header) < header_bytes:
         raise _truncated(path, f"more than {8 + header_bytes}", actual_bytes)
-    tensors, data_bytes = _parse_header(path, header)
-    if actual_bytes != 8 + header_bytes + data_bytes:
-        raise _truncated(path, str(8 + header_bytes + data_bytes), actual_bytes)
+    tensors = _parse_header(path, header)
+    ends = (tensor.offset + tensor.num_bytes for tensor in tensors.values())
+    expected_bytes = max(ends, default=8 + header_bytes)
+    if actual_bytes != expected_bytes:
+        raise _truncated(path, str(expected_bytes), actual_bytes)
     return tensors
 
 
-def _parse_header(path: Path, header: bytes) -> tuple[dict[str, TensorInfo], int]:
-    """The tensors of a safetensors header and the bytes that they take together."""
+def _parse_header(path: Path, header: bytes) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors header."""
     try:
         entries = json.loads(header)
         entries.pop("__metadata__", None)
-        tensors = {name: _parse_entry(entry) for name, entry in entries.items()}
-        data_bytes = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        return {name: _parse_entry(path, entry, 8 + len(header)) for name, entry in entries.items()}
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
         raise StartupError(f"{path}: the safetensors header is corrupt: {error}") from error
-    return tensors, data_bytes
 
 
-def _parse_entry(entry: dict[str, Any]) -> TensorInfo:
+def _parse_entry(path: Path, entry: dict[str, Any], data_offset: int) -> StoredTensor:
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
         raise ValueError(f"bad numbers in {entry}")
-    item_bytes = (_FLOAT_BYTES | _OTHER_BYTES)[entry["dtype"]]
+    dtype = entry["dtype"]
+    item_bytes = (_FLOAT_BYTES | _OTHER_BYTES)[dtype]
     if end - begin != math.prod(shape) * item_bytes:
-        raise ValueError(f"{end - begin} bytes for {entry['dtype']} {list(shape)}")
-    return TensorInfo(shape, entry["dtype"] in _FLOAT_BYTES)
+        raise ValueError(f"{end - begin} bytes for {dtype} {list(shape)}")
+    return StoredTensor(path, shape, dtype in _FLOAT_BYTES, dtype, data_offset + begin, end - begin)
 
 
-def _read_pickle(path: Path) -> dict[str, TensorInfo]:
+def _read_pickle(path: Path) -> dict[str, MappedTensor]:
     """Unpickle one PyTorch checkpoint without running code; the values stay on the disk."""
     import torch  # here, since safetensors need none of it
 
@@ -176,7 +237,10 @@ def _read_pickle(path: Path) -> dict[str, TensorInfo]:
         raise StartupError(f"{path}: expected a dictionary of tensors, found {type(tensors).__name__}")
     if other := [str(name) for name, value in tensors.items() if not isinstance(value, torch.Tensor)]:
         raise StartupError(f"{path}: expected a dictionary of tensors; these are none: {some(other)}")
-    return {str(name): TensorInfo(tuple(t.shape), t.is_floating_point()) for name, t in tensors.items()}
+    return {
+        str(name): MappedTensor(path, tuple(tensor.shape), tensor.is_floating_point(), tensor)
+        for name, tensor in tensors.items()
+    }
 
 
 def _why_refused(error: Exception) -> str:

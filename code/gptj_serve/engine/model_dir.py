@@ -9,12 +9,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gptj_serve.engine import checkpoint_files
 from gptj_serve.engine.checkpoint_files import CheckpointFiles, TensorInfo, read_json, some
 from gptj_serve.errors import StartupError
 from gptj_serve.settings import DEFAULT_MODEL_DIR
+
+T = TypeVar("T", bound=TensorInfo)
 
 CONFIG = "config.json"
 ARCHITECTURE = "GPTJForCausalLM"
@@ -25,6 +27,9 @@ GPT_J_EOS = 50256
 
 MAX_DEPTH = 4
 """Sub-folders below the root that are searched; a tarball nests one or two."""
+
+TIED_HEAD = "lm_head.weight"
+"""Left out of checkpoints that tie it to the embedding, as a rule."""
 
 # causal masks that checkpoints of old Transformers carry along; computed anew since
 _HARMLESS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")
@@ -222,37 +227,50 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes |= {f"transformer.h.{layer}.{name}": shape for name, shape in block.items()}
     shapes |= {"transformer.ln_f.weight": (d,), "transformer.ln_f.bias": (d,)}
     if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (vocab, d)
+        shapes[TIED_HEAD] = (vocab, d)
     return shapes | {"lm_head.bias": (vocab,)}
 
 
 def check_tensors(
-    found: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], directory: Path
-) -> None:
+    found: Mapping[str, T], expected: Mapping[str, tuple[int, ...]], directory: Path
+) -> dict[str, T]:
     """Compare a checkpoint's tensors with those of the model.
 
     Names may lack the prefix ``transformer.``, as Transformers lets them.
 
+    Returns:
+        The tensors by their full names, without what is no weight.
+
     Raises:
-        StartupError: Tensors are missing, left over or of another shape or type; names them.
+        StartupError: Tensors are missing, left over, there twice, or of another shape or type; names them.
     """
-    named = {
-        f"transformer.{name}" if f"transformer.{name}" in expected else name: tensor
-        for name, tensor in found.items()
-        if not _HARMLESS.fullmatch(name)
-    }
+    named = _by_full_name(found, expected, directory)
     missing = [name for name in expected if name not in named]
-    left_over = [name for name in named if name not in expected and name != "lm_head.weight"]
+    left_over = [name for name in named if name not in expected and name != TIED_HEAD]
     wrong = [
         f"{name} is {list(named[name].shape)}{'' if named[name].is_float else ' of no float type'}, "
         f"expected {list(shape)}"
         for name, shape in expected.items()
-        if name in named and named[name] != (shape, True)
+        if name in named and (named[name].shape, named[name].is_float) != (shape, True)
     ]
     problems = {"missing": missing, "left over": left_over, "wrong": wrong}
     if any(problems.values()):
         told = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
         raise StartupError(f"{directory}: the weights do not fit {CONFIG}: {told}")
+    return named
+
+
+def _by_full_name(found: Mapping[str, T], expected: Mapping[str, Any], directory: Path) -> dict[str, T]:
+    named: dict[str, T] = {}
+    for name, tensor in found.items():
+        if _HARMLESS.fullmatch(name):
+            continue
+        full_name = f"transformer.{name}" if f"transformer.{name}" in expected else name
+        if full_name in named:
+            short_name = full_name.removeprefix("transformer.")
+            raise StartupError(f"{directory}: the weights hold both {full_name} and {short_name}")
+        named[full_name] = tensor
+    return named
 
 
 def _eos_token_ids(directory: Path, raw: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:

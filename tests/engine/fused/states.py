@@ -14,7 +14,7 @@ MAX_ROWS = 64
 
 def geometry(head_dim: int, **changes: int) -> Geometry:
     """A small model; by default two layers of 256 numbers with a vocabulary that is no multiple of 16."""
-    values = {"num_layers": 2, "num_heads": 512 // head_dim, "rotary_dim": 32, "inner": 1056, "vocab_size": 1003}
+    values = {"num_layers": 2, "num_heads": 512 // head_dim, "rotary_dim": 32, "inner": 1088, "vocab_size": 1003}
     return Geometry(head_dim=head_dim, epsilon=1e-5, **{**values, **changes})
 
 

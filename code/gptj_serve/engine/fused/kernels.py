@@ -52,10 +52,10 @@ class Geometry:
         """Why the kernels cannot run this model; None when they can."""
         if self.head_dim not in HEAD_DIMS:
             return f"n_embd / n_head is {self.head_dim}; the kernels have {', '.join(map(str, HEAD_DIMS))}"
-        if self.width > MAX_WIDTH or self.width % 32:
-            return f"n_embd is {self.width}; it must be a multiple of 32 and at most {MAX_WIDTH}"
-        if self.inner % 32:
-            return f"n_inner is {self.inner}; it must be a multiple of 32"
+        if self.width > MAX_WIDTH or self.width % 64:
+            return f"n_embd is {self.width}; it must be a multiple of 64 and at most {MAX_WIDTH}"
+        if self.inner % 64:
+            return f"n_inner is {self.inner}; it must be a multiple of 64"
         return None
 
 

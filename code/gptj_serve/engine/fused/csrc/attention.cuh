@@ -2,7 +2,8 @@
 //
 // HEAD_DIM / 8 lanes hold one position, 8 numbers each; a warp reads 8 loads' worth of positions at once. Each
 // group of lanes keeps a running softmax in float32; groups, warps and thread blocks are merged at the end.
-// The number of splits depends on the sequence's length alone, so the result does not change with the batch.
+// The number of splits depends on the sequence's length alone, so the result does not change with the batch;
+// large batches, which have thread blocks enough without, take longer splits.
 #pragma once
 #include "device.cuh"
 #include "fused.h"
@@ -10,11 +11,11 @@
 namespace fused {
 
 constexpr int SPLIT_POSITIONS = 128; // a thread block more for each so many
+constexpr int LONG_SPLIT_POSITIONS = 512;
 constexpr int LOADS = 8;
 
-__host__ __device__ inline int num_splits(int length) {
-  int splits = (length + SPLIT_POSITIONS - 1) / SPLIT_POSITIONS;
-  return splits < MAX_SPLITS ? splits : MAX_SPLITS;
+__device__ inline int num_splits(int length, int split_positions) {
+  return min((length + split_positions - 1) / split_positions, MAX_SPLITS);
 }
 
 struct AttentionRow {
@@ -96,9 +97,9 @@ struct Attention {
     }
   }
 
-  // All threads of a thread block must call, with the same row and split < num_splits(row.length).
-  static __device__ __forceinline__ void run(const AttentionRow &row, int split, Memory &memory) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, splits = num_splits(row.length);
+  // All threads of a thread block must call, with the same row and split < splits.
+  static __device__ __forceinline__ void run(const AttentionRow &row, int split, int splits, Memory &memory) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float query[8];
     to_floats(load_shared_by_blocks(row.query + lane % LANES * 8), query);
 #pragma unroll

@@ -92,10 +92,11 @@ in_projection(const Model model, const Cache cache, const Tokens tokens, const S
     const int split = attention_index % MAX_SPLITS, head = attention_index / MAX_SPLITS % model.num_heads;
     const int token = attention_index / MAX_SPLITS / model.num_heads;
     const AttentionRow row = attention_row(model, cache, tokens, scratch, scratch.query, model.d, layer, token, head);
-    if (row.length < 1 || split >= num_splits(row.length)) return;
+    const int splits = num_splits(row.length, SPLIT_POSITIONS);
+    if (row.length < 1 || split >= splits) return;
     wait_for_previous_kernel();
     wait_for_arrivals(scratch.arrived_heads + head * 8, 3 * HEAD_DIM / TILE_ROWS);
-    Attention<HEAD_DIM>::run(row, split, memory.attention);
+    Attention<HEAD_DIM>::run(row, split, splits, memory.attention);
     return;
   }
   const int tile = index < grid.num_tiles_before ? index : index - grid.num_attention;

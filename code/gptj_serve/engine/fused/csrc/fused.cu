@@ -106,8 +106,10 @@ EXPORT int fused_embed(const Model *model, const Tokens *tokens, const Scratch *
 // See `finish_in_rows`.
 EXPORT int fused_finish_in(const Model *model, const Cache *cache, const Tokens *tokens, const Scratch *scratch,
                            half *projected, int num_rows, int layer, cudaStream_t stream) {
-  return launch(finish_in_rows, dim3(num_rows), stream, Start::AFTER, *model, *cache, *tokens, *scratch, projected,
-                layer);
+  // a few tokens would leave most of the GPU idle
+  const int blocks_per_token = num_rows >= 512 ? 1 : num_rows >= 128 ? 4 : 16;
+  return launch(finish_in_rows, dim3(num_rows, blocks_per_token), stream, Start::AFTER, *model, *cache, *tokens,
+                *scratch, projected, layer);
 }
 
 // See `attend_rows`.

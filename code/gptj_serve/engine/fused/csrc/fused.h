@@ -12,7 +12,7 @@ constexpr int MAX_SPLITS = 8;       // thread blocks that share one head's atten
 constexpr int MAX_WIDTH = 8192;     // width of the residual stream
 
 // Dimensions of the model. d is num_heads * head_dim; d, inner and rotary_dim are checked by the caller:
-// d and inner multiples of 32, head_dim 64, 128 or 256, rotary_dim even and at most head_dim.
+// d and inner multiples of 64, head_dim 64, 128 or 256, rotary_dim even and at most head_dim.
 struct Model {
   int32_t num_layers, d, num_heads, head_dim, rotary_dim, inner, vocab;
   float epsilon;                    // of the LayerNorms

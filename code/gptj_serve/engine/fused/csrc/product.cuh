@@ -1,9 +1,12 @@
 // Weights times activations for a few rows: each weight is read once, straight into registers.
 //
-// A thread block computes TILE_ROWS rows of the weight matrix for all rows of the batch. Its warps share the
-// columns; each takes a run of steps of STEP_COLUMNS columns. In a step a lane reads 8 neighbouring numbers
-// of two weight rows, `lane / 4` and that plus 8. The tensor cores' fragments want other columns in a lane,
-// but a sum does not care for order as long as weights and activations are permuted alike.
+// A thread block computes TILE_ROWS rows of the weight matrix for all rows of the batch; its warps share the
+// columns. In a step of STEP_COLUMNS columns a load of a warp takes whole lines of 128 bytes from four weight
+// rows, eight lanes a row: with four lanes a row, as the tensor cores' fragments want them, the same kernel
+// reaches 4 % less of the memory's speed. So a fragment's row `lane / 4` holds weight row `lane / 8`, the left
+// half of the step's columns in even rows and the right half in odd ones. Each fragment is multiplied with
+// the activations of both halves; even rows of the first product and odd rows of the second are kept, and
+// added at the end. The other halves of the products are waste, which costs nothing next to the memory.
 //
 // The order of additions depends on the number of columns alone: a row of the batch gets the same result,
 // bit for bit, whatever the others are and however many there are.
@@ -13,9 +16,9 @@
 namespace fused {
 
 constexpr int TILE_ROWS = 16;
-constexpr int STEP_COLUMNS = 32;
-constexpr int STAGE_STEPS = 4;  // 8 loads of 16 bytes in flight a lane and stage, two stages
+constexpr int STEP_COLUMNS = 64;
 constexpr int TILE_COLUMNS = 8; // rows of the batch that one fragment holds
+constexpr int LOADS_PER_STEP = 4;
 
 // A matrix of activations, row by row.
 struct Activations {
@@ -25,21 +28,25 @@ struct Activations {
 };
 
 // FP16 weights in rows, as files have them. Another format is another such structure: what a lane holds of
-// one step, how it is loaded, and how it becomes two runs of 8 halves.
+// one step (a Step), and how that is loaded and becomes four runs of 8 halves.
 struct HalfWeights {
   struct Step {
-    uint4 upper, lower;
+    uint4 rows[LOADS_PER_STEP]; // weight rows lane / 8 + 0, 4, 8 and 12
   };
-  const uint4 *upper, *lower; // this lane's place in its two rows
+  const uint4 *rows[LOADS_PER_STEP];
 
-  __device__ HalfWeights(const half *matrix, int num_columns, int row, int num_rows, int lane) {
-    int upper_row = min(row + lane / 4, num_rows - 1), lower_row = min(row + lane / 4 + 8, num_rows - 1);
-    const uint4 *first = reinterpret_cast<const uint4 *>(matrix) + lane % 4;
-    upper = first + static_cast<int64_t>(upper_row) * (num_columns / 8);
-    lower = first + static_cast<int64_t>(lower_row) * (num_columns / 8);
+  __device__ HalfWeights(const half *matrix, int num_columns, int first_row, int num_rows, int lane) {
+#pragma unroll
+    for (int i = 0; i < LOADS_PER_STEP; i++) {
+      int row = min(first_row + i * 4 + lane / 8, num_rows - 1);
+      rows[i] = reinterpret_cast<const uint4 *>(matrix + static_cast<int64_t>(row) * num_columns) + lane % 8;
+    }
   }
   __device__ __forceinline__ Step load(int step) const {
-    return {load_streaming(upper + step * 4), load_streaming(lower + step * 4)};
+    Step loaded;
+#pragma unroll
+    for (int i = 0; i < LOADS_PER_STEP; i++) loaded.rows[i] = load_streaming(rows[i] + step * 8);
+    return loaded;
   }
 };
 
@@ -64,94 +71,127 @@ __device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uin
 }
 #endif
 
-// Sums of one warp: TILE_ROWS weight rows times up to TILES * TILE_COLUMNS rows of the batch.
-template <int TILES>
-struct Sums {
-#if __CUDA_ARCH__ >= 750
-  float even[TILES][4] = {}, odd[TILES][4] = {}; // two chains of products, for the latency
-
-  __device__ __forceinline__ void add(const HalfWeights::Step &w, const Activations &x, int column, int lane) {
-#pragma unroll
-    for (int tile = 0; tile < TILES; tile++) {
-      int row = tile * TILE_COLUMNS + lane / 4;
-      uint4 v = make_uint4(0, 0, 0, 0);
-      if (row < x.num_rows)
-        v = *reinterpret_cast<const uint4 *>(x.rows + row * x.stride + column + lane % 4 * 8);
-      mma(even[tile], w.upper.x, w.lower.x, w.upper.y, w.lower.y, v.x, v.y);
-      mma(odd[tile], w.upper.z, w.lower.z, w.upper.w, w.lower.w, v.z, v.w);
-    }
-  }
-  // to sums[row of the batch][weight row]
-  __device__ __forceinline__ void store(float (*sums)[TILE_ROWS], int lane) const {
-#pragma unroll
-    for (int tile = 0; tile < TILES; tile++)
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-        sums[tile * TILE_COLUMNS + lane % 4 * 2 + (i & 1)][lane / 4 + (i >> 1) * 8] =
-            even[tile][i] + odd[tile][i];
-  }
-#else  // the V100's tensor cores have another shape; its few rows are added up without them
-  float sums_of_lane[2][TILES * TILE_COLUMNS] = {};
-
-  __device__ __forceinline__ void add(const HalfWeights::Step &w, const Activations &x, int column, int lane) {
-    float upper[8], lower[8], v[8];
-    to_floats(w.upper, upper);
-    to_floats(w.lower, lower);
-#pragma unroll
-    for (int row = 0; row < TILES * TILE_COLUMNS; row++) {
-      if (row >= x.num_rows) break;
-      to_floats(*reinterpret_cast<const uint4 *>(x.rows + row * x.stride + column + lane % 4 * 8), v);
-#pragma unroll
-      for (int i = 0; i < 8; i++) {
-        sums_of_lane[0][row] = fmaf(upper[i], v[i], sums_of_lane[0][row]);
-        sums_of_lane[1][row] = fmaf(lower[i], v[i], sums_of_lane[1][row]);
-      }
-    }
-  }
-  __device__ __forceinline__ void store(float (*sums)[TILE_ROWS], int lane) const {
-#pragma unroll
-    for (int row = 0; row < TILES * TILE_COLUMNS; row++)
-#pragma unroll
-      for (int half_tile = 0; half_tile < 2; half_tile++) {
-        float v = sums_of_lane[half_tile][row];
-        v += __shfl_xor_sync(ALL_LANES, v, 1);
-        v += __shfl_xor_sync(ALL_LANES, v, 2);
-        if (lane % 4 == 0) sums[row][lane / 4 + half_tile * 8] = v;
-      }
-  }
-#endif
-};
-
 template <int TILES>
 using TileSums = float[WARPS][TILES * TILE_COLUMNS][TILE_ROWS];
 
+#if __CUDA_ARCH__ >= 750
+// Sums of one warp: TILE_ROWS weight rows times up to TILES * TILE_COLUMNS rows of the batch.
+template <int TILES>
+struct Sums {
+  struct Inputs {
+    uint4 halves[2][TILES]; // a lane's 8 activations of the left and of the right half of a step
+  };
+  float sums[2][2][TILES][4] = {}; // upper and lower 8 weight rows, halves of the columns
+
+  static __device__ __forceinline__ Inputs load(const Activations &x, int column, int lane) {
+    Inputs loaded;
+#pragma unroll
+    for (int half_step = 0; half_step < 2; half_step++)
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++) {
+        const int row = tile * TILE_COLUMNS + lane / 4;
+        const half *from = x.rows + row * x.stride + column + half_step * 32 + lane % 4 * 8;
+        loaded.halves[half_step][tile] =
+            row < x.num_rows ? *reinterpret_cast<const uint4 *>(from) : make_uint4(0, 0, 0, 0);
+      }
+    return loaded;
+  }
+  __device__ __forceinline__ void add(const HalfWeights::Step &weights, const Inputs &x) {
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++)
+#pragma unroll
+      for (int part = 0; part < 2; part++)
+#pragma unroll
+        for (int half_step = 0; half_step < 2; half_step++) {
+          const uint4 &upper = weights.rows[2 * part], &lower = weights.rows[2 * part + 1];
+          const uint4 &v = x.halves[half_step][tile];
+          mma(sums[part][half_step][tile], upper.x, lower.x, upper.y, lower.y, v.x, v.y);
+          mma(sums[part][half_step][tile], upper.z, lower.z, upper.w, lower.w, v.z, v.w);
+        }
+  }
+  // to all[row of the batch][weight row]
+  __device__ __forceinline__ void store(float (*all)[TILE_ROWS], int lane) const {
+    const bool is_odd = lane / 4 % 2;
+#pragma unroll
+    for (int part = 0; part < 2; part++)
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          float v = is_odd ? sums[part][1][tile][i] : sums[part][0][tile][i];
+          v += __shfl_xor_sync(ALL_LANES, v, 4);
+          if (!is_odd) all[tile * TILE_COLUMNS + lane % 4 * 2 + i % 2][part * 8 + i / 2 * 4 + lane / 8] = v;
+        }
+  }
+};
+#else
+// The V100's tensor cores have another shape: its few rows are added up without them.
+template <int TILES>
+struct Sums {
+  struct Inputs {
+    const half *from;
+    int64_t stride;
+    int num_rows;
+  };
+  float sums[LOADS_PER_STEP][TILES * TILE_COLUMNS] = {};
+
+  static __device__ __forceinline__ Inputs load(const Activations &x, int column, int lane) {
+    return {x.rows + column + lane % 8 * 8, x.stride, x.num_rows};
+  }
+  __device__ __forceinline__ void add(const HalfWeights::Step &weights, const Inputs &x) {
+    float w[LOADS_PER_STEP][8], v[8];
+#pragma unroll
+    for (int i = 0; i < LOADS_PER_STEP; i++) to_floats(weights.rows[i], w[i]);
+#pragma unroll
+    for (int row = 0; row < TILES * TILE_COLUMNS; row++) {
+      if (row >= x.num_rows) break;
+      to_floats(*reinterpret_cast<const uint4 *>(x.from + row * x.stride), v);
+#pragma unroll
+      for (int i = 0; i < LOADS_PER_STEP; i++)
+#pragma unroll
+        for (int j = 0; j < 8; j++) sums[i][row] = fmaf(w[i][j], v[j], sums[i][row]);
+    }
+  }
+  __device__ __forceinline__ void store(float (*all)[TILE_ROWS], int lane) const {
+#pragma unroll
+    for (int row = 0; row < TILES * TILE_COLUMNS; row++)
+#pragma unroll
+      for (int i = 0; i < LOADS_PER_STEP; i++) {
+        float v = sums[i][row];
+#pragma unroll
+        for (int offset = 4; offset; offset >>= 1) v += __shfl_xor_sync(ALL_LANES, v, offset);
+        if (lane % 8 == 0) all[row][i * 4 + lane / 8] = v;
+      }
+  }
+};
+#endif
+
 // Compute one tile. The first weights are asked for before `before_reading` is called, which has to wait for
-// whatever wrote the activations. All threads must call; the sums of all warps are there afterwards.
+// whatever wrote the activations. Two steps are in flight: more thread blocks or more loads a lane were slower.
+// All threads must call; the sums of all warps are there afterwards.
 template <int TILES, class Weights, class BeforeReading>
 __device__ __forceinline__ void multiply_tile(const Weights &weights, int num_columns, const Activations &x,
                                               TileSums<TILES> &sums, BeforeReading before_reading) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, num_steps = num_columns / STEP_COLUMNS;
   const int first = warp * num_steps / WARPS, end = (warp + 1) * num_steps / WARPS;
-  typename Weights::Step stages[2][STAGE_STEPS];
-  auto load = [&](typename Weights::Step (&stage)[STAGE_STEPS], int from) {
-#pragma unroll
-    for (int i = 0; i < STAGE_STEPS; i++)
-      if (from + i < end) stage[i] = weights.load(from + i);
-  };
+  typename Weights::Step w[2];
+  typename Sums<TILES>::Inputs inputs[2];
   Sums<TILES> mine;
-  auto add = [&](const typename Weights::Step (&stage)[STAGE_STEPS], int from) {
-#pragma unroll
-    for (int i = 0; i < STAGE_STEPS; i++)
-      if (from + i < end) mine.add(stage[i], x, (from + i) * STEP_COLUMNS, lane);
-  };
-  load(stages[0], first);
-  load(stages[1], first + STAGE_STEPS);
+  auto load_inputs = [&](int step) { return Sums<TILES>::load(x, step * STEP_COLUMNS, lane); };
+  if (first < end) w[0] = weights.load(first);
+  if (first + 1 < end) w[1] = weights.load(first + 1);
   before_reading();
-  for (int step = first; step < end; step += 2 * STAGE_STEPS) {
-    add(stages[0], step);
-    load(stages[0], step + 2 * STAGE_STEPS);
-    add(stages[1], step + STAGE_STEPS);
-    load(stages[1], step + 3 * STAGE_STEPS);
+  if (first < end) inputs[0] = load_inputs(first);
+  if (first + 1 < end) inputs[1] = load_inputs(first + 1);
+  for (int step = first; step < end; step += 2) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      if (step + i >= end) break;
+      mine.add(w[i], inputs[i]);
+      if (step + i + 2 >= end) continue;
+      w[i] = weights.load(step + i + 2);
+      inputs[i] = load_inputs(step + i + 2);
+    }
   }
   mine.store(sums[warp], lane);
   __syncthreads();

@@ -5,23 +5,24 @@
 namespace fused {
 
 // projected [T, 3 d + inner], as the in-projection gives it: q and k are rotated in place, k and v go into the
-// cache, gelu(fc_in + bias) into `mixed`. Every token has a position here. One thread block a token.
+// cache, gelu(fc_in + bias) into `mixed`. Grid: tokens, and thread blocks that share one.
 __global__ void __launch_bounds__(THREADS)
 finish_in_rows(const Model model, const Cache cache, const Tokens tokens, const Scratch scratch, half *projected,
                const int layer) {
   const int token = blockIdx.x, d = model.d, position = tokens.positions[token];
+  const int first = blockIdx.y * THREADS + threadIdx.x, stride = gridDim.y * THREADS;
   half *row = projected + static_cast<int64_t>(token) * (3 * d + model.inner);
   half2 *mixed = reinterpret_cast<half2 *>(scratch.mixed + static_cast<int64_t>(token) * (model.inner + d));
   const half2 *inner = reinterpret_cast<const half2 *>(row + 3 * d);
   const half2 *bias = reinterpret_cast<const half2 *>(model.in_bias + static_cast<int64_t>(layer) * model.inner);
-  for (int i = threadIdx.x; i < model.inner / 2; i += THREADS) {
+  for (int i = first; i < model.inner / 2; i += stride) {
     float2 v = __half22float2(inner[i]), b = __half22float2(bias[i]);
     mixed[i] = __floats2half2_rn(gelu(v.x + b.x), gelu(v.y + b.y));
   }
   if (position < 0) return;
   const int cache_row = tokens.cache_rows[token];
   const int64_t block = static_cast<int64_t>(cache_row / BLOCK_SIZE) * model.num_heads;
-  for (int i = threadIdx.x; i < 3 * d / 2; i += THREADS) {
+  for (int i = first; i < 3 * d / 2; i += stride) {
     const int section = i / (d / 2), at = i % (d / 2) * 2, head = at / model.head_dim, in_head = at % model.head_dim;
     half2 *pair = reinterpret_cast<half2 *>(row) + i;
     float2 v = __half22float2(*pair);
@@ -45,8 +46,9 @@ attend_rows(const Model model, const Cache cache, const Tokens tokens, const Scr
   __shared__ typename Attention<HEAD_DIM>::Memory memory;
   const AttentionRow row =
       attention_row(model, cache, tokens, scratch, query, query_stride, layer, blockIdx.z, blockIdx.y);
-  if (row.length < 1 || blockIdx.x >= num_splits(row.length)) return;
-  Attention<HEAD_DIM>::run(row, blockIdx.x, memory);
+  const int splits = num_splits(row.length, LONG_SPLIT_POSITIONS);
+  if (row.length < 1 || blockIdx.x >= splits) return;
+  Attention<HEAD_DIM>::run(row, blockIdx.x, splits, memory);
 }
 
 // hidden += added + bias, normed = the next LayerNorm. One thread block a token.

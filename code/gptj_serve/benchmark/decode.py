@@ -1,0 +1,206 @@
+"""The fused engine's forward passes alone, on random weights of GPT-J-6B's shape: no scheduler, no HTTP.
+
+Usage: python -m gptj_serve.benchmark.decode --out F [--contexts 50,500,...] [--batches 1,2,...] [--prompts 50,...]
+
+Milliseconds are medians over CUDA events around many replays of one CUDA graph. ``share`` is that of the limit:
+the weights (embedding aside) and the cache of the context read once, at the speed at which this GPU sums 8 GB.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptj_serve.benchmark.latency import surroundings
+from gptj_serve.engine.fused.compiler import find_library
+from gptj_serve.engine.fused.cuda_kernels import CudaKernels
+from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Geometry, State, Tokens
+from gptj_serve.engine.fused.load import make_state
+from gptj_serve.engine.fused.model import FusedModel, PromptPart
+from gptj_serve.engine.fused.weights import PackedWeights
+
+GPT_J_6B = Geometry(
+    num_layers=28, num_heads=16, head_dim=256, rotary_dim=64, inner=16384, vocab_size=50400, epsilon=1e-5
+)
+MAX_CONTEXT = 2048
+MAX_BATCH = 64
+BATCH_CONTEXT = 250
+STEPS = 24
+REPEATS = 5
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="gptj_serve.benchmark.decode", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--contexts", type=_numbers, default=[50, 500, 1000, 2000], help="at batch 1")
+    parser.add_argument("--batches", type=_numbers, default=[1, 2, 4, 8, 12, 16, 24, 32, 64], help="at 250 tokens")
+    parser.add_argument("--prompts", type=_numbers, default=[50, 256, 500, 1000, 2000], help="prompt tokens")
+    parser.add_argument("--profile", action="store_true", help="also time each kernel")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    args = parser.parse_args()
+    with torch.inference_mode():
+        report = measure(args)
+    args.out.write_text(json.dumps(report, indent=1))
+    print(json.dumps(report, indent=1))
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All figures that the arguments ask for."""
+    device = torch.device("cuda", 0)
+    bench = Bench(device)
+    read_speed = bench.read_bytes_per_s()
+    report: dict[str, Any] = {**surroundings(), "read_tb_per_s": round(read_speed / 1e12, 3)}
+    report["batch_1"] = {context: bench.decode(1, context, read_speed) for context in args.contexts}
+    report["context_250"] = {size: bench.decode(size, BATCH_CONTEXT, read_speed) for size in args.batches}
+    bench.kernels.max_decode_rows = 0
+    report["context_250_cublas"] = {
+        size: bench.decode(size, BATCH_CONTEXT, read_speed) for size in args.batches if size <= 16
+    }
+    del bench.kernels.max_decode_rows
+    report["prefill_ms"] = {num: bench.prefill(num) for num in args.prompts}
+    report["gpu_memory_gib"] = bench.memory_gib()
+    if args.profile:
+        report["kernels"] = {size: bench.profile(size, 1000 if size == 1 else BATCH_CONTEXT) for size in (1, 8, 64)}
+    return report
+
+
+class Bench:
+    """The model on random weights, and ways to time it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        major, minor = torch.cuda.get_device_capability(device)
+        library = find_library(os.environ, [f"{major}.{minor}"])
+        self._state = make_state(GPT_J_6B, _weights(device), MAX_BATCH, MAX_CONTEXT)
+        for part in (self._state.cache.keys_LNHSE, self._state.cache.values_LNHSE):
+            for layer_NHSE in part:
+                layer_NHSE.normal_()
+        self.kernels = CudaKernels(library, self._state)
+        self._model = FusedModel(self._state, self.kernels)
+
+    def decode(self, size: int, context: int, read_speed: float) -> dict[str, float]:
+        """One token for each of ``size`` sequences after ``context`` tokens."""
+        seconds = _time_graph(self._graph(size, context))
+        share = self._bytes(size, context) / read_speed / seconds
+        return {
+            "ms": round(seconds * 1e3, 4),
+            "tokens_per_s": round(size / seconds, 1),
+            "share": round(share, 4),
+        }
+
+    def prefill(self, num_tokens: int) -> float:
+        """A prompt's forward pass, launched from Python as the engine does, in ms."""
+        positions = list(range(num_tokens))
+        tokens = self._tokens(positions, [0] * num_tokens)
+        last_R = torch.tensor([num_tokens - 1], device=self._device)
+        last = Tokens(*(getattr(tokens, name)[last_R] for name in ("positions_T", "cache_rows_T", "history_rows_T")))
+        parts = [PromptPart(0, num_tokens, 0, None)]
+        return round(_time(lambda: self._model.prefill(tokens, parts, last_R, last), 3) * 1e3, 3)
+
+    def read_bytes_per_s(self) -> float:
+        """How fast this GPU reads: the sum of 8 GB."""
+        numbers = self._state.weights.in_weight_LND.view(-1)[: 4 << 30].view(torch.int64)
+        return numbers.nbytes / _time(lambda: numbers.sum(), 3)
+
+    def profile(self, size: int, context: int) -> dict[str, Any]:
+        """Each kernel's time in one step, in microseconds, and how often it runs."""
+        graph = self._graph(size, context)
+        graph.replay()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            for _ in range(3):
+                graph.replay()
+            torch.cuda.synchronize()
+        return {
+            event.key[:80]: {"us": round(event.device_time_total / 3, 1), "calls": event.count // 3}
+            for event in profiler.key_averages()
+            if event.device_time_total
+        }
+
+    def memory_gib(self) -> dict[str, float]:
+        """GPU memory by purpose; the rest includes CUDA's own."""
+        free, total = torch.cuda.mem_get_info(self._device)
+        weights, cache = self._state.weights.num_bytes, 2 * self._state.cache.keys_LNHSE.nbytes
+        parts = {"weights": weights, "cache": cache, "rest": total - free - weights - cache}
+        return {name: round(num_bytes / (1 << 30), 3) for name, num_bytes in parts.items()}
+
+    def _graph(self, size: int, context: int) -> torch.cuda.CUDAGraph:
+        tokens = self._tokens([context] * size, list(range(size)))
+        self._model.decode(tokens)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._model.decode(tokens)
+        self._keep = tokens  # the graph reads them
+        return graph
+
+    def _tokens(self, positions: Sequence[int], slots: Sequence[int]) -> Tokens:
+        """Tokens of sequences that each have blocks of their own, one after the other."""
+        width = MAX_CONTEXT // BLOCK_SIZE
+        stride, num_blocks = self._state.history_SC.shape[1], self._state.cache.keys_LNHSE.shape[1]
+        tables = [[(slot * width + i) % num_blocks for i in range(width)] for slot in slots]
+        pairs = list(zip(positions, tables, strict=True))
+        rows = [table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE for position, table in pairs]
+        history = [slot * stride + position for slot, position in zip(slots, positions, strict=True)]
+        values = (positions, rows, history, tables)
+        return Tokens(*(torch.tensor(value, dtype=torch.int32, device=self._device) for value in values))
+
+    def _bytes(self, size: int, context: int) -> int:
+        weights = self._state.weights
+        read = weights.num_bytes - weights.embedding_VD.nbytes
+        per_token = 2 * GPT_J_6B.num_layers * GPT_J_6B.width * 2
+        return read + size * context * per_token
+
+
+def _weights(device: torch.device) -> PackedWeights:
+    of = GPT_J_6B
+    layers, width, inner, vocab = of.num_layers, of.width, of.inner, of.vocab_size
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, device=device, dtype=torch.float16).normal_(0, 0.02)
+
+    return PackedWeights(
+        embedding_VD=noise(vocab, width),
+        in_weight_LND=noise(layers, 3 * width + inner, width),
+        in_bias_LF=noise(layers, inner),
+        out_weight_LDK=noise(layers, width, inner + width),
+        out_bias_LD=noise(layers, width),
+        norm_weight_LD=1 + noise(layers + 1, width),
+        norm_bias_LD=noise(layers + 1, width),
+        head_weight_VD=noise(vocab, width),
+        head_bias_V=noise(vocab),
+    )
+
+
+def _time_graph(graph: torch.cuda.CUDAGraph) -> float:
+    def steps() -> None:
+        for _ in range(STEPS):
+            graph.replay()
+
+    return _time(steps, REPEATS) / STEPS
+
+
+def _time(work: Callable[[], Any], repeats: int) -> float:
+    """Seconds on the GPU: the median, after one run that does not count."""
+    work()
+    seconds = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        seconds.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(seconds)
+
+
+def _numbers(raw: str) -> list[int]:
+    return [int(part) for part in raw.split(",")] if raw else []
+
+
+if __name__ == "__main__":
+    main()

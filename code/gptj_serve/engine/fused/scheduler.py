@@ -116,7 +116,7 @@ class ContinuousScheduler(Scheduler):
     def _plan_prefills(self, num_decodes: int, now_s: float) -> list[Row]:
         budget = self._prefill_budget(num_decodes)
         rows: list[Row] = []
-        while budget and (seat := self._next_prefill(now_s, is_shared=bool(rows))):
+        while budget > 0 and (seat := self._next_prefill(now_s, is_shared=bool(rows))):
             token_ids = self._chunk(seat, budget)
             budget -= len(token_ids)
             samples = seat.num_cached + len(token_ids) == len(seat.token_ids)

@@ -88,7 +88,6 @@ class ContinuousStepLoop:
             return _Launched(step, error)
 
     def _finish(self, launched: _Launched) -> list[Event]:
-        self.num_steps += 1
         try:
             if isinstance(launched.pending, Exception):
                 raise launched.pending
@@ -96,5 +95,8 @@ class ContinuousStepLoop:
         except BackendDead:
             raise
         except Exception as error:
-            return self._scheduler.fail(launched.step, step_failed(error), self._now_s())
-        return self._scheduler.commit(launched.step, sampled, self._now_s())
+            events = self._scheduler.fail(launched.step, step_failed(error), self._now_s())
+        else:
+            events = self._scheduler.commit(launched.step, sampled, self._now_s())
+        self.num_steps += 1
+        return events

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent / "engine"))  # tiny
+sys.path.insert(0, str(Path(__file__).parent / "engine"))  # tiny, packed
 
 from harness import Server, serving
 

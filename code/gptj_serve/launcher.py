@@ -1,6 +1,6 @@
 """PID 1 of the container: starts the engine, then the front, and ends both together.
 
-The front starts when the engine is ready and never outlives it, so a front that answers ``/ping``
+The front listens when the engine is ready and never outlives it, so a front that answers ``/ping``
 means a model that can answer. Exit codes: 0 after SIGTERM or SIGINT, else non-zero.
 """
 

@@ -42,8 +42,9 @@ def nothing_left(processes: list[psutil.Process]) -> bool:
     return False
 
 
-def test_ping_answers_only_when_the_engine_is_ready(tmp_path: Path) -> None:
-    with contextlib.closing(Server(TMPDIR=str(tmp_path))) as server:
+@pytest.mark.parametrize("front", ["mms", "http"])
+def test_ping_answers_only_when_the_engine_is_ready(tmp_path: Path, front: str) -> None:
+    with contextlib.closing(Server(TMPDIR=str(tmp_path), GPTJ_FRONT=front)) as server:
         ready_before_ping = None
         deadline_s = time.monotonic() + 60
         while ready_before_ping is None and time.monotonic() < deadline_s:
@@ -58,6 +59,58 @@ def test_ping_answers_only_when_the_engine_is_ready(tmp_path: Path) -> None:
         server.signal(signal.SIGTERM)
         assert server.wait_for_exit(10) == 0
     assert list(tmp_path.glob("gptj-*")) == []
+
+
+def waiting_front(server: Server) -> psutil.Process:
+    """The HTTP front while the engine still loads, when it has nothing left to do but wait."""
+    deadline_s = time.monotonic() + 20
+    while time.monotonic() < deadline_s:
+        for process in server.descendants():
+            with contextlib.suppress(psutil.Error):
+                if "gptj_serve.serving.http" in process.cmdline() and process.num_threads() == 1:
+                    before_s = process.cpu_times().user
+                    time.sleep(0.2)
+                    if process.cpu_times().user == before_s > 0:
+                        return process
+        time.sleep(0.02)
+    raise AssertionError("no front is waiting")
+
+
+@contextlib.contextmanager
+def held_engine() -> "contextlib.AbstractContextManager[tuple[Server, psutil.Process]]":
+    """A server with the HTTP front whose engine is stopped while it starts, and that front."""
+    with contextlib.closing(Server(GPTJ_FRONT="http")) as server:
+        while not [one for one in server.descendants() if "gptj_serve.engine" in one.cmdline()]:
+            time.sleep(0.01)
+        server.engine().suspend()
+        yield server, waiting_front(server)
+
+
+def test_the_http_front_loads_beside_the_engine_and_listens_after_it() -> None:
+    with held_engine() as (server, front):
+        with pytest.raises(ConnectionRefusedError):
+            server.get("/ping")
+        server.engine().resume()
+        server.wait_until_ready()
+        assert front in server.descendants()
+        assert server.get("/ping").status == 200
+
+
+def test_a_front_that_dies_while_it_waits_ends_all() -> None:
+    with held_engine() as (server, front):
+        everything = server.descendants()
+        front.kill()
+        assert server.wait_for_exit(10) == 1
+        assert "the front was killed" in server.events("not_started")[0]["message"]
+        assert nothing_left(everything)
+
+
+def test_a_front_that_waits_does_not_outlive_serve() -> None:
+    with held_engine() as (server, _):
+        everything = server.descendants()
+        server.signal(signal.SIGTERM)
+        assert server.wait_for_exit(10) == 0
+        assert nothing_left(everything)
 
 
 def test_when_the_engine_is_killed_clients_are_told_and_all_ends() -> None:

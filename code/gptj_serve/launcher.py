@@ -1,6 +1,6 @@
 """PID 1 of the container: starts the engine, then the front, and ends both together.
 
-The front starts when the engine is ready and never outlives it, so a front that answers ``/ping``
+The front listens when the engine is ready and never outlives it, so a front that answers ``/ping``
 means a model that can answer. Exit codes: 0 after SIGTERM or SIGINT, else non-zero.
 """
 
@@ -70,11 +70,13 @@ class Launcher:
         # cheap, and better known before minutes of loading
         check_port_is_free(self._settings.host, self._settings.port)
         self._front.check(self._env)
-        Tokenizer.load(find_directory(self._settings.model_dir))
+        model_dir = find_directory(self._settings.model_dir)
+        Tokenizer.load(model_dir)
         engine: Child | None = None
         try:
+            go = self._start_waiting_front(model_dir) if self._front.CAN_WAIT else None
             engine, info = self._start_engine()
-            self._start_front(info)
+            self._start_front(info, go)
             seconds = round(time.monotonic() - self._started_s, 3)
             fields = {"event": "ready", "seconds": seconds, "engine": info.engine}
             logger.info("ready on port %d", self._settings.port, extra={"fields": fields})
@@ -120,9 +122,22 @@ class Launcher:
             return error
         return None
 
-    def _start_front(self, info: ModelInfo) -> None:
-        command, env = self._front.prepare(self._settings, info, self._directory, self._env)
-        self._children.start("front", command, env)
+    def _start_waiting_front(self, model_dir: Path) -> int:
+        """Let the front load beside the engine; it listens when it reads from the pipe whose end this is."""
+        reader, go = os.pipe()
+        command, env = self._front.prepare(self._settings, model_dir, reader, self._directory, self._env)
+        self._children.start("front", command, env, pass_fds=[reader])
+        os.close(reader)
+        return go
+
+    def _start_front(self, info: ModelInfo, go: int | None) -> None:
+        if go is None:
+            command, env = self._front.prepare(self._settings, info, self._directory, self._env)
+            self._children.start("front", command, env)
+        else:
+            with contextlib.suppress(BrokenPipeError):  # it has died, which is noticed below
+                os.write(go, b"\n")
+            os.close(go)
         give_up_s = time.monotonic() + FRONT_START_TIMEOUT_S
         while not self._front.is_listening(self._settings):
             self._children.wait(0.05)

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from gptj_serve.errors import StartupError
 
-ENGINES = ("auto", "hf", "deepspeed")
+ENGINES = ("auto", "fused", "deepspeed", "hf")
 FRONTS = ("mms", "http")
 PAGE = ("auto", "on", "off")
 DEFAULT_MODEL_DIR = Path("/opt/ml/model")

@@ -1,6 +1,8 @@
 """What is read out of the log of a start."""
 
-from gptj_serve.benchmark.start import phases
+import pytest
+
+from gptj_serve.benchmark.start import parts, phases
 from harness import Server
 
 
@@ -10,13 +12,41 @@ def test_phases_come_in_order(server: Server) -> None:
     assert [name for name in found if name in names] == names
     seconds = [found[name] for name in names]
     assert seconds == sorted(seconds)
-    assert 0 <= seconds[0] < seconds[-1] <= server.events("ready")[0]["seconds"] + 1
+    total_s = server.events("ready")[0]["seconds"]
+    assert 0 <= seconds[0] < seconds[-1] <= total_s + 1
+    parts = found["parts"]
+    assert list(parts) == ["imports", "kernels", "load", "warm_up", "front", "other"]
+    assert sum(parts.values()) == pytest.approx(total_s, abs=0.01)
+    assert parts["imports"] == pytest.approx(sum(event["seconds"] for event in server.events("imported")))
+    assert all(parts[name] > 0 for name in parts if name != "kernels")
 
 
 def test_where_kernels_came_from() -> None:
     log = [
         '{"time": "2026-01-01T00:00:00.000+00:00", "event": "starting"}\n',
         "not JSON\n",
-        '{"time": "2026-01-01T00:00:02.500+00:00", "event": "kernels_loaded", "origin": "prebuilt"}\n',
+        '{"time": "2026-01-01T00:00:02.500+00:00", "event": "kernels_loaded", "origin": "prebuilt", '
+        '"seconds": 0.3}\n',
     ]
-    assert phases(log) == {"starting": 0.0, "kernels_loaded": 2.5, "kernels": "prebuilt"}
+    parts = {"imports": 0, "kernels": 0.3, "load": 0, "warm_up": 0}
+    assert phases(log) == {"starting": 0.0, "kernels_loaded": 2.5, "kernels": "prebuilt", "parts": parts}
+
+
+def test_what_took_how_long() -> None:
+    records = [
+        {"time": "2026-01-01T00:00:00.000+00:00", "event": "starting"},
+        {"time": "2026-01-01T00:00:02.000+00:00", "event": "imported", "seconds": 1.5},
+        {"time": "2026-01-01T00:00:03.000+00:00", "event": "imported", "seconds": 1.0},
+        {"time": "2026-01-01T00:00:04.000+00:00", "event": "model_loaded", "seconds": 0.75},
+        {"time": "2026-01-01T00:00:05.000+00:00", "event": "warmed_up", "seconds": 0.5},
+        {"time": "2026-01-01T00:00:05.500+00:00", "event": "engine_ready", "seconds": 5.25},
+        {"time": "2026-01-01T00:00:05.625+00:00", "event": "ready", "seconds": 5.5},
+    ]
+    assert parts(records) == {
+        "imports": 2.5,
+        "kernels": 0,
+        "load": 0.75,
+        "warm_up": 0.5,
+        "front": 0.125,
+        "other": 1.625,
+    }

@@ -15,7 +15,8 @@ from states import Batch, batch, copy_of, geometry, random_state, random_weights
 
 from gptj_serve.engine.fused.compiler import compile_library, find_library, find_nvcc
 from gptj_serve.engine.fused.cuda_kernels import CudaKernels
-from gptj_serve.engine.fused.kernels import Geometry, State
+from gptj_serve.engine.fused.geometry import Geometry
+from gptj_serve.engine.fused.kernels import State
 from gptj_serve.engine.fused.model import FusedModel
 from gptj_serve.engine.fused.plain_kernels import PlainKernels
 

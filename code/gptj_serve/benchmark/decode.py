@@ -19,7 +19,8 @@ import torch
 from gptj_serve.benchmark.latency import surroundings
 from gptj_serve.engine.fused.compiler import find_library
 from gptj_serve.engine.fused.cuda_kernels import CudaKernels
-from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Geometry, State, Tokens
+from gptj_serve.engine.fused.geometry import Geometry
+from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Tokens
 from gptj_serve.engine.fused.load import make_state
 from gptj_serve.engine.fused.model import FusedModel, PromptPart
 from gptj_serve.engine.fused.weights import PackedWeights

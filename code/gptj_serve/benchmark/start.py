@@ -21,6 +21,8 @@ from typing import Any
 from gptj_serve.benchmark.latency import surroundings
 
 PHASES = ("starting", "engine_chosen", "kernels_loaded", "model_loaded", "engine_ready", "ready")
+PARTS = {"imports": "imported", "kernels": "kernels_loaded", "load": "model_loaded", "warm_up": "warmed_up"}
+"""Names of the parts of a start, and the events whose ``seconds`` they are."""
 PORT = 8097
 
 
@@ -61,7 +63,7 @@ def start_once(model: Path, engine: str, build_kernels: bool) -> dict[str, Any]:
 
 
 def phases(log: Iterable[str]) -> dict[str, Any]:
-    """Seconds from the first line of a log to the event that ends each phase, and where kernels came from."""
+    """Seconds from the first line of a log to the event that ends each phase, and what took how long."""
     records = [json.loads(line) for line in log if line.startswith("{")]
     first = datetime.fromisoformat(records[0]["time"])
     found: dict[str, Any] = {}
@@ -70,7 +72,24 @@ def phases(log: Iterable[str]) -> dict[str, Any]:
             found[record["event"]] = (datetime.fromisoformat(record["time"]) - first).total_seconds()
         if record.get("event") == "kernels_loaded":
             found["kernels"] = record["origin"]
-    return found
+    return found | {"parts": parts(records)}
+
+
+def parts(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Seconds by what they were spent on: those that the log names, the front, and all the rest."""
+    took = {name: _sum(records, event) for name, event in PARTS.items()}
+    ready = {event: _sum(records, event) for event in ("engine_ready", "ready")}
+    if not all(ready.values()):
+        return took
+    ended = {record["event"]: record["time"] for record in records if record.get("event") in ready}
+    front = datetime.fromisoformat(ended["ready"]) - datetime.fromisoformat(ended["engine_ready"])
+    took["front"] = front.total_seconds()
+    return took | {"other": round(ready["ready"] - sum(took.values()), 3)}
+
+
+def _sum(records: Sequence[dict[str, Any]], event: str) -> float:
+    seconds: Iterable[float] = (record["seconds"] for record in records if record.get("event") == event)
+    return round(sum(seconds), 3)
 
 
 if __name__ == "__main__":

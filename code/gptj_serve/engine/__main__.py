@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj_serve import logs
+from gptj_serve.engine.import_log import logged_import
 from gptj_serve.errors import StartupError
 from gptj_serve.settings import Settings
 
@@ -51,11 +52,12 @@ def main() -> int:
 
 
 def _start(settings: Settings, socket_path: Path) -> tuple[Any, Any]:
-    # torch and Transformers take seconds to import: cheap checks of the model come first
+    # PyTorch takes seconds to import: cheap checks of the model come first
     from gptj_serve.engine.model_dir import find_checkpoint
 
     checkpoint = find_checkpoint(settings.model_dir)
-    from gptj_serve.engine.build import build_engine
+    with logged_import("PyTorch"):
+        from gptj_serve.engine.build import build_engine
 
     return build_engine(settings, checkpoint, socket_path)
 

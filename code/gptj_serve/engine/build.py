@@ -5,17 +5,16 @@ import os
 from pathlib import Path
 
 import torch
-from transformers import GPTJConfig
 
 from gptj_serve.engine import engine, sampler
 from gptj_serve.engine.backend import Backend, BackendLimits
 from gptj_serve.engine.choose import choose_engine
 from gptj_serve.engine.engine import Engine
+from gptj_serve.engine.fused.geometry import obstacle
 from gptj_serve.engine.fused.plan import RunnerLimits, StepRunner
 from gptj_serve.engine.fused.scheduler import ContinuousScheduler
 from gptj_serve.engine.fused.step_loop import ContinuousStepLoop
-from gptj_serve.engine.hf import load_hf
-from gptj_serve.engine.loader import load_model
+from gptj_serve.engine.import_log import logged_import
 from gptj_serve.engine.machine import describe, limit_threads, look_at_machine
 from gptj_serve.engine.model_dir import Checkpoint
 from gptj_serve.engine.scheduler import Scheduler
@@ -44,10 +43,12 @@ def build_engine(settings: Settings, checkpoint: Checkpoint, socket_path: Path) 
     """
     limit_threads(os.environ)
     machine = look_at_machine(os.environ)
-    name, reason = choose_engine(settings.engine, machine)
+    name, reason = choose_engine(settings.engine, machine, obstacle(checkpoint))
     fields = {"event": "engine_chosen", "engine": name, "reason": reason, **describe(machine)}
     logger.info("engine %s (%s)", name, reason, extra={"fields": fields})
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if name == "fused":
+        return join_continuous(_load_fused(settings, checkpoint, device), settings, checkpoint, socket_path)
     backend = _load(name, settings, checkpoint, device)
     sampler.warm_up(device, backend.limits)
     return join_static(backend, settings, checkpoint, socket_path)
@@ -100,14 +101,34 @@ def _open(
 
 
 def _load(name: str, settings: Settings, checkpoint: Checkpoint, device: torch.device) -> Backend:
-    if name == "hf":
-        return load_hf(
-            checkpoint, device, max_batch_size=settings.max_batch_size, max_context=settings.max_context
-        )
-    # imported only where it runs: DeepSpeed is an extra, and slow to import
-    from gptj_serve.engine.deepspeed import load_deepspeed
-    from gptj_serve.engine.deepspeed_rules import check_config
+    # each imports what it needs and no more: Transformers alone takes longer than PyTorch
+    load = {"hf": _load_hf, "deepspeed": _load_deepspeed}[name]
+    return load(settings, checkpoint, device)
 
+
+def _load_fused(settings: Settings, checkpoint: Checkpoint, device: torch.device) -> StepRunner:
+    from gptj_serve.engine.fused.load import load_fused
+
+    return load_fused(
+        checkpoint, device, max_batch_size=settings.max_batch_size, max_context=settings.max_context
+    )
+
+
+def _load_hf(settings: Settings, checkpoint: Checkpoint, device: torch.device) -> Backend:
+    with logged_import("Transformers"):
+        from gptj_serve.engine.hf import load_hf
+    return load_hf(
+        checkpoint, device, max_batch_size=settings.max_batch_size, max_context=settings.max_context
+    )
+
+
+def _load_deepspeed(settings: Settings, checkpoint: Checkpoint, device: torch.device) -> Backend:
+    with logged_import("Transformers and DeepSpeed"):
+        from transformers import GPTJConfig
+
+        from gptj_serve.engine.deepspeed import load_deepspeed
+        from gptj_serve.engine.deepspeed_rules import check_config
+        from gptj_serve.engine.loader import load_model
     # what it cannot run is known before minutes of loading
     check_config(GPTJConfig.from_pretrained(checkpoint.directory, local_files_only=True))
     model = load_model(checkpoint, device, torch.float16)

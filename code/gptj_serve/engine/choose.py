@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from gptj_serve.errors import StartupError
 
 MIN_CAPABILITY = (7, 0)
-"""DeepSpeed's kernels need sm_70 (V100) or newer."""
+"""DeepSpeed's kernels and our own need sm_70 (V100) or newer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,7 @@ class Machine:
         gpu: Name of the GPU, None without one.
         capability: Its compute capability.
         kernels_missing: Why DeepSpeed's kernels cannot be had here; None when they can.
+        fused_missing: Why the fused engine's kernels cannot be had here; None when they can.
         no_gpu: Why `gpu` is None.
         trouble: What keeps a GPU that is there from being used; None when nothing does. Nobody who pays
             for a GPU wants to find a model of 6 billion parameters on the CPU, so nothing starts then.
@@ -24,16 +25,18 @@ class Machine:
     gpu: str | None
     capability: tuple[int, int]
     kernels_missing: str | None
+    fused_missing: str | None
     no_gpu: str = "no NVIDIA GPU is visible"
     trouble: str | None = None
 
 
-def choose_engine(asked: str, machine: Machine) -> tuple[str, str]:
-    """Pick the engine.
+def choose_engine(asked: str, machine: Machine, fused_obstacle: str | None = None) -> tuple[str, str]:
+    """Pick the engine: the fastest that runs the model here, as measured (docs/benchmarks).
 
     Args:
         asked: One of `gptj_serve.settings.ENGINES`.
         machine: What the machine has.
+        fused_obstacle: What keeps the fused engine from running the model; None when nothing does.
 
     Returns:
         The engine's name and the reason, in words for the log.
@@ -43,22 +46,33 @@ def choose_engine(asked: str, machine: Machine) -> tuple[str, str]:
     """
     if machine.trouble:
         raise StartupError(machine.trouble)
-    obstacle = _obstacle(machine)
-    if asked == "deepspeed" and obstacle:
-        raise StartupError(f"GPTJ_ENGINE=deepspeed: {obstacle}; hf runs anywhere, auto takes what can run")
+    obstacles = {
+        "fused": fused_obstacle or _obstacle(machine, "the fused engine's kernels", machine.fused_missing),
+        "deepspeed": _obstacle(machine, "DeepSpeed's kernels", machine.kernels_missing),
+    }
+    if asked == "fused" and machine.gpu is None and not fused_obstacle:
+        return asked, "GPTJ_ENGINE=fused: on the CPU, in plain PyTorch"
     if asked != "auto":
+        if obstacles.get(asked):
+            raise StartupError(
+                f"GPTJ_ENGINE={asked}: {obstacles[asked]}; hf runs anywhere, auto takes what can run"
+            )
         return asked, f"GPTJ_ENGINE={asked}"
-    if obstacle:
-        return "hf", f"auto: {obstacle}"
-    return "deepspeed", f"auto: its kernels run on {machine.gpu}"
+    if machine.gpu is None:
+        return "hf", f"auto: {machine.no_gpu}"
+    for name, obstacle in obstacles.items():
+        if not obstacle:
+            passed = "; ".join(why for why in obstacles.values() if why)
+            return name, f"auto: its kernels run on {machine.gpu}{f' ({passed})' if passed else ''}"
+    return "hf", "auto: " + "; ".join(filter(None, obstacles.values()))
 
 
-def _obstacle(machine: Machine) -> str | None:
+def _obstacle(machine: Machine, kernels: str, missing: str | None) -> str | None:
     if machine.gpu is None:
         return machine.no_gpu
     if machine.capability < MIN_CAPABILITY:
         have = ".".join(map(str, machine.capability))
         return f"{machine.gpu} has compute capability {have}; 7.0 or newer is needed"
-    if machine.kernels_missing:
-        return f"DeepSpeed's kernels are not there: {machine.kernels_missing}"
+    if missing:
+        return f"{kernels} are not there: {missing}"
     return None

@@ -11,6 +11,7 @@ import torch
 from gptj_serve.cgroup import cpu_limit
 from gptj_serve.driver import driver_version
 from gptj_serve.engine.choose import Machine
+from gptj_serve.engine.fused import compiler
 from gptj_serve.engine.deepspeed_kernels import first_line, kernels_missing
 
 HOW_TO_RUN_ON_THE_CPU = "an empty CUDA_VISIBLE_DEVICES runs on the CPU"
@@ -20,15 +21,15 @@ def look_at_machine(env: Mapping[str, str]) -> Machine:
     """Look for a GPU, and at whether it can be used.
 
     Args:
-        env: For ``CUDA_VISIBLE_DEVICES``, which hides GPUs.
+        env: For ``CUDA_VISIBLE_DEVICES``, which hides GPUs, and for finding a compiler.
     """
     cuda, driver = torch.version.cuda, driver_version()
     if not _cuda_is_available():
         devices = [] if _hides_gpus(env) else sorted(map(str, Path("/dev").glob("nvidia[0-9]*")))
-        return Machine(None, (0, 0), None, no_gpu(devices, cuda), unusable(devices, cuda, driver))
+        return Machine(None, (0, 0), None, None, no_gpu(devices, cuda), unusable(devices, cuda, driver))
     gpu, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     trouble = unsupported(gpu, capability, torch.cuda.get_arch_list())
-    return Machine(gpu, capability, kernels_missing(), trouble=trouble)
+    return Machine(gpu, capability, kernels_missing(), compiler.kernels_missing(env), trouble=trouble)
 
 
 def describe(machine: Machine) -> dict[str, str | float | None]:

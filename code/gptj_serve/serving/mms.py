@@ -25,6 +25,9 @@ from gptj_serve.request import ModelInfo
 from gptj_serve.serving import mms_native
 from gptj_serve.settings import Settings
 
+CAN_WAIT = False
+"""The server listens as soon as it starts: it is started when the engine is ready."""
+
 HANDLER = "gptj_serve.serving.mms_handler:handle"
 MAX_AUTO_WORKERS = 64
 WARM_UP_HEADER = "x-serve-warm-up"

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Cache, Geometry, State, Tokens, make_rotary, make_scratch
+from gptj_serve.engine.fused.geometry import Geometry
+from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Cache, State, Tokens, make_rotary, make_scratch
 from gptj_serve.engine.fused.weights import PackedWeights
 
 MAX_CONTEXT = 2048

@@ -10,54 +10,11 @@ from typing import Protocol
 
 import torch
 
+from gptj_serve.engine.fused.geometry import Geometry
 from gptj_serve.engine.fused.weights import PackedWeights
 
 BLOCK_SIZE = 16
 """Positions in one block of the KV cache: compiled into the kernels."""
-
-HEAD_DIMS = (64, 128, 256)
-"""Numbers of a head that attention is compiled for."""
-
-MAX_WIDTH = 8192
-"""Widest residual stream that the LayerNorm is compiled for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """The model's dimensions.
-
-    Attributes:
-        num_layers, num_heads, head_dim: As the names say.
-        rotary_dim: Numbers of each head that are rotated, even.
-        inner: Width of the MLP.
-        vocab_size: Rows of the embedding.
-        epsilon: Of the LayerNorms.
-    """
-
-    num_layers: int
-    num_heads: int
-    head_dim: int
-    rotary_dim: int
-    inner: int
-    vocab_size: int
-    epsilon: float
-
-    @property
-    def width(self) -> int:
-        """Width of the residual stream."""
-        return self.num_heads * self.head_dim
-
-    @property
-    def obstacle(self) -> str | None:
-        """Why the kernels cannot run this model; None when they can."""
-        if self.head_dim not in HEAD_DIMS:
-            return f"n_embd / n_head is {self.head_dim}; the kernels have {', '.join(map(str, HEAD_DIMS))}"
-        if self.width > MAX_WIDTH or self.width % 64:
-            return f"n_embd is {self.width}; it must be a multiple of 64 and at most {MAX_WIDTH}"
-        if self.inner % 64:
-            return f"n_inner is {self.inner}; it must be a multiple of 64"
-        return None
-
 
 @dataclass(frozen=True, slots=True)
 class Cache:

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 
 import torch
 
-from gptj_serve.engine.checkpoint_files import read_json
 from gptj_serve.engine.fused.compiler import find_library
 from gptj_serve.engine.fused.cuda_kernels import CudaKernels
-from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Cache, Geometry, Kernels, State, make_rotary, make_scratch
+from gptj_serve.engine.fused.geometry import Geometry, read_geometry
+from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Cache, Kernels, State, make_rotary, make_scratch
 from gptj_serve.engine.fused.loader import load_weights
 from gptj_serve.engine.fused.plain_kernels import PlainKernels
 from gptj_serve.engine.fused.plan import RunnerLimits
 from gptj_serve.engine.fused.runner import FusedRunner
 from gptj_serve.engine.fused.weights import PackedWeights
-from gptj_serve.engine.model_dir import CONFIG, Checkpoint
+from gptj_serve.engine.model_dir import Checkpoint
 from gptj_serve.errors import StartupError
 
 logger = logging.getLogger(__name__)
@@ -42,18 +42,16 @@ def load_fused(
     """Load the model and warm it up: CUDA kernels in FP16 on a GPU, their plain twin in FP32 on a CPU.
 
     Args:
-        checkpoint: What to load.
+        checkpoint: What to load; `gptj_serve.engine.fused.geometry.obstacle` has none against it.
         device: Where to.
         max_batch_size: Sequences that run together at most; None is 64.
         max_context: Positions of a sequence at most, no more than the model's; None is the model's.
         env: For finding a compiler.
 
     Raises:
-        StartupError: The kernels cannot run this model, are not to be had, or the memory does not suffice.
+        StartupError: The kernels are not to be had, or the memory does not suffice.
     """
     geometry = read_geometry(checkpoint)
-    if geometry.obstacle:
-        raise StartupError(f"GPTJ_ENGINE=fused: {checkpoint.directory / CONFIG}: {geometry.obstacle}")
     is_cuda = device.type == "cuda"
     library = find_library(env, [_architecture(device)]) if is_cuda else None
     weights = load_weights(checkpoint, device, torch.float16 if is_cuda else torch.float32)
@@ -74,28 +72,6 @@ def load_fused(
     runner.warm_up()
     _log(limits, state)
     return runner
-
-
-def read_geometry(checkpoint: Checkpoint) -> Geometry:
-    """The model's dimensions, as the kernels need them.
-
-    Raises:
-        StartupError: The activation function is another one.
-    """
-    path = checkpoint.directory / CONFIG
-    raw = read_json(path)
-    activation = raw.get("activation_function", "gelu_new")
-    if activation != "gelu_new":
-        raise StartupError(f"GPTJ_ENGINE=fused: {path}: activation_function is {activation!r}; it has gelu_new alone")
-    return Geometry(
-        num_layers=checkpoint.n_layer,
-        num_heads=checkpoint.n_head,
-        head_dim=checkpoint.n_embd // checkpoint.n_head,
-        rotary_dim=checkpoint.rotary_dim,
-        inner=checkpoint.n_inner,
-        vocab_size=checkpoint.vocab_size,
-        epsilon=float(raw.get("layer_norm_epsilon", 1e-5)),
-    )
 
 
 def make_state(

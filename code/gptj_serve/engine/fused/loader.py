@@ -90,7 +90,7 @@ def _give_buffers_back(device: torch.device) -> None:
     """PyTorch would keep the freed buffers for itself: on the GPU they are the cache's room."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        # PyTorch 2.11 keeps the pinned ones, 256 MB, for copies to come
+        # a PyTorch without this keeps the pinned ones, 256 MB, for copies to come
         if hasattr(torch.accelerator, "empty_host_cache"):
             torch.accelerator.empty_host_cache()
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.bias import causal_lower_right
 
 from gptj_serve.engine.fused.kernels import Kernels, State, Tokens
 
@@ -87,17 +86,9 @@ class FusedModel:
         geometry, end = self._state.geometry, part.first + part.num_tokens
         heads = projected_TP[part.first : end, : 3 * geometry.width].unflatten(1, (3, geometry.num_heads, -1))
         query_HTE, keys_HPE, values_HPE = heads.permute(1, 2, 0, 3).unbind(0)
-        bias = None
         if part.blocks_N is not None:
             keys_HPE, values_HPE = self._cached(part, layer)
-            bias = causal_lower_right(part.num_tokens, part.start + part.num_tokens)
-        attention_HTE = F.scaled_dot_product_attention(
-            query_HTE.unsqueeze(0),
-            keys_HPE.unsqueeze(0),
-            values_HPE.unsqueeze(0),
-            attn_mask=bias,
-            is_causal=bias is None,
-        ).squeeze(0)
+        attention_HTE = _causal_attention(query_HTE, keys_HPE, values_HPE)
         mixed_THE = self._state.scratch.mixed_TK[part.first : end, geometry.inner :]
         mixed_THE.unflatten(1, (geometry.num_heads, -1)).copy_(attention_HTE.transpose(0, 1))
 
@@ -118,3 +109,21 @@ class FusedModel:
         else:
             torch.mm(normed_TD, weight_DV, out_dtype=torch.float32, out=logits_TV)
         self._kernels.choose(tokens)
+
+
+def _causal_attention(
+    query_HTE: torch.Tensor, keys_HPE: torch.Tensor, values_HPE: torch.Tensor
+) -> torch.Tensor:
+    """Attention of the last T of P positions; the best that PyTorch has for the device."""
+    query, keys, values = (heads.unsqueeze(0) for heads in (query_HTE, keys_HPE, values_HPE))
+    num_queries, num_keys = query.shape[2], keys.shape[2]
+    if num_queries == num_keys:
+        attention = F.scaled_dot_product_attention(query, keys, values, is_causal=True)
+    elif query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0):
+        # what `torch.nn.attention.bias.causal_lower_right` calls; importing that takes two seconds
+        attention = torch.ops.aten._scaled_dot_product_flash_attention(query, keys, values, 0.0, True)[0]
+    else:
+        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
+        mask = mask.tril(num_keys - num_queries)
+        attention = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    return attention.squeeze(0)

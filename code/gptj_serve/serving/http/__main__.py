@@ -1,10 +1,12 @@
 """The HTTP front's process.
 
-Usage: python -m gptj_serve.serving.http
+Usage: python -m gptj_serve.serving.http --model-dir DIR --go-fd N
 
-Started by ``serve``, which names its private directory in the environment.
+Started by ``serve``, which names its private directory in the environment, while the engine still loads. It
+listens only when a byte comes on the descriptor: a front that answers means an engine that can.
 """
 
+import argparse
 import gc
 import logging
 import os
@@ -28,12 +30,10 @@ from gptj_serve.settings import Settings
 MAX_CONNECTIONS = 1024
 
 
-async def serve(settings: Settings, directory: Path) -> None:
-    """Answer requests until a signal comes."""
+async def serve(settings: Settings, directory: Path, model_dir: Path, tokenizer: Tokenizer) -> None:
+    """Answer requests until a signal comes. The engine must be ready."""
     link = await EngineLink.connect(run_dir.engine_socket(directory))
-    model_dir = Path(link.info.model_dir)
     max_bytes = settings.max_payload_mb * 1024 * 1024
-    tokenizer = Tokenizer.load(model_dir)
     service = Service(link, tokenizer, max_bytes, settings.request_timeout_s, streaming=True)
     shared = Shared(
         settings=settings,
@@ -63,11 +63,17 @@ async def serve(settings: Settings, directory: Path) -> None:
 
 
 def main() -> None:
-    """Run the front."""
+    """Load what the front needs, wait until the engine is ready, then run."""
+    parser = argparse.ArgumentParser(prog="gptj_serve.serving.http")
+    parser.add_argument("--model-dir", type=Path, required=True)
+    parser.add_argument("--go-fd", type=int, required=True)
+    args = parser.parse_args()
     settings = Settings.from_env(os.environ)
     logs.configure("front", settings.log_level)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    uvloop.run(serve(settings, Path(os.environ[run_dir.ENV_NAME])))
+    tokenizer = Tokenizer.load(args.model_dir)
+    if os.read(args.go_fd, 1):  # else the launcher is gone
+        uvloop.run(serve(settings, Path(os.environ[run_dir.ENV_NAME]), args.model_dir, tokenizer))
 
 
 if __name__ == "__main__":

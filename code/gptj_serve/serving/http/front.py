@@ -7,13 +7,15 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import gptj_serve
-
 # ruff: noqa: ARG001 - every front has these functions, and the other one needs the arguments
+import gptj_serve
 from gptj_serve import run_dir
 from gptj_serve.errors import StartupError
 from gptj_serve.request import ModelInfo
 from gptj_serve.settings import Settings
+
+CAN_WAIT = True
+"""It is started beside the engine, and listens when it is told that the engine is ready."""
 
 
 def check(env: Mapping[str, str]) -> None:
@@ -21,9 +23,17 @@ def check(env: Mapping[str, str]) -> None:
 
 
 def prepare(
-    settings: Settings, info: ModelInfo, directory: Path, env: Mapping[str, str]
+    settings: Settings, model_dir: Path, go_fd: int, directory: Path, env: Mapping[str, str]
 ) -> tuple[list[str], dict[str, str]]:
-    """The command and the environment to start it with; arguments as of `gptj_serve.serving.mms.prepare`."""
+    """The command and the environment to start it with.
+
+    Args:
+        settings: The service's settings.
+        model_dir: Where its tokenizer is.
+        go_fd: Descriptor of the pipe that tells it to listen.
+        directory: Private directory of this service.
+        env: Environment to start from.
+    """
     source_root = str(Path(gptj_serve.__file__).parent.parent)
     python_path = [source_root, env["PYTHONPATH"]] if env.get("PYTHONPATH") else [source_root]
     front_env = {
@@ -32,7 +42,8 @@ def prepare(
         "TOKENIZERS_PARALLELISM": "false",  # a pool of threads for one text is only a detour
         run_dir.ENV_NAME: str(directory),
     }
-    return [sys.executable, "-m", "gptj_serve.serving.http"], front_env
+    command = [sys.executable, "-m", "gptj_serve.serving.http"]
+    return [*command, "--model-dir", str(model_dir), "--go-fd", str(go_fd)], front_env
 
 
 def is_listening(settings: Settings) -> bool:

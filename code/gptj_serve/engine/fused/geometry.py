@@ -1,0 +1,70 @@
+"""The dimensions of a model that the kernels are compiled for. No torch here."""
+
+from dataclasses import dataclass
+
+from gptj_serve.engine.checkpoint_files import read_json
+from gptj_serve.engine.model_dir import CONFIG, Checkpoint
+
+HEAD_DIMS = (64, 128, 256)
+"""Numbers of a head that attention is compiled for."""
+
+MAX_WIDTH = 8192
+"""Widest residual stream that the LayerNorm is compiled for."""
+
+ACTIVATION = "gelu_new"
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The model's dimensions.
+
+    Attributes:
+        num_layers, num_heads, head_dim: As the names say.
+        rotary_dim: Numbers of each head that are rotated, even.
+        inner: Width of the MLP.
+        vocab_size: Rows of the embedding.
+        epsilon: Of the LayerNorms.
+    """
+
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    rotary_dim: int
+    inner: int
+    vocab_size: int
+    epsilon: float
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream."""
+        return self.num_heads * self.head_dim
+
+
+def read_geometry(checkpoint: Checkpoint) -> Geometry:
+    """The dimensions of a checkpoint's model."""
+    raw = read_json(checkpoint.directory / CONFIG)
+    return Geometry(
+        num_layers=checkpoint.n_layer,
+        num_heads=checkpoint.n_head,
+        head_dim=checkpoint.n_embd // checkpoint.n_head,
+        rotary_dim=checkpoint.rotary_dim,
+        inner=checkpoint.n_inner,
+        vocab_size=checkpoint.vocab_size,
+        epsilon=float(raw.get("layer_norm_epsilon", 1e-5)),
+    )
+
+
+def obstacle(checkpoint: Checkpoint) -> str | None:
+    """Why the fused engine cannot run a checkpoint's model; None when it can."""
+    path = checkpoint.directory / CONFIG
+    activation = read_json(path).get("activation_function", ACTIVATION)
+    head_dim = checkpoint.n_embd // checkpoint.n_head
+    if activation != ACTIVATION:
+        return f"{path}: activation_function is {activation!r}; its kernels have {ACTIVATION} alone"
+    if head_dim not in HEAD_DIMS:
+        return f"{path}: n_embd / n_head is {head_dim}; its kernels have {', '.join(map(str, HEAD_DIMS))}"
+    if checkpoint.n_embd > MAX_WIDTH:
+        return f"{path}: n_embd is {checkpoint.n_embd}; its kernels have {MAX_WIDTH} at most"
+    if checkpoint.n_inner % 64:
+        return f"{path}: n_inner is {checkpoint.n_inner}; its kernels need a multiple of 64"
+    return None

@@ -10,10 +10,9 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPTJConfig, GPTJForCausalLM, LogitsProcessorList
 
-from gptj_serve.engine import sampler
+from gptj_serve.engine import sampler, sampling_profile, score_filters, score_plan
 from gptj_serve.engine.backend import BackendDead, BackendLimits, BatchLost
 from gptj_serve.engine.sampler import SamplerRow, process_scores, sample
-from gptj_serve.engine.uniform import uniform
 from gptj_serve.request import SamplingParams
 
 VOCAB = 50
@@ -257,10 +256,14 @@ def test_draws_follow_the_filtered_distribution(model: GPTJForCausalLM, settings
     assert chi_square < limit
 
 
+def drawn(scores_RV: torch.Tensor, uniforms: list[float]) -> torch.Tensor:
+    return score_filters.draw(scores_RV, torch.tensor(uniforms, dtype=torch.float64).unsqueeze(1))
+
+
 def test_draw_is_the_inverse_of_the_cumulative_distribution() -> None:
     probs_V = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0], dtype=torch.float64)
     uniforms = [0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53]
-    tokens = sampler._draw(probs_V.log().repeat(len(uniforms), 1), uniforms)
+    tokens = drawn(probs_V.log().repeat(len(uniforms), 1), uniforms)
     assert tokens.flatten().tolist() == [1, 1, 3, 3, 4, 4]
 
 
@@ -269,8 +272,8 @@ def test_a_token_without_probability_is_never_drawn() -> None:
     scores_RV = random_logits(300, 12, vocab=1000)
     scores_RV[:, 900:] = float("-inf")
     scores_RV[:, :100] = float("-inf")
-    highest = sampler._draw(scores_RV, [1 - 2**-53] * 300)
-    lowest = sampler._draw(scores_RV, [0.0] * 300)
+    highest = drawn(scores_RV, [1 - 2**-53] * 300)
+    lowest = drawn(scores_RV, [0.0] * 300)
     assert highest.max() == 899
     assert lowest.min() == lowest.max() == 100
 
@@ -283,8 +286,8 @@ def test_a_cumulative_sum_that_is_never_passed_gives_the_last_possible_token(
     crooked = torch.tensor([[0.1, 0.5, 0.9, 1.0]], dtype=torch.float64)
     monkeypatch.setattr(torch.Tensor, "cumsum", lambda *_, **__: crooked)
     scores = torch.tensor([[float("-inf"), 0.0, 0.0, float("-inf")]])
-    assert sampler._draw(scores, [0.05]).item() == 1
-    assert sampler._draw(scores, [0.95]).item() == 2
+    assert drawn(scores, [0.05]).item() == 1
+    assert drawn(scores, [0.95]).item() == 2
 
 
 def test_the_same_seed_gives_the_same_tokens_in_any_company() -> None:
@@ -301,7 +304,10 @@ def test_the_same_seed_gives_the_same_tokens_in_any_company() -> None:
 
 def test_seed_sequence_and_position_make_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
     keys: list[tuple[int, int, int]] = []
-    monkeypatch.setattr(sampler, "uniform", lambda *key: keys.append(key) or uniform(*key))
+    monkeypatch.setattr(sampling_profile, "sequence_state", lambda *state: state)
+    monkeypatch.setattr(
+        score_plan, "uniform_at", lambda state, position: keys.append((*state, position)) or 0.5
+    )
     sample(random_logits(1, 14), [row(generated_ids=(5, 6), do_sample=True, seed=11, sequence_index=4)])
     assert keys == [(11, 4, 2)]
 
@@ -418,3 +424,35 @@ def test_the_likeliest_tokens_are_those_of_the_models_own_distribution() -> None
     assert [value for _, value in chosen[0].top_logprobs] == pytest.approx(values[0].tolist())
     assert chosen[1] is not None
     assert chosen[1].top_logprobs == ()
+
+
+def openais_additions(one: SamplerRow) -> dict[int, float]:
+    """What is added to the logits of single tokens, counted by hand."""
+    added = {token_id: value for token_id, value in dict(one.sampling.logit_bias).items() if token_id < VOCAB}
+    for token_id, count in Counter(one.generated_ids).items():
+        penalty = one.sampling.presence_penalty + one.sampling.frequency_penalty * count
+        added[token_id] = added.get(token_id, 0.0) - penalty
+    return added
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_openais_additions_are_rounded_once(seed: int) -> None:
+    rng = random.Random(seed)
+    rows = [
+        row(
+            tuple(rng.choices(range(VOCAB), k=5)),
+            tuple(rng.choices(range(8), k=rng.randint(0, 12))),
+            presence_penalty=rng.choice([0.0, rng.uniform(-2, 2)]),
+            frequency_penalty=rng.choice([0.0, rng.uniform(-2, 2)]),
+            logit_bias=tuple(
+                (rng.randrange(VOCAB + 3), rng.uniform(-100, 100)) for _ in range(rng.randint(0, 4))
+            ),
+        )
+        for _ in range(6)
+    ]
+    logits_BV = random_logits(6, seed)
+    expected_BV = logits_BV.clone()
+    for b, one in enumerate(rows):
+        for token_id, value in openais_additions(one).items():
+            expected_BV[b, token_id] += torch.tensor(value, dtype=torch.float32)
+    assert torch.equal(process_scores(logits_BV, rows), expected_BV)

@@ -26,10 +26,21 @@ def uniform(seed: int, sequence_index: int, position: int) -> float:
     Returns:
         A multiple of 2**-53 in [0, 1).
     """
-    state = 0
-    for word in (seed, sequence_index, position):
-        state = mix((state ^ (word & _MASK)) + _GOLDEN)
-    return (state >> 11) * 2.0**-53
+    return uniform_at(sequence_state(seed, sequence_index), position)
+
+
+def sequence_state(seed: int, sequence_index: int) -> int:
+    """What the draws of one sequence have in common: the state after the first two words."""
+    return _absorb(_absorb(0, seed), sequence_index)
+
+
+def uniform_at(state: int, position: int) -> float:
+    """`uniform` for a sequence whose `sequence_state` is known."""
+    return (_absorb(state, position) >> 11) * 2.0**-53
+
+
+def _absorb(state: int, word: int) -> int:
+    return mix((state ^ (word & _MASK)) + _GOLDEN)
 
 
 def mix(word: int) -> int:

@@ -1,0 +1,130 @@
+"""What changes the scores of tokens before one is chosen, and the draw: one function each.
+
+All work on the device alone: parameters are tensors there, nothing is read back, no size depends on
+values. So none of them makes the host wait (`torch.where` with a number, indexing with a mask and
+``nonzero`` would). None changes its input.
+
+Shape suffixes: F rows that a filter works on, S rows of the history, V vocabulary, C positions of a
+history, T positions read of it, 1 a column of one value a row.
+"""
+
+import torch
+
+
+def read_history(
+    history_SC: torch.Tensor, slots_F: torch.Tensor, starts_F: torch.Tensor, ends_F: torch.Tensor, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids of some sequences.
+
+    Args:
+        history_SC: Integers, ids of the vocabulary at all positions below the rows' ends.
+        slots_F: int64, which row of the history.
+        starts_F: int64, the first position wanted, >= 0.
+        ends_F: int64, the position after the last one wanted, >= 1.
+        width: The largest end, T.
+
+    Returns:
+        ids_FT: int64; at positions that are not wanted the sequence's first id, which is always valid.
+        is_wanted_FT: bool.
+    """
+    ids_FT = history_SC[:, :width].index_select(0, slots_F).long()
+    position_T = torch.arange(width, device=history_SC.device)
+    is_wanted_FT = (position_T >= starts_F.unsqueeze(1)) & (position_T < ends_F.unsqueeze(1))
+    return torch.where(is_wanted_FT, ids_FT, ids_FT[:, :1]), is_wanted_FT
+
+
+def subtract_penalties(
+    added_FV: torch.Tensor,
+    ids_FT: torch.Tensor,
+    counts_FT: torch.Tensor,
+    presence_F1: torch.Tensor,
+    frequency_F1: torch.Tensor,
+) -> torch.Tensor:
+    """Take OpenAI's penalties from what will be added to the scores.
+
+    Args:
+        added_FV: float64.
+        ids_FT: int64; one may come several times.
+        counts_FT: float64, 1 where the id was generated, 0 where it does not count.
+        presence_F1: float64, taken from every token that counts.
+        frequency_F1: float64, the same times how often it counts.
+    """
+    total_FV = torch.zeros_like(added_FV).scatter_add_(1, ids_FT, counts_FT)
+    total_FT = total_FV.gather(1, ids_FT)
+    penalty_FT = (presence_F1 + frequency_F1 * total_FT).masked_fill(total_FT == 0, 0.0)
+    # where an id comes several times, the same number is written several times
+    return added_FV.scatter(1, ids_FT, added_FV.gather(1, ids_FT) - penalty_FT)
+
+
+def penalise_repetition(
+    scores_FV: torch.Tensor, ids_FT: torch.Tensor, penalties_F1: torch.Tensor
+) -> torch.Tensor:
+    """Divide positive scores of the given tokens by the penalty, multiply negative ones."""
+    scores_FT = scores_FV.gather(1, ids_FT)
+    penalised_FT = torch.where(scores_FT < 0, scores_FT * penalties_F1, scores_FT / penalties_F1)
+    return scores_FV.scatter(1, ids_FT, penalised_FT)
+
+
+def divide_by_temperature(scores_FV: torch.Tensor, temperatures_F1: torch.Tensor) -> torch.Tensor:
+    """Temperatures are float32."""
+    return scores_FV / temperatures_F1
+
+
+def keep_top_k(scores_FV: torch.Tensor, last_F1: torch.Tensor, num_largest: int) -> torch.Tensor:
+    """Keep the k largest and whatever equals the smallest of them.
+
+    Args:
+        scores_FV: float32.
+        last_F1: int64, k - 1.
+        num_largest: The largest k, at most V.
+    """
+    largest_FK = scores_FV.topk(num_largest, dim=-1).values
+    return scores_FV.masked_fill(scores_FV < largest_FK.gather(1, last_F1), float("-inf"))
+
+
+def keep_top_p(scores_FV: torch.Tensor, rests_F1: torch.Tensor) -> torch.Tensor:
+    """Drop the least likely tokens that together have no more than 1 - p; the last one always stays.
+
+    Args:
+        scores_FV: float32.
+        rests_F1: float32, 1 - p, formed in float64 and rounded once, as Transformers' scalar is.
+    """
+    sorted_FV, order_FV = scores_FV.sort(dim=-1, stable=True)
+    drop_FV = sorted_FV.softmax(dim=-1).cumsum(dim=-1) <= rests_F1
+    drop_FV[:, -1].fill_(False)
+    return _drop(scores_FV, order_FV, drop_FV)
+
+
+def keep_typical(scores_FV: torch.Tensor, masses_F1: torch.Tensor) -> torch.Tensor:
+    """Keep the tokens whose surprise is nearest the entropy, until they have this much probability."""
+    logp_FV = scores_FV.log_softmax(dim=-1)
+    entropy_F1 = -(logp_FV * logp_FV.exp()).nansum(dim=-1, keepdim=True)
+    distance_FV, order_FV = (-logp_FV - entropy_F1).abs().sort(dim=-1, stable=True)
+    mass_FV = scores_FV.gather(1, order_FV).softmax(dim=-1).cumsum(dim=-1)
+    last_F1 = (mass_FV < masses_F1).sum(dim=-1, keepdim=True)
+    drop_FV = distance_FV > distance_FV.gather(1, last_F1.clamp(max=scores_FV.shape[1] - 1))
+    drop_FV[:, 0].fill_(False)
+    return _drop(scores_FV, order_FV, drop_FV)
+
+
+def _drop(scores_FV: torch.Tensor, order_FV: torch.Tensor, drop_FV: torch.Tensor) -> torch.Tensor:
+    return scores_FV.masked_fill(drop_FV.scatter(1, order_FV, drop_FV), float("-inf"))
+
+
+def draw(scores_FV: torch.Tensor, uniforms_F1: torch.Tensor) -> torch.Tensor:
+    """The first token whose cumulative probability is above the uniform number, int64 [F].
+
+    Sums of floats do not behave: ``u * total`` can round up to the total, and a parallel sum need not
+    rise everywhere. So only tokens that have a probability may win, and the last of them wins by default.
+
+    Args:
+        scores_FV: float32.
+        uniforms_F1: float64, in [0, 1).
+    """
+    probs_FV = scores_FV.double().softmax(dim=-1)
+    cumulative_FV = probs_FV.cumsum(dim=-1)
+    target_F1 = uniforms_F1 * cumulative_FV[:, -1:]
+    is_possible_FV = probs_FV > 0
+    is_hit_FV = (cumulative_FV > target_F1) & is_possible_FV
+    last_F = scores_FV.shape[1] - 1 - is_possible_FV.flip(-1).int().argmax(dim=-1)
+    return torch.where(is_hit_FV.any(dim=-1), is_hit_FV.int().argmax(dim=-1), last_F)

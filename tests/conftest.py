@@ -7,12 +7,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-<<<<<<< HEAD
 for folder in ("engine", "engine/fused"):  # what their tests share is used by others too
     sys.path.insert(0, str(Path(__file__).parent / folder))
-=======
-sys.path.insert(0, str(Path(__file__).parent / "engine"))  # tiny, packed
->>>>>>> load
 
 from harness import Server, serving
 

@@ -2,7 +2,6 @@
 
 import ctypes
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -43,7 +42,9 @@ class _Scratch(ctypes.Structure):
             "hidden",
             "normed",
             "query",
+            "projected",
             "mixed",
+            "added",
             "logits",
             "chosen",
             "chosen_logit",
@@ -54,6 +55,17 @@ class _Scratch(ctypes.Structure):
             "arrived",
         )
     )
+
+
+_ARGUMENTS = {
+    "decode": (_pointer, _pointer, _pointer, _pointer, _int, _int),
+    "embed": (_pointer, _pointer, _pointer, _int),
+    "finish_in": (_pointer, _pointer, _pointer, _pointer, _int, _int),
+    "attend": (_pointer, _pointer, _pointer, _pointer, _int, _int),
+    "add_and_normalise": (_pointer, _pointer, _int, _int),
+    "choose": (_pointer, _pointer, _pointer, _int),
+}
+"""The library's functions without their prefix, and what they take before the stream."""
 
 
 class CudaKernels:
@@ -70,96 +82,77 @@ class CudaKernels:
     max_decode_rows = MAX_SMALL_BATCH
 
     def __init__(self, library: Path, state: State) -> None:
-        self._library = ctypes.CDLL(str(library))
-        self._library.fused_error.restype = ctypes.c_char_p
-        self._check_layout()
+        functions = ctypes.CDLL(str(library))
+        _check_layout(functions)
+        self._functions = {name: getattr(functions, f"fused_{name}") for name in _ARGUMENTS}
+        for name, types in _ARGUMENTS.items():
+            self._functions[name].argtypes = [*types, _pointer]
+        functions.fused_error.restype = ctypes.c_char_p
+        self._error = functions.fused_error
         self._state = state
-        self._model, self._cache, self._scratch = _model(state), _cache(state), _scratch(state)
-        # a kernel may start before the one before it ends from Hopper on
+        self._structures = (_model(state), _cache(state), _scratch(state))
+        self._model, self._cache, self._scratch = map(ctypes.addressof, self._structures)
+        self._tokens: tuple[Tokens, _Tokens] | None = None
+        # a kernel may start while the one before it still runs, from Hopper on
         self._overlap = int(torch.cuda.get_device_capability(state.history_SC.device) >= (9, 0))
-
-    def _check_layout(self) -> None:
-        sizes = (ctypes.c_int32 * 4)()
-        self._library.fused_sizes(sizes)
-        own = [ctypes.sizeof(structure) for structure in (_Model, _Cache, _Tokens, _Scratch)]
-        if list(sizes) != own:
-            raise RuntimeError(f"the kernel library's structures have sizes {list(sizes)}, expected {own}")
 
     def decode(self, tokens: Tokens) -> None:
         """See `Kernels.decode`; 1..16 tokens."""
-        self._call(
-            "fused_decode",
-            self._model,
-            self._cache,
-            self._tokens(tokens),
-            self._scratch,
-            _int(tokens.num_tokens),
-            _int(self._overlap),
-        )
+        of = self._address(tokens)
+        self._call("decode", self._model, self._cache, of, self._scratch, tokens.num_tokens, self._overlap)
 
     def embed(self, tokens: Tokens) -> None:
         """See `Kernels.embed`."""
-        self._call("fused_embed", self._model, self._tokens(tokens), self._scratch, _int(tokens.num_tokens))
+        self._call("embed", self._model, self._address(tokens), self._scratch, tokens.num_tokens)
 
-    def finish_in(self, projected_TP: torch.Tensor, tokens: Tokens, layer: int) -> None:
+    def finish_in(self, tokens: Tokens, layer: int) -> None:
         """See `Kernels.finish_in`."""
-        self._call(
-            "fused_finish_in",
-            self._model,
-            self._cache,
-            self._tokens(tokens),
-            self._scratch,
-            _pointer(projected_TP.data_ptr()),
-            _int(tokens.num_tokens),
-            _int(layer),
-        )
+        of = self._address(tokens)
+        self._call("finish_in", self._model, self._cache, of, self._scratch, tokens.num_tokens, layer)
 
-    def attend(self, projected_TP: torch.Tensor, tokens: Tokens, layer: int) -> None:
+    def attend(self, tokens: Tokens, layer: int) -> None:
         """See `Kernels.attend`."""
-        self._call(
-            "fused_attend",
-            self._model,
-            self._cache,
-            self._tokens(tokens),
-            self._scratch,
-            _pointer(projected_TP.data_ptr()),
-            _long(projected_TP.stride(0)),
-            _int(tokens.num_tokens),
-            _int(layer),
-        )
+        of = self._address(tokens)
+        self._call("attend", self._model, self._cache, of, self._scratch, tokens.num_tokens, layer)
 
-    def add_and_normalise(self, added_TD: torch.Tensor, layer: int) -> None:
+    def add_and_normalise(self, num_tokens: int, layer: int) -> None:
         """See `Kernels.add_and_normalise`."""
-        self._call(
-            "fused_add_and_normalise",
-            self._model,
-            self._scratch,
-            _pointer(added_TD.data_ptr()),
-            _int(added_TD.shape[0]),
-            _int(layer),
-        )
+        self._call("add_and_normalise", self._model, self._scratch, num_tokens, layer)
 
     def choose(self, tokens: Tokens) -> None:
         """See `Kernels.choose`."""
-        self._call("fused_choose", self._model, self._tokens(tokens), self._scratch, _int(tokens.num_tokens))
+        self._call("choose", self._model, self._address(tokens), self._scratch, tokens.num_tokens)
 
-    def _tokens(self, tokens: Tokens) -> _Tokens:
-        tables = tokens.tables_TW
-        return _Tokens(
-            tokens.positions_T.data_ptr(),
-            tokens.cache_rows_T.data_ptr(),
-            tokens.history_rows_T.data_ptr(),
-            None if tables is None else tables.data_ptr(),
-            0 if tables is None else tables.shape[1],
-            self._state.history_SC.data_ptr(),
-        )
+    def _address(self, tokens: Tokens) -> int:
+        """The tokens as the library takes them. One pass asks for the same ones again and again."""
+        if self._tokens is None or self._tokens[0] is not tokens:
+            self._tokens = (tokens, _tokens(tokens, self._state.history_SC))
+        return ctypes.addressof(self._tokens[1])
 
-    def _call(self, name: str, *arguments: "ctypes.Structure | ctypes._SimpleCData[Any]") -> None:
-        values = [ctypes.byref(one) if isinstance(one, ctypes.Structure) else one for one in arguments]
-        stream = _pointer(torch.cuda.current_stream().cuda_stream)
-        error = getattr(self._library, name)(*values, stream)
+    def _call(self, name: str, *arguments: int) -> None:
+        error = self._functions[name](*arguments, torch.cuda.current_stream().cuda_stream)
         if error:
-            raise BackendDead(f"{name}: CUDA error: {self._library.fused_error(error).decode()}")
+            raise BackendDead(f"{name}: CUDA error: {self._error(error).decode()}")
+
+
+def _check_layout(functions: ctypes.CDLL) -> None:
+    sizes = (ctypes.c_int32 * 4)()
+    functions.fused_sizes(sizes)
+    own = [ctypes.sizeof(structure) for structure in (_Model, _Cache, _Tokens, _Scratch)]
+    if list(sizes) != own:
+        raise RuntimeError(f"the kernel library's structures have sizes {list(sizes)}, expected {own}")
+
+
+def _tokens(tokens: Tokens, history_SC: torch.Tensor) -> _Tokens:
+    tables = tokens.tables_TW
+    return _Tokens(
+        tokens.positions_T.data_ptr(),
+        tokens.cache_rows_T.data_ptr(),
+        tokens.history_rows_T.data_ptr(),
+        None if tables is None else tables.data_ptr(),
+        0 if tables is None else tables.shape[1],
+        history_SC.data_ptr(),
+    )
 
 
 def _model(state: State) -> _Model:
@@ -204,7 +197,9 @@ def _scratch(state: State) -> _Scratch:
             scratch.hidden_TD,
             scratch.normed_TD,
             scratch.query_TD,
+            scratch.projected_TP,
             scratch.mixed_TK,
+            scratch.added_TD,
             scratch.logits_TV,
             scratch.chosen_2T[0],
             scratch.chosen_2T[1],

@@ -1,8 +1,8 @@
 """What the model needs besides matrix products: the protocol that the CUDA kernels and their twin in plain PyTorch
 meet, and the tensors they share.
 
-Shape suffixes: T tokens of one call, D width of the residual stream, F width of the MLP, V vocabulary,
-L layers, H heads, E numbers of a head, N cache blocks, S positions of a block, W blocks of the longest sequence.
+Shape suffixes: T tokens of one call, D width of the residual stream, F width of the MLP, P of the in-projection
+(3D + F), K of the out-projection's input (F + D), V vocabulary, L layers, H heads, E numbers of a head, N cache blocks, S positions of a block, W blocks of the longest sequence.
 """
 
 from dataclasses import dataclass
@@ -54,7 +54,9 @@ class Scratch:
         hidden_TD: float32, the residual stream.
         normed_TD: Its LayerNorm.
         query_TD: Queries of one decode step.
+        projected_TP: The in-projection's result: q, k, v, fc_in.
         mixed_TK: gelu(fc_in), then attention: what the out-projection reads.
+        added_TD: The out-projection's result.
         logits_TV: float32.
         chosen_2T: int64: the likeliest tokens, and below them their logits, float32 in the first half of the row.
         partial: float32, attention's unfinished parts.
@@ -64,7 +66,9 @@ class Scratch:
     hidden_TD: torch.Tensor  # noqa: N815
     normed_TD: torch.Tensor  # noqa: N815
     query_TD: torch.Tensor  # noqa: N815
+    projected_TP: torch.Tensor  # noqa: N815
     mixed_TK: torch.Tensor  # noqa: N815
+    added_TD: torch.Tensor  # noqa: N815
     logits_TV: torch.Tensor  # noqa: N815
     chosen_2T: torch.Tensor  # noqa: N815
     partial: torch.Tensor
@@ -86,7 +90,9 @@ def make_scratch(geometry: Geometry, like: torch.Tensor, max_tokens: int, max_ro
         hidden_TD=torch.zeros(max_tokens, width, dtype=torch.float32, device=device),
         normed_TD=torch.zeros(max_tokens, width, dtype=like.dtype, device=device),
         query_TD=torch.zeros(max_rows, width, dtype=like.dtype, device=device),
+        projected_TP=torch.zeros(max_tokens, 3 * width + geometry.inner, dtype=like.dtype, device=device),
         mixed_TK=torch.zeros(max_tokens, geometry.inner + width, dtype=like.dtype, device=device),
+        added_TD=torch.zeros(max_tokens, width, dtype=like.dtype, device=device),
         logits_TV=torch.zeros(max_rows, geometry.vocab_size, dtype=torch.float32, device=device),
         chosen_2T=torch.zeros(2, max_rows, dtype=torch.int64, device=device),
         partial=torch.zeros(parts, dtype=torch.float32, device=device),
@@ -132,15 +138,15 @@ class Kernels(Protocol):
         """hidden and normed of tokens whose ids are in the history."""
         ...
 
-    def finish_in(self, projected_TP: torch.Tensor, tokens: Tokens, layer: int) -> None:
-        """Take q, k, v and fc_in apart, [T, 3D + F]: rotate q and k in place, cache k and v, mixed = gelu(fc_in)."""
+    def finish_in(self, tokens: Tokens, layer: int) -> None:
+        """Take projected apart: rotate q and k in place, cache k and v, mixed = gelu(fc_in)."""
         ...
 
-    def attend(self, projected_TP: torch.Tensor, tokens: Tokens, layer: int) -> None:
+    def attend(self, tokens: Tokens, layer: int) -> None:
         """mixed = attention of one token a sequence over its cache."""
         ...
 
-    def add_and_normalise(self, added_TD: torch.Tensor, layer: int) -> None:
+    def add_and_normalise(self, num_tokens: int, layer: int) -> None:
         """hidden += added + fc_out's bias; normed = the next LayerNorm."""
         ...
 

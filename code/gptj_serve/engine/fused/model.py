@@ -1,7 +1,8 @@
 """GPT-J's forward passes over the packed weights and the paged cache.
 
 A few tokens to decode go through the kernels' own `decode`; prompts and larger batches go through cuBLAS, with the
-kernels doing what lies between the products. Shape suffixes as in `kernels`; P rows of the in-projection.
+kernels doing what lies between the products. Launching from Python takes its time: what is the same for all
+layers is worked out once a pass. Shape suffixes as in `kernels`.
 """
 
 from collections.abc import Sequence
@@ -41,17 +42,21 @@ class FusedModel:
     def __init__(self, state: State, kernels: Kernels) -> None:
         self._state = state
         self._kernels = kernels
+        weights = state.weights
+        self._layers = [
+            (layer, in_weight_ND.T, out_weight_DK.T)
+            for layer, (in_weight_ND, out_weight_DK) in enumerate(
+                zip(weights.in_weight_LND, weights.out_weight_LDK, strict=True)
+            )
+        ]
+        self._head_DV = weights.head_weight_VD.T
 
     def decode(self, tokens: Tokens) -> None:
         """One token of each sequence: logits and chosen tokens are in the scratch memory, the latter in the history."""
         if tokens.num_tokens <= self._kernels.max_decode_rows:
             self._kernels.decode(tokens)
             return
-        self._kernels.embed(tokens)
-        for layer in range(self._state.geometry.num_layers):
-            projected_TP = self._project_in(tokens, layer)
-            self._kernels.attend(projected_TP, tokens, layer)
-            self._project_out(tokens.num_tokens, layer)
+        self._blocks(tokens, [])
         self._head(self._state.scratch.normed_TD[: tokens.num_tokens], tokens)
 
     def prefill(self, tokens: Tokens, parts: Sequence[PromptPart], last_R: torch.Tensor, last: Tokens) -> None:
@@ -63,67 +68,74 @@ class FusedModel:
             last_R: int64, indexes of the tokens after which one is chosen; may be empty.
             last: Those tokens. Their logits and chosen tokens come out as `decode` has them.
         """
-        self._kernels.embed(tokens)
-        for layer in range(self._state.geometry.num_layers):
-            projected_TP = self._project_in(tokens, layer)
-            for part in parts:
-                self._attend_prompt(projected_TP, part, layer)
-            self._project_out(tokens.num_tokens, layer)
+        self._blocks(tokens, [_PromptAttention(self._state, part) for part in parts])
         if len(last_R):
             self._head(self._state.scratch.normed_TD.index_select(0, last_R), last)
 
-    def _project_in(self, tokens: Tokens, layer: int) -> torch.Tensor:
-        normed_TD = self._state.scratch.normed_TD[: tokens.num_tokens]
-        projected_TP = F.linear(normed_TD, self._state.weights.in_weight_LND[layer])
-        self._kernels.finish_in(projected_TP, tokens, layer)
-        return projected_TP
-
-    def _project_out(self, num_tokens: int, layer: int) -> None:
-        mixed_TK = self._state.scratch.mixed_TK[:num_tokens]
-        self._kernels.add_and_normalise(F.linear(mixed_TK, self._state.weights.out_weight_LDK[layer]), layer)
-
-    def _attend_prompt(self, projected_TP: torch.Tensor, part: PromptPart, layer: int) -> None:
-        geometry, end = self._state.geometry, part.first + part.num_tokens
-        heads = projected_TP[part.first : end, : 3 * geometry.width].unflatten(1, (3, geometry.num_heads, -1))
-        query_HTE, keys_HPE, values_HPE = heads.permute(1, 2, 0, 3).unbind(0)
-        if part.blocks_N is not None:
-            keys_HPE, values_HPE = self._cached(part, layer)
-        attention_HTE = _causal_attention(query_HTE, keys_HPE, values_HPE)
-        mixed_THE = self._state.scratch.mixed_TK[part.first : end, geometry.inner :]
-        mixed_THE.unflatten(1, (geometry.num_heads, -1)).copy_(attention_HTE.transpose(0, 1))
-
-    def _cached(self, part: PromptPart, layer: int) -> list[torch.Tensor]:
-        cache, end = self._state.cache, part.start + part.num_tokens
-        assert part.blocks_N is not None
-        return [
-            kind_LNHSE[layer].index_select(0, part.blocks_N).transpose(0, 1).flatten(1, 2)[:, :end]
-            for kind_LNHSE in (cache.keys_LNHSE, cache.values_LNHSE)
-        ]
+    def _blocks(self, tokens: Tokens, prompts: Sequence["_PromptAttention"]) -> None:
+        """Embedding, all blocks and the last LayerNorm; attention is that of prompts, or of one token a sequence."""
+        scratch, kernels, num = self._state.scratch, self._kernels, tokens.num_tokens
+        normed_TD, projected_TP = scratch.normed_TD[:num], scratch.projected_TP[:num]
+        mixed_TK, added_TD = scratch.mixed_TK[:num], scratch.added_TD[:num]
+        kernels.embed(tokens)
+        for layer, in_weight_DN, out_weight_KD in self._layers:
+            torch.mm(normed_TD, in_weight_DN, out=projected_TP)
+            kernels.finish_in(tokens, layer)
+            for prompt in prompts:
+                prompt.run(layer)
+            if not prompts:
+                kernels.attend(tokens, layer)
+            torch.mm(mixed_TK, out_weight_KD, out=added_TD)
+            kernels.add_and_normalise(num, layer)
 
     def _head(self, normed_TD: torch.Tensor, tokens: Tokens) -> None:
-        weight_DV = self._state.weights.head_weight_VD.T
         logits_TV = self._state.scratch.logits_TV[: tokens.num_tokens]
         # float32 logits: in float16, near ones would become equal
         if normed_TD.dtype == torch.float32:
-            torch.mm(normed_TD, weight_DV, out=logits_TV)
+            torch.mm(normed_TD, self._head_DV, out=logits_TV)
         else:
-            torch.mm(normed_TD, weight_DV, out_dtype=torch.float32, out=logits_TV)
+            torch.mm(normed_TD, self._head_DV, out_dtype=torch.float32, out=logits_TV)
         self._kernels.choose(tokens)
 
 
-def _causal_attention(
-    query_HTE: torch.Tensor, keys_HPE: torch.Tensor, values_HPE: torch.Tensor
-) -> torch.Tensor:
-    """Attention of the last T of P positions; the best that PyTorch has for the device."""
-    query, keys, values = (heads.unsqueeze(0) for heads in (query_HTE, keys_HPE, values_HPE))
+class _PromptAttention:
+    """Attention of one part of a prefill: scratch.projected, and the cache before it, to scratch.mixed."""
+
+    def __init__(self, state: State, part: PromptPart) -> None:
+        geometry, end = state.geometry, part.first + part.num_tokens
+        heads_T3HE = state.scratch.projected_TP[part.first : end, : 3 * geometry.width].unflatten(
+            1, (3, geometry.num_heads, -1)
+        )
+        self._query, self._keys, self._values = heads_T3HE.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)
+        mixed_TD = state.scratch.mixed_TK[part.first : end, geometry.inner :]
+        self._out = mixed_TD.unflatten(1, (geometry.num_heads, -1)).transpose(0, 1).unsqueeze(0)
+        self._cache = state.cache
+        self._part = part
+
+    def run(self, layer: int) -> None:
+        """One layer's."""
+        keys, values = self._keys, self._values
+        if self._part.blocks_N is not None:
+            keys, values = self._cached(layer)
+        self._out.copy_(_causal_attention(self._query, keys, values))
+
+    def _cached(self, layer: int) -> list[torch.Tensor]:
+        end = self._part.start + self._part.num_tokens
+        assert self._part.blocks_N is not None
+        return [
+            kind_LNHSE[layer].index_select(0, self._part.blocks_N).transpose(0, 1).flatten(1, 2)[None, :, :end]
+            for kind_LNHSE in (self._cache.keys_LNHSE, self._cache.values_LNHSE)
+        ]
+
+
+def _causal_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Attention of the last of all positions, [1, heads, positions, head_dim]; the best that PyTorch has here."""
     num_queries, num_keys = query.shape[2], keys.shape[2]
     if num_queries == num_keys:
-        attention = F.scaled_dot_product_attention(query, keys, values, is_causal=True)
-    elif query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0):
+        return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
+    if query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0):
         # what `torch.nn.attention.bias.causal_lower_right` calls; importing that takes two seconds
-        attention = torch.ops.aten._scaled_dot_product_flash_attention(query, keys, values, 0.0, True)[0]
-    else:
-        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
-        mask = mask.tril(num_keys - num_queries)
-        attention = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-    return attention.squeeze(0)
+        attention: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention(query, keys, values, 0.0, True)[0]
+        return attention
+    mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril(num_keys - num_queries)
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)

@@ -32,8 +32,9 @@ class PlainKernels:
         self._state.scratch.hidden_TD[: tokens.num_tokens] = hidden_TD
         self._normalise(tokens.num_tokens, 0)
 
-    def finish_in(self, projected_TP: torch.Tensor, tokens: Tokens, layer: int) -> None:
+    def finish_in(self, tokens: Tokens, layer: int) -> None:
         """See `Kernels.finish_in`."""
+        projected_TP = self._state.scratch.projected_TP[: tokens.num_tokens]
         geometry, weights, cache = self._state.geometry, self._state.weights, self._state.cache
         width, inner = geometry.width, geometry.inner
         mlp_TF = projected_TP[:, 3 * width :].float() + weights.in_bias_LF[layer].float()
@@ -50,7 +51,7 @@ class PlainKernels:
         cache.keys_LNHSE[layer][block_T, :, offset_T] = heads[is_real_T, 1]
         cache.values_LNHSE[layer][block_T, :, offset_T] = heads[is_real_T, 2]
 
-    def attend(self, projected_TP: torch.Tensor, tokens: Tokens, layer: int) -> None:
+    def attend(self, tokens: Tokens, layer: int) -> None:
         """See `Kernels.attend`."""
         geometry, cache = self._state.geometry, self._state.cache
         assert tokens.tables_TW is not None
@@ -62,15 +63,15 @@ class PlainKernels:
                 part[layer][blocks].transpose(0, 1).flatten(1, 2)[:, : position + 1].float()
                 for part in (cache.keys_LNHSE, cache.values_LNHSE)
             )
-            query_HE = projected_TP[token, : geometry.width].view(geometry.num_heads, -1).float()
+            query_HE = self._state.scratch.projected_TP[token, : geometry.width].view(geometry.num_heads, -1).float()
             scores_HP = torch.einsum("he,hpe->hp", query_HE, keys_HPE) / geometry.head_dim**0.5
             attention_HE = torch.einsum("hp,hpe->he", scores_HP.softmax(dim=-1), values_HPE)
             self._state.scratch.mixed_TK[token, geometry.inner :] = attention_HE.flatten()
 
-    def add_and_normalise(self, added_TD: torch.Tensor, layer: int) -> None:
+    def add_and_normalise(self, num_tokens: int, layer: int) -> None:
         """See `Kernels.add_and_normalise`."""
-        num_tokens = added_TD.shape[0]
-        added_TD = added_TD.float() + self._state.weights.out_bias_LD[layer].float()
+        added_TD = self._state.scratch.added_TD[:num_tokens].float()
+        added_TD = added_TD + self._state.weights.out_bias_LD[layer].float()
         self._state.scratch.hidden_TD[:num_tokens] += added_TD
         self._normalise(num_tokens, layer + 1)
 

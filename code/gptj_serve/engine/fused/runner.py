@@ -13,9 +13,10 @@ from gptj_serve.engine.device_errors import batch_errors
 from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Kernels, State, Tokens
 from gptj_serve.engine.fused.model import FusedModel, PromptPart
 from gptj_serve.engine.fused.plan import ContinuousStep, Row, RunnerLimits
-from gptj_serve.engine.fused.sampling import Choice, DeviceSampler
-from gptj_serve.engine.fused.staging import download, upload
-from gptj_serve.engine.sampler import sampled
+from gptj_serve.engine.fused.choice import Choice
+from gptj_serve.engine.fused.greedy import GreedyChoice, is_greedy
+from gptj_serve.engine.fused.sampling import DeviceSampler, warm_up
+from gptj_serve.engine.fused.staging import upload
 from gptj_serve.engine.scheduler import Sampled
 
 DECODE_SIZES = (*range(1, 17), 24, 32, 48, 64, 96, 128, 192, 256)
@@ -38,7 +39,7 @@ class FusedRunner:
         self._state = state
         self._kernels = kernels
         self._model = FusedModel(state, kernels)
-        self._sampler = DeviceSampler(state.history_SC, limits)
+        self._sampler = DeviceSampler(state.history_SC, limits.vocab_size)
         self._table_width = -(-limits.max_context // BLOCK_SIZE)
         sizes = [size for size in DECODE_SIZES if size < limits.max_batch_size]
         self._decode_sizes = (*sizes, limits.max_batch_size)
@@ -61,11 +62,7 @@ class FusedRunner:
             for places in self._groups(step.decodes):
                 choice = self._decode([step.decodes[place] for place in places])
                 parts.append(([num_prefills + place for place in places], choice))
-            done = None
-            if self._is_cuda:
-                done = torch.cuda.Event()
-                done.record()
-        return RunningStep(parts, done)
+        return RunningStep(parts)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -83,7 +80,8 @@ class FusedRunner:
                     self._model.decode(tokens)
                 pool = pool or graph.pool()
                 self._graphs[size] = graph
-        self._sampler.warm_up()
+        logits_TV = self._state.scratch.logits_TV
+        warm_up(logits_TV.device, logits_TV.dtype, self.limits)
 
     @property
     def _is_cuda(self) -> bool:
@@ -125,7 +123,7 @@ class FusedRunner:
         rest = [place for place in range(len(rows)) if place not in set(apart)]
         return [*groups, rest] if rest else groups
 
-    def _decode(self, rows: Sequence[Row]) -> "Choice | GreedyChoice":
+    def _decode(self, rows: Sequence[Row]) -> Choice | GreedyChoice:
         size = next(size for size in self._decode_sizes if size >= len(rows))
         words = np.zeros(size * (3 + self._table_width), dtype=np.int32)
         positions_T, cache_rows_T, history_rows_T = words[: 3 * size].reshape(3, size)
@@ -151,7 +149,7 @@ class FusedRunner:
         tables_TW = words[3 * size :].view(size, self._table_width)
         return Tokens(positions_T, cache_rows_T, history_rows_T, tables_TW)
 
-    def _prefill(self, rows: Sequence[Row]) -> "Choice | GreedyChoice | None":
+    def _prefill(self, rows: Sequence[Row]) -> Choice | GreedyChoice | None:
         words, parts = self._prompt_words(rows)
         history_T = self._state.history_SC.view(-1)
         history_T.index_copy_(0, words.history_rows_T.long(), words.ids_T.long())
@@ -187,12 +185,14 @@ class FusedRunner:
             parts.append(PromptPart(int(end) - num_tokens, num_tokens, row.start, blocks_N))
         return _PromptWords(*words[: 4 * num].view(4, num).unbind(0), words[4 * num : 4 * num + len(last)]), parts
 
-    def _choose(self, rows: Sequence[Row]) -> "Choice | GreedyChoice":
+    def _choose(self, rows: Sequence[Row]) -> Choice | GreedyChoice:
         scratch = self._state.scratch
-        if all(_is_greedy(row) for row in rows):
-            return GreedyChoice(scratch.chosen_2T, len(rows))  # the kernels have chosen
-        choice = self._sampler.choose(scratch.logits_TV[: len(rows)], rows)
-        choice.to_host()
+        choice: Choice | GreedyChoice
+        if all(is_greedy(row) for row in rows):
+            choice = GreedyChoice(scratch.chosen_2T, len(rows))  # the kernels have chosen
+        else:
+            choice = self._sampler.choose(scratch.logits_TV[: len(rows)], rows)
+        choice.to_host()  # now: what follows in this step writes to the same memory
         return choice
 
 
@@ -203,60 +203,18 @@ class _PromptWords:
         self.positions_T, self.cache_rows_T, self.history_rows_T, self.ids_T, self.last_R = views
 
 
-class GreedyChoice:
-    """The kernels' own choice, on its way to the host.
-
-    Args:
-        chosen_2T: As `gptj_serve.engine.fused.kernels.Scratch` has it.
-        num_rows: How many of its columns count.
-    """
-
-    def __init__(self, chosen_2T: torch.Tensor, num_rows: int) -> None:
-        self._chosen_2T = download(chosen_2T)
-        self._num_rows = num_rows
-
-    def results(self) -> list[Sampled]:
-        """The tokens; to be called when the copy is over."""
-        ids, logits = self._chosen_2T.unbind(0)
-        is_finite = logits.view(torch.float32)[: self._num_rows].isfinite().tolist()
-        return [
-            sampled(token_id, finite, None, ())
-            for token_id, finite in zip(ids[: self._num_rows].tolist(), is_finite, strict=True)
-        ]
-
-
-def _is_greedy(row: Row) -> bool:
-    """The token is the largest logit, and nothing is reported of it."""
-    request, sampling = row.running.request, row.running.request.sampling
-    num_generated = row.end - len(request.prompt_ids)
-    changes_scores = (
-        sampling.do_sample
-        or sampling.repetition_penalty != 1.0
-        or sampling.presence_penalty
-        or sampling.frequency_penalty
-        or sampling.logit_bias
-        or (num_generated < sampling.min_new_tokens and request.eos_token_ids)
-    )
-    return not (changes_scores or request.logprobs)
-
-
 class RunningStep:
     """Meets `gptj_serve.engine.fused.plan.PendingStep`.
 
     Args:
         parts: All choices of the step.
-        done: Happens after everything of the step; None if that is past.
     """
 
-    def __init__(self, parts: Sequence["Part"], done: torch.cuda.Event | None) -> None:
+    def __init__(self, parts: Sequence["Part"]) -> None:
         self._parts = parts
-        self._done = done
 
     def results(self) -> list[Sampled]:
         """Wait; see `PendingStep.results`."""
-        with batch_errors("a step"):
-            if self._done is not None:
-                self._done.synchronize()
         by_place = {
             place: result
             for places, choice in self._parts

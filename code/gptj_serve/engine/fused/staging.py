@@ -1,4 +1,4 @@
-"""Small copies between host and device that nothing waits for.
+"""Small copies to the device that nothing waits for.
 
 The host side is pinned. PyTorch's allocator gives such memory out again only when its copies are over, so
 none has to be kept track of here.
@@ -25,10 +25,3 @@ def upload(values: npt.NDArray[np.int32], target: torch.Tensor) -> torch.Tensor:
     part = target[: values.size].view(values.shape)
     part.copy_(host, non_blocking=True)
     return part
-
-
-def download(values: torch.Tensor) -> torch.Tensor:
-    """Start a copy to the host; it is there when an event recorded after this call has happened."""
-    if values.device.type != "cuda":
-        return values.clone()
-    return torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)

@@ -69,9 +69,9 @@ int decode_tiles(const Model &model, const Cache &cache, const Tokens &tokens, c
 
 template <int HEAD_DIM>
 int attend(const Model &model, const Cache &cache, const Tokens &tokens, const Scratch &scratch, int num_rows,
-           const half *query, int64_t query_stride, int layer, cudaStream_t stream) {
+           int layer, cudaStream_t stream) {
   return launch(attend_rows<HEAD_DIM>, dim3(MAX_SPLITS, model.num_heads, num_rows), stream, Start::AFTER, model,
-                cache, tokens, scratch, query, query_stride, layer);
+                cache, tokens, scratch, layer);
 }
 
 }  // namespace
@@ -105,28 +105,28 @@ EXPORT int fused_embed(const Model *model, const Tokens *tokens, const Scratch *
 
 // See `finish_in_rows`.
 EXPORT int fused_finish_in(const Model *model, const Cache *cache, const Tokens *tokens, const Scratch *scratch,
-                           half *projected, int num_rows, int layer, cudaStream_t stream) {
+                           int num_rows, int layer, cudaStream_t stream) {
   // a few tokens would leave most of the GPU idle
   const int blocks_per_token = num_rows >= 512 ? 1 : num_rows >= 128 ? 4 : 16;
   return launch(finish_in_rows, dim3(num_rows, blocks_per_token), stream, Start::AFTER, *model, *cache, *tokens,
-                *scratch, projected, layer);
+                *scratch, layer);
 }
 
 // See `attend_rows`.
 EXPORT int fused_attend(const Model *model, const Cache *cache, const Tokens *tokens, const Scratch *scratch,
-                        const half *query, int64_t query_stride, int num_rows, int layer, cudaStream_t stream) {
+                        int num_rows, int layer, cudaStream_t stream) {
   switch (model->head_dim) {
-    case 64: return attend<64>(*model, *cache, *tokens, *scratch, num_rows, query, query_stride, layer, stream);
-    case 128: return attend<128>(*model, *cache, *tokens, *scratch, num_rows, query, query_stride, layer, stream);
-    case 256: return attend<256>(*model, *cache, *tokens, *scratch, num_rows, query, query_stride, layer, stream);
+    case 64: return attend<64>(*model, *cache, *tokens, *scratch, num_rows, layer, stream);
+    case 128: return attend<128>(*model, *cache, *tokens, *scratch, num_rows, layer, stream);
+    case 256: return attend<256>(*model, *cache, *tokens, *scratch, num_rows, layer, stream);
   }
   return cudaErrorInvalidValue;
 }
 
 // See `add_and_normalise_rows`.
-EXPORT int fused_add_and_normalise(const Model *model, const Scratch *scratch, const half *added, int num_rows,
-                                   int layer, cudaStream_t stream) {
-  return launch(add_and_normalise_rows, dim3(num_rows), stream, Start::AFTER, *model, *scratch, added, layer);
+EXPORT int fused_add_and_normalise(const Model *model, const Scratch *scratch, int num_rows, int layer,
+                                   cudaStream_t stream) {
+  return launch(add_and_normalise_rows, dim3(num_rows), stream, Start::AFTER, *model, *scratch, layer);
 }
 
 // See `choose_rows`.

@@ -49,8 +49,10 @@ struct Tokens {
 struct Scratch {
   float *hidden;                    // [T, d]: the residual stream
   half *normed;                     // [T, d]: its LayerNorm, which the next product reads
-  half *query;                      // [T, d]
+  half *query;                      // [T, d]: fused_decode's
+  half *projected;                  // [T, 3 d + inner]: the in-projection's result: q, k, v, fc_in
   half *mixed;                      // [T, inner + d]: gelu(fc_in), then attention
+  half *added;                      // [T, d]: the out-projection's result
   float *logits;                    // [T, vocab]
   int64_t *chosen;                  // [T]: the likeliest token
   float *chosen_logit;              // [T]: its logit: not finite when any of the row's is not

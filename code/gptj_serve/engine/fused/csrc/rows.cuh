@@ -4,14 +4,13 @@
 
 namespace fused {
 
-// projected [T, 3 d + inner], as the in-projection gives it: q and k are rotated in place, k and v go into the
-// cache, gelu(fc_in + bias) into `mixed`. Grid: tokens, and thread blocks that share one.
+// What the in-projection gave: q and k are rotated in place, k and v go into the cache,
+// gelu(fc_in + bias) into `mixed`. Grid: tokens, and thread blocks that share one.
 __global__ void __launch_bounds__(THREADS)
-finish_in_rows(const Model model, const Cache cache, const Tokens tokens, const Scratch scratch, half *projected,
-               const int layer) {
+finish_in_rows(const Model model, const Cache cache, const Tokens tokens, const Scratch scratch, const int layer) {
   const int token = blockIdx.x, d = model.d, position = tokens.positions[token];
   const int first = blockIdx.y * THREADS + threadIdx.x, stride = gridDim.y * THREADS;
-  half *row = projected + static_cast<int64_t>(token) * (3 * d + model.inner);
+  half *row = scratch.projected + static_cast<int64_t>(token) * (3 * d + model.inner);
   half2 *mixed = reinterpret_cast<half2 *>(scratch.mixed + static_cast<int64_t>(token) * (model.inner + d));
   const half2 *inner = reinterpret_cast<const half2 *>(row + 3 * d);
   const half2 *bias = reinterpret_cast<const half2 *>(model.in_bias + static_cast<int64_t>(layer) * model.inner);
@@ -38,14 +37,13 @@ finish_in_rows(const Model model, const Cache cache, const Tokens tokens, const 
   }
 }
 
-// Attention of one token a sequence; `query` has the stride of `projected`. Grid: splits, heads, tokens.
+// Attention of one token a sequence. Grid: splits, heads, tokens.
 template <int HEAD_DIM>
 __global__ void __launch_bounds__(THREADS)
-attend_rows(const Model model, const Cache cache, const Tokens tokens, const Scratch scratch, const half *query,
-            const int64_t query_stride, const int layer) {
+attend_rows(const Model model, const Cache cache, const Tokens tokens, const Scratch scratch, const int layer) {
   __shared__ typename Attention<HEAD_DIM>::Memory memory;
-  const AttentionRow row =
-      attention_row(model, cache, tokens, scratch, query, query_stride, layer, blockIdx.z, blockIdx.y);
+  const AttentionRow row = attention_row(model, cache, tokens, scratch, scratch.projected, 3 * model.d + model.inner,
+                                         layer, blockIdx.z, blockIdx.y);
   const int splits = num_splits(row.length, LONG_SPLIT_POSITIONS);
   if (row.length < 1 || blockIdx.x >= splits) return;
   Attention<HEAD_DIM>::run(row, blockIdx.x, splits, memory);
@@ -53,10 +51,10 @@ attend_rows(const Model model, const Cache cache, const Tokens tokens, const Scr
 
 // hidden += added + bias, normed = the next LayerNorm. One thread block a token.
 __global__ void __launch_bounds__(THREADS)
-add_and_normalise_rows(const Model model, const Scratch scratch, const half *added, const int layer) {
+add_and_normalise_rows(const Model model, const Scratch scratch, const int layer) {
   const int d = model.d;
   const int64_t at = static_cast<int64_t>(blockIdx.x) * d;
-  const half2 *more = reinterpret_cast<const half2 *>(added + at);
+  const half2 *more = reinterpret_cast<const half2 *>(scratch.added + at);
   const half2 *bias = reinterpret_cast<const half2 *>(model.out_bias + static_cast<int64_t>(layer) * d);
   float2 *hidden = reinterpret_cast<float2 *>(scratch.hidden + at);
   for (int i = threadIdx.x; i < d / 2; i += THREADS) {

@@ -162,7 +162,7 @@ def test_limits_are_checked(runner: FusedRunner) -> None:
 def test_a_model_in_a_folder_of_another_geometry(tmp_path: Path) -> None:
     """Heads of 128, a vocabulary that is no multiple of anything, tied embeddings."""
     directory = write_model(
-        tmp_path, n_embd=256, n_head=2, n_inner=64, rotary_dim=128, vocab_size=97, tie_word_embeddings=True
+        tmp_path, n_embd=256, n_head=2, n_inner=64, rotary_dim=128, vocab_size=101, tie_word_embeddings=True
     )
     runner = load_fused(find_checkpoint(directory), torch.device("cpu"), max_batch_size=2)
     model = GPTJForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()

@@ -23,6 +23,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -33,7 +34,9 @@ from gptj_serve.request import EndEvent, GenerationRequest, SamplingParams, Toke
 from gptj_serve.serving.client import EngineClient
 from gptj_serve.serving.text import Tokenizer
 
-CELLS = ((50, 50), (50, 200), (500, 100), (1000, 200))
+CELLS = ((50, 50), (50, 200), (500, 100), (1000, 50), (1000, 200))
+TOGETHER = (4, 16, 64)
+TOGETHER_CELL = (200, 100)
 PORT = 8098
 START_TIMEOUT_S = 900.0
 TIMEOUT_S = 600
@@ -52,10 +55,11 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A running server, reached over HTTP and past its front."""
+    """A running server, reached over HTTP and past its front; ``connect`` makes one more HTTP client."""
 
     http: Callable[[int, int], float]
     engine: Callable[[int, int], float]
+    connect: Callable[[], Callable[[int, int], float]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -88,7 +92,9 @@ def measure_engine(model: Path, engine: str, num_runs: int) -> dict[str, Any]:
         for cell in CELLS:
             runs += measure_cell(target, *cell, num_runs)
             print(f"{engine}: {cell[0]}x{cell[1]} done", file=sys.stderr, flush=True)
+        together = {number: measure_together(target, number, num_runs) for number in TOGETHER}
     return {
+        "together_tokens_per_s": together,
         "start_to_ready_s": ready_s,
         "very_first_request_ms": very_first_s * 1000,
         "cells": [summary(runs, *cell) for cell in CELLS],
@@ -104,6 +110,20 @@ def measure_cell(target: Target, input_tokens: int, output_tokens: int, num_runs
         ask = target.http if path == "http" else target.engine
         runs.append(Run(input_tokens, num_new, path, ask(input_tokens, num_new)))
     return runs[2:]
+
+
+def measure_together(target: Target, number: int, num_runs: int) -> float:
+    """Tokens per second of so many clients that ask at the same moment; the median, after one run that warms up."""
+    clients = [target.connect() for _ in range(number)]
+    input_tokens, output_tokens = TOGETHER_CELL
+
+    def all_at_once() -> float:
+        started_s = time.monotonic()
+        list(pool.map(lambda ask: ask(input_tokens, output_tokens), clients))
+        return number * output_tokens / (time.monotonic() - started_s)
+
+    with ThreadPoolExecutor(number) as pool:
+        return statistics.median([all_at_once() for _ in range(num_runs + 1)][1:])
 
 
 def summary(runs: Sequence[Run], input_tokens: int, output_tokens: int) -> dict[str, float]:
@@ -146,6 +166,8 @@ def table(report: dict[str, Any]) -> str:
                 f"| {cell['tpot_ms']:.2f} | {cell['first_token_ms']:.1f} | {cell['serving_adds_ms']:.1f} "
                 f"| {measured['start_to_ready_s']:.1f} |"
             )
+        for number, tokens_per_s in measured["together_tokens_per_s"].items():
+            lines.append(f"| {engine} | {number} x ({TOGETHER_CELL[0]} x {TOGETHER_CELL[1]}) | {tokens_per_s:.0f} | | | | |")
     return "\n".join(lines)
 
 
@@ -163,7 +185,10 @@ def serving(model: Path, engine: str) -> Iterator[tuple[Target, float]]:
             (socket_path,) = Path(directory).glob("gptj-*/engine.sock")
             client = EngineClient(socket_path)
             tokenizer = Tokenizer.load(Path(client.info.model_dir))
-            yield Target(_http(tokenizer), _past_the_front(tokenizer, client)), ready_s
+            target = Target(
+                _http(tokenizer), _past_the_front(tokenizer, client), lambda: _http(tokenizer)
+            )
+            yield target, ready_s
             client.close()
         finally:
             process.terminate()
@@ -184,8 +209,8 @@ def _http(tokenizer: Tokenizer) -> Callable[[int, int], float]:
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=TIMEOUT_S)
 
     def ask(input_tokens: int, output_tokens: int) -> float:
-        parameters = {"max_new_tokens": output_tokens, "min_new_tokens": output_tokens, "details": True}
-        body = json.dumps({"inputs": prompt(tokenizer, input_tokens), "parameters": parameters})
+        asked = {"prompt": prompt(tokenizer, input_tokens), "max_tokens": output_tokens, "temperature": 0}
+        body = json.dumps(asked)
         started_s = time.monotonic()
         connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
         answer = connection.getresponse()
@@ -193,9 +218,9 @@ def _http(tokenizer: Tokenizer) -> Callable[[int, int], float]:
         seconds = time.monotonic() - started_s
         if answer.status != 200:
             sys.exit(f"the server answered {answer.status}: {content[:500]!r}")
-        details = json.loads(content)[0]["details"]
-        _check(details["prompt_tokens"], input_tokens)
-        _check(details["generated_tokens"], output_tokens)
+        usage = json.loads(content)["usage"]
+        _check(usage["prompt_tokens"], input_tokens)
+        _check(usage["completion_tokens"], output_tokens)
         return seconds
 
     return ask
@@ -206,7 +231,7 @@ def _past_the_front(tokenizer: Tokenizer, client: EngineClient) -> Callable[[int
         prompt_ids = tuple(tokenizer.encode(prompt(tokenizer, input_tokens)))
         sampling = SamplingParams(output_tokens, min_new_tokens=output_tokens)
         name = str(time.monotonic_ns())
-        request = GenerationRequest(name, prompt_ids, sampling, client.info.eos_token_ids, logprobs=True)
+        request = GenerationRequest(name, prompt_ids, sampling, client.info.eos_token_ids)
         started_s = time.monotonic()
         events = list(client.generate([request]))
         seconds = time.monotonic() - started_s

@@ -8,7 +8,7 @@ from gptj_serve.engine.model_dir import CONFIG, Checkpoint
 HEAD_DIMS = (64, 128, 256)
 """Numbers of a head that attention is compiled for."""
 
-MAX_WIDTH = 8192
+MAX_WIDTH = 4096
 """Widest residual stream that the LayerNorm is compiled for."""
 
 ACTIVATION = "gelu_new"

@@ -14,33 +14,46 @@
 
 namespace fused {
 
-// Where a number of the in-projection goes: rotary embedding and cache for q, k and v, gelu for the MLP.
-// `other` is the number that q or k is rotated with: its neighbour of the same pair of rows.
-__device__ __forceinline__ void finish_in(const Model &model, const Cache &cache, const Tokens &tokens,
-                                          const Scratch &scratch, int layer, int token, int row, float value,
-                                          float other) {
+// A number of the in-projection: what is known of it before it is computed. Looked up early, because after
+// the product nothing would hide the time that it takes.
+struct InPlace {
+  int section, at;      // q, k, v or fc_in, and which number of it
+  int position, cache_row;
+  float bias;           // fc_in's
+  float2 turn;          // rotary embedding: cosine and sine
+};
+
+__device__ __forceinline__ InPlace look_up(const Model &model, const Tokens &tokens, int layer, int token, int row) {
+  InPlace place = {min(row / model.d, 3), 0, tokens.positions[token], tokens.cache_rows[token], 0.f, {1.f, 0.f}};
+  place.at = row - place.section * model.d;
+  if (place.section == 3)
+    place.bias = __half2float(model.in_bias[static_cast<int64_t>(layer) * model.inner + place.at]);
+  const int in_head = place.at % model.head_dim;
+  if (place.section < 2 && in_head < model.rotary_dim && place.position >= 0)
+    place.turn = model.rotary[place.position * (model.rotary_dim / 2) + in_head / 2];
+  return place;
+}
+
+// Where it goes: rotary embedding and cache for q, k and v, gelu for the MLP. `other` is the number that q or k
+// is rotated with: the other of its pair of rows.
+__device__ __forceinline__ void finish_in(const Model &model, const Cache &cache, const Scratch &scratch, int layer,
+                                          int token, const InPlace &place, float value, float other) {
   const int d = model.d;
-  if (row >= 3 * d) {
-    int at = row - 3 * d;
-    float bias = __half2float(model.in_bias[static_cast<int64_t>(layer) * model.inner + at]);
-    scratch.mixed[static_cast<int64_t>(token) * (model.inner + d) + at] = __float2half(gelu(value + bias));
+  if (place.section == 3) {
+    scratch.mixed[static_cast<int64_t>(token) * (model.inner + d) + place.at] = __float2half(gelu(value + place.bias));
     return;
   }
-  const int section = row / d, at = row % d, head = at / model.head_dim, in_head = at % model.head_dim;
-  const int position = tokens.positions[token];
-  if (position < 0) return;
-  if (section < 2 && in_head < model.rotary_dim) {
-    float2 turn = model.rotary[position * (model.rotary_dim / 2) + in_head / 2];
-    value = in_head % 2 ? fmaf(other, turn.y, value * turn.x) : fmaf(-other, turn.y, value * turn.x);
-  }
-  if (section == 0) {
-    scratch.query[static_cast<int64_t>(token) * d + at] = __float2half(value);
+  if (place.position < 0) return;
+  const float2 turn = place.turn;
+  value = place.at % 2 ? fmaf(other, turn.y, value * turn.x) : fmaf(-other, turn.y, value * turn.x);
+  if (place.section == 0) {
+    scratch.query[static_cast<int64_t>(token) * d + place.at] = __float2half(value);
     return;
   }
-  const int cache_row = tokens.cache_rows[token];
-  int64_t place = static_cast<int64_t>(cache_row / BLOCK_SIZE) * model.num_heads + head;
-  place = (place * BLOCK_SIZE + cache_row % BLOCK_SIZE) * model.head_dim + in_head;
-  (section == 1 ? cache.keys : cache.values)[layer * cache.layer_stride + place] = __float2half(value);
+  const int head = place.at / model.head_dim, in_head = place.at % model.head_dim;
+  int64_t to = static_cast<int64_t>(place.cache_row / BLOCK_SIZE) * model.num_heads + head;
+  to = (to * BLOCK_SIZE + place.cache_row % BLOCK_SIZE) * model.head_dim + in_head;
+  (place.section == 1 ? cache.keys : cache.values)[layer * cache.layer_stride + to] = __float2half(value);
 }
 
 __device__ __forceinline__ AttentionRow attention_row(const Model &model, const Cache &cache, const Tokens &tokens,
@@ -104,12 +117,16 @@ in_projection(const Model model, const Cache cache, const Tokens tokens, const S
   const HalfWeights weights(model.in_weight + static_cast<int64_t>(layer) * num_weight_rows * model.d, model.d,
                             first_row, num_weight_rows, threadIdx.x % 32);
   const Activations x = {scratch.normed, model.d, num_rows};
-  multiply_tile<TILES>(weights, model.d, x, memory.sums, wait_for_previous_kernel);
   const int tile_row = threadIdx.x % TILE_ROWS, token = threadIdx.x / TILE_ROWS;
+  InPlace place;
+  multiply_tile<TILES>(weights, model.d, x, memory.sums, [&] {
+    if (token < num_rows) place = look_up(model, tokens, layer, token, first_row + tile_row);
+    wait_for_previous_kernel();
+  });
   const float value = token < num_rows ? total<TILES>(memory.sums, token, tile_row) : 0.f;
   const float other = __shfl_xor_sync(ALL_LANES, value, 1);
   if (token < num_rows)
-    finish_in(model, cache, tokens, scratch, layer, token, first_row + tile_row, value, other);
+    finish_in(model, cache, scratch, layer, token, place, value, other);
   if (tile < grid.num_qkv_tiles) arrive(scratch.arrived_heads + first_row % model.d / HEAD_DIM * 8);
 }
 
@@ -124,17 +141,17 @@ out_projection(const Model model, const Scratch scratch, const int num_rows, con
   const Activations x = {scratch.mixed, num_columns, num_rows};
   const int tile_row = threadIdx.x % TILE_ROWS, token = threadIdx.x / TILE_ROWS;
   float *hidden = scratch.hidden + static_cast<int64_t>(token) * d + first_row + tile_row;
-  float before = 0.f;
+  float before = 0.f, bias = 0.f;
   multiply_tile<TILES>(weights, num_columns, x, sums, [&] {
+    if (token < num_rows)
+      bias = __half2float(model.out_bias[static_cast<int64_t>(layer) * d + first_row + tile_row]);
     wait_for_previous_kernel();
     // the in-projection has run: its counters are free for the next layer
     if (blockIdx.x == 0)
       for (int head = threadIdx.x; head < model.num_heads; head += THREADS) scratch.arrived_heads[head * 8] = 0;
     if (token < num_rows) before = __ldcg(hidden);
   });
-  if (token < num_rows)
-    *hidden = before + total<TILES>(sums, token, tile_row) +
-              __half2float(model.out_bias[static_cast<int64_t>(layer) * d + first_row + tile_row]);
+  if (token < num_rows) *hidden = before + total<TILES>(sums, token, tile_row) + bias;
   if (num_rows > 1) return;
   if (arrive_last(scratch.arrived, gridDim.x))
     normalise_row(scratch.hidden, model.norm_weight + static_cast<int64_t>(layer + 1) * d,
@@ -165,11 +182,15 @@ head(const Model model, const Tokens tokens, const Scratch scratch, const int nu
   const int first_row = blockIdx.x * TILE_ROWS;
   const HalfWeights weights(model.head_weight, model.d, first_row, model.vocab, threadIdx.x % 32);
   const Activations x = {scratch.normed, model.d, num_rows};
-  multiply_tile<TILES>(weights, model.d, x, sums, wait_for_previous_kernel);
   const int tile_row = threadIdx.x % TILE_ROWS, token = threadIdx.x / TILE_ROWS, row = first_row + tile_row;
+  float bias = 0.f;
+  multiply_tile<TILES>(weights, model.d, x, sums, [&] {
+    if (row < model.vocab) bias = __half2float(model.head_bias[row]);
+    wait_for_previous_kernel();
+  });
   uint64_t key = 0;
   if (token < num_rows && row < model.vocab) {
-    float logit = total<TILES>(sums, token, tile_row) + __half2float(model.head_bias[row]);
+    float logit = total<TILES>(sums, token, tile_row) + bias;
     scratch.logits[static_cast<int64_t>(token) * model.vocab + row] = logit;
     key = sort_key(logit, row);
   }

@@ -62,10 +62,7 @@ __device__ __forceinline__ float gelu(float x) {
 // What this thread block wrote is visible to whoever sees the counter's new value. All threads must call.
 __device__ __forceinline__ void arrive(uint32_t *counter) {
   __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    atomicAdd(counter, 1u);
-  }
+  if (threadIdx.x == 0) asm volatile("red.release.gpu.global.add.u32 [%0],1;" ::"l"(counter) : "memory");
 }
 
 // True for the last of `expected` thread blocks, which then sees what all the others wrote; the counter is
@@ -74,9 +71,12 @@ __device__ __forceinline__ bool arrive_last(uint32_t *counter, unsigned expected
   __shared__ bool is_last;
   __syncthreads();
   if (threadIdx.x == 0) {
-    __threadfence();
-    is_last = atomicInc(counter, expected - 1) == expected - 1;
-    __threadfence();
+    unsigned before;
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0,[%1],%2;"
+                 : "=r"(before)
+                 : "l"(counter), "r"(expected - 1)
+                 : "memory");
+    is_last = before == expected - 1;
   }
   __syncthreads();
   return is_last;
@@ -86,10 +86,11 @@ __device__ __forceinline__ bool arrive_last(uint32_t *counter, unsigned expected
 // thread blocks in that order, so those waited for run or have run. A bug ends in an error, not in a hang.
 __device__ __forceinline__ void wait_for_arrivals(const uint32_t *counter, unsigned expected) {
   if (threadIdx.x == 0) {
-    unsigned tries = 0;
-    while (*static_cast<const volatile uint32_t *>(counter) < expected)
+    unsigned arrived, tries = 0;
+    do {
+      asm volatile("ld.acquire.gpu.global.u32 %0,[%1];" : "=r"(arrived) : "l"(counter) : "memory");
       if (++tries > 20000000u) __trap();
-    __threadfence();
+    } while (arrived < expected);
   }
   __syncthreads();
 }

@@ -33,7 +33,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, cudaStream_t stream
   } while (0)
 
 // The MLP's tiles between those of q, k and v and attention, as a share of all of the MLP's
-constexpr float TILES_BEFORE_ATTENTION = 0.59f;
+constexpr float TILES_BEFORE_ATTENTION = 0.4f;
 
 InGrid in_grid(const Model &model, int num_rows) {
   InGrid grid;

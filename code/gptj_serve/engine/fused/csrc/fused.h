@@ -9,7 +9,7 @@ namespace fused {
 constexpr int BLOCK_SIZE = 16;      // positions in one block of the KV cache
 constexpr int MAX_SMALL_BATCH = 16; // rows that `fused_decode` takes
 constexpr int MAX_SPLITS = 8;       // thread blocks that share one head's attention
-constexpr int MAX_WIDTH = 8192;     // width of the residual stream
+constexpr int MAX_WIDTH = 4096;     // width of the residual stream
 
 // Dimensions of the model. d is num_heads * head_dim; d, inner and rotary_dim are checked by the caller:
 // d and inner multiples of 64, head_dim 64, 128 or 256, rotary_dim even and at most head_dim.

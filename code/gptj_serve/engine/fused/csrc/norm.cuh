@@ -22,11 +22,16 @@ __device__ __forceinline__ void normalise_row(const float *hidden, const half *w
   constexpr int VECTORS = MAX_WIDTH / THREADS / 4;
   __shared__ float partial[2][WARPS];
   float4 v[VECTORS];
+  uint2 w[VECTORS], b[VECTORS]; // with the numbers themselves: they come from far away
   float sum = 0.f;
 #pragma unroll
   for (int i = 0; i < VECTORS; i++) {
     int at = (i * THREADS + threadIdx.x) * 4;
-    v[i] = at < d ? __ldcg(reinterpret_cast<const float4 *>(hidden + at)) : make_float4(0, 0, 0, 0);
+    v[i] = make_float4(0, 0, 0, 0);
+    if (at >= d) continue;
+    w[i] = *reinterpret_cast<const uint2 *>(weight + at);
+    b[i] = *reinterpret_cast<const uint2 *>(bias + at);
+    v[i] = __ldcg(reinterpret_cast<const float4 *>(hidden + at));
     sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
   }
   const float mean = block_sum(sum, partial[0]) / d;
@@ -42,9 +47,9 @@ __device__ __forceinline__ void normalise_row(const float *hidden, const half *w
   for (int i = 0; i < VECTORS; i++) {
     int at = (i * THREADS + threadIdx.x) * 4;
     if (at >= d) continue;
-    const half2 *w = reinterpret_cast<const half2 *>(weight + at), *b = reinterpret_cast<const half2 *>(bias + at);
-    float2 w0 = __half22float2(w[0]), w1 = __half22float2(w[1]);
-    float2 b0 = __half22float2(b[0]), b1 = __half22float2(b[1]);
+    const half2 *w2 = reinterpret_cast<const half2 *>(&w[i]), *b2 = reinterpret_cast<const half2 *>(&b[i]);
+    float2 w0 = __half22float2(w2[0]), w1 = __half22float2(w2[1]);
+    float2 b0 = __half22float2(b2[0]), b1 = __half22float2(b2[1]);
     half2 *out = reinterpret_cast<half2 *>(normed + at);
     out[0] = __floats2half2_rn(v[i].x * scale * w0.x + b0.x, v[i].y * scale * w0.y + b0.y);
     out[1] = __floats2half2_rn(v[i].z * scale * w1.x + b1.x, v[i].w * scale * w1.y + b1.y);

@@ -167,7 +167,7 @@ struct Sums {
 #endif
 
 // Compute one tile. The first weights are asked for before `before_reading` is called, which has to wait for
-// whatever wrote the activations. Two steps are in flight: more thread blocks or more loads a lane were slower.
+// whatever wrote the activations. Two steps are in flight: three or four, or more thread blocks, were slower.
 // All threads must call; the sums of all warps are there afterwards.
 template <int TILES, class Weights, class BeforeReading>
 __device__ __forceinline__ void multiply_tile(const Weights &weights, int num_columns, const Activations &x,
@@ -178,11 +178,13 @@ __device__ __forceinline__ void multiply_tile(const Weights &weights, int num_co
   typename Sums<TILES>::Inputs inputs[2];
   Sums<TILES> mine;
   auto load_inputs = [&](int step) { return Sums<TILES>::load(x, step * STEP_COLUMNS, lane); };
-  if (first < end) w[0] = weights.load(first);
-  if (first + 1 < end) w[1] = weights.load(first + 1);
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+    if (first + i < end) w[i] = weights.load(first + i);
   before_reading();
-  if (first < end) inputs[0] = load_inputs(first);
-  if (first + 1 < end) inputs[1] = load_inputs(first + 1);
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+    if (first + i < end) inputs[i] = load_inputs(first + i);
   for (int step = first; step < end; step += 2) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {

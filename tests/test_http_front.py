@@ -6,7 +6,7 @@ import json
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -253,6 +253,76 @@ def test_slow_heads_and_bodies_are_given_up(front: Server) -> None:
     with ThreadPoolExecutor(3) as pool:
         seconds = dict(zip(heads, pool.map(seconds_until_closed, heads.values()), strict=True))
     assert all(9 < value < 20 for value in seconds.values()), seconds
+    assert front.generate("In", max_new_tokens=1).status == 200
+
+
+@contextlib.contextmanager
+def never_reading(server: Server, path: str, document: Any) -> Iterator[socket.socket]:
+    """A client that asks and then takes nothing."""
+    body = json.dumps(document)
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(5)
+        sock.connect(("127.0.0.1", server.port))
+        sock.sendall((head + body).encode())
+        yield sock
+
+
+def bytes_left(sock: socket.socket) -> int:
+    """What still comes before the connection ends."""
+    num_bytes = 0
+    with contextlib.suppress(ConnectionError):
+        while part := sock.recv(1 << 16):
+            num_bytes += len(part)
+    return num_bytes
+
+
+def until(condition: Callable[[], bool], timeout_s: float) -> float:
+    """Wait for something, and tell how long it took."""
+    started_s = time.monotonic()
+    while not condition():
+        assert time.monotonic() < started_s + timeout_s
+        time.sleep(0.1)
+    return time.monotonic() - started_s
+
+
+def test_a_reader_that_never_reads_holds_nothing_for_long(front: Server) -> None:
+    """Half a minute, and the connection is gone with all that waits for it, and a stream's sequences."""
+    names = (
+        "gptj_sequences_finished_total",
+        "gptj_sequences_cancelled_total",
+        "gptj_generation_tokens_total",
+    )
+    finished, cancelled, generated = (metric(front, name) for name in names)
+    given_up = metric(front, "gptj_requests_cancelled_total")
+    (process,) = [one for one in front.descendants() if "gptj_serve.serving.http" in one.cmdline()]
+    num_files = process.num_fds()
+    length = {"max_new_tokens": 300, "min_new_tokens": 300, "do_sample": True, "num_return_sequences": 4}
+    whole = {"inputs": "And", "parameters": {**length, "details": True, "top_n_tokens": 5}}
+    streamed = {
+        "prompt": "And",
+        "n": 2,
+        "logprobs": 5,
+        "max_tokens": 1900,
+        "min_tokens": 1900,
+        "stream": True,
+    }
+    with (
+        never_reading(front, "/invocations", whole) as answer,
+        never_reading(front, "/v1/completions", streamed) as stream,
+    ):
+        until(lambda: metric(front, names[0]) == finished + 4, 60)
+        until(lambda: metric(front, names[2]) > generated + 1200 + 1500, 60)
+        front.engine().suspend()  # so that the stream's sequences do not end by themselves
+        assert until(lambda: process.num_fds() == num_files, 40) > 15
+        front.engine().resume()
+        # what the kernel had taken; the answers have more
+        assert 0 < bytes_left(answer) < 400_000
+        assert 0 < bytes_left(stream) < 400_000
+    wait_until_idle(front)
+    until(lambda: metric(front, names[1]) == cancelled + 2, 3)
+    assert metric(front, "gptj_requests_cancelled_total") == given_up + 1
     assert front.generate("In", max_new_tokens=1).status == 200
 
 

@@ -10,7 +10,7 @@ Schema = dict[str, Any]
 STRING: Schema = {"type": "string"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 NULL: Schema = {"type": "null"}
-LOGPROB: Schema = {"type": "number", "maximum": 0}
+LOGPROB: Schema = {"type": "number"}
 
 
 def ref(name: str) -> Schema:

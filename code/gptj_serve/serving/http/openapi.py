@@ -69,7 +69,8 @@ def _invocations() -> dict[str, Any]:
     names = ("HuggingFaceRequest", "GuideRequest", "CompletionRequest")
     whole = ("HuggingFaceAnswer", "GuideAnswer", "Completion")
     return _generation(
-        "Generate text; the body's shape says which schema it speaks, and the answer follows it",
+        "Generate text; the body's shape says which schema it speaks, and the answer follows it. Plain text"
+        " is answered with plain text, or with JSON if `Accept` prefers it",
         {
             body.JSON: {"schema": any_of(*map(ref, names))},
             body.PLAIN: {"schema": {"type": "string", "minLength": 1}},
@@ -141,9 +142,8 @@ def _parameters() -> list[dict[str, Any]]:
     seconds = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": headers.MAX_TIMEOUT_S}
     given = {
         headers.TIMEOUT: ("Seconds, if less than the server's own limit", seconds),
-        headers.REQUEST_ID: ("Comes back; another one does if it is not of this form", STRING),
-        headers.CUSTOM_ATTRIBUTES: ("Comes back", STRING),
-        "accept": ("For plain text: whether the answer is JSON", STRING),
+        headers.REQUEST_ID: ("Comes back if it has letters, digits, `.`, `_`, `-` only, 128 at most", STRING),
+        headers.CUSTOM_ATTRIBUTES: ("Comes back if it has at most 1024 printable characters", STRING),
     }
     return [
         {"name": name, "in": "header", "required": False, "description": what, "schema": schema}

@@ -18,3 +18,10 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server with the demo model and room for batches of four, once with each front: same answers."""
     with serving(GPTJ_FRONT=request.param, GPTJ_MAX_BATCH_SIZE="4") as running:
         yield running
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Command line of pytest."""
+    parser.addoption(
+        "--api-requests", type=int, default=60, help="generated requests that tests/test_openapi.py sends"
+    )

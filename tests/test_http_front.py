@@ -3,16 +3,19 @@
 import contextlib
 import http.client
 import json
+import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pytest
 
-from harness import Server, serving
+from gptj_serve import demo
+from harness import Server, free_port, serving
 
 PROMPTS = ["In the beginning", "And he said unto them,", "A hacker is", "The king"]
 LONG = {"max_new_tokens": 1500, "min_new_tokens": 1500}
@@ -45,6 +48,19 @@ def events(server: Server, path: str, document: Any, **headers: str) -> list[Any
     return [json.loads(line[6:]) if line != "data: [DONE]" else line[6:] for line in lines]
 
 
+@contextlib.contextmanager
+def never_reading(server: Server, path: str, document: Any) -> Iterator[socket.socket]:
+    """A client that asks and then takes nothing."""
+    body = json.dumps(document)
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(5)
+        sock.connect(("127.0.0.1", server.port))
+        sock.sendall((head + body).encode())
+        yield sock
+
+
 def metric(server: Server, name: str) -> float:
     """The sum of a metric's samples."""
     lines = server.get("/metrics").body.decode().splitlines()
@@ -56,6 +72,12 @@ def wait_until_idle(server: Server, timeout_s: float = 3) -> None:
     while metric(server, "gptj_sequences_running") or metric(server, "gptj_sequences_waiting"):
         assert time.monotonic() < deadline_s, "sequences go on"
         time.sleep(0.02)
+
+
+def settle(server: Server) -> None:
+    """Wait until the engine does nothing and has said so: it tells its figures four times a second."""
+    wait_until_idle(server)
+    time.sleep(0.3)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -153,6 +175,25 @@ def test_a_client_that_goes_away_frees_its_sequence(front: Server, stream: bool)
     assert metric(front, "gptj_requests_cancelled_total") == before + 1
 
 
+def test_a_client_that_goes_away_costs_one_more_step_at_most(front: Server) -> None:
+    names = ("gptj_generation_tokens_total", "gptj_sequences_cancelled_total")
+    settle(front)
+    generated, cancelled = (metric(front, name) for name in names)
+    document = {"inputs": "And", "parameters": LONG, "stream": True}
+    with never_reading(front, "/invocations", document) as sock:
+        data = sock.recv(4000)
+        front.engine().suspend()
+        sock.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                data += sock.recv(4000)
+    time.sleep(0.3)  # the front has seen it and told the engine, which sleeps
+    front.engine().resume()
+    until(lambda: metric(front, names[1]) == cancelled + 1, 3)
+    # one that the engine was busy with, one that it made before it listened
+    assert metric(front, names[0]) - generated <= data.count(b'"index"') + 2
+
+
 def test_more_than_the_queue_holds_is_refused_at_once() -> None:
     with serving(GPTJ_FRONT="http", GPTJ_MAX_BATCH_SIZE="1", GPTJ_MAX_QUEUE="1") as server:
         with ThreadPoolExecutor(2) as pool:
@@ -180,8 +221,21 @@ def test_deadlines(front: Server) -> None:
     parts = events(front, "/invocations", document, **{"X-Request-Timeout": "0.7"})
     assert parts[-1]["details"]["finish_reason"] == "deadline"
     assert parts[-1]["generated_text"] == "".join(part["token"]["text"] for part in parts)
+    document = {"prompt": "And", "max_tokens": 1500, "min_tokens": 1500, "stream": True}
+    *_, last, done = events(front, "/v1/completions", document, **{"X-Request-Timeout": "0.7"})
+    assert (last["choices"][0]["finish_reason"], done) == ("deadline", "[DONE]")
     bad = front.post(json.dumps({"inputs": "And"}), **{"X-Request-Timeout": "soon"})
     assert (bad.status, "x-request-timeout" in bad.json["error"]) == (400, True)
+    wait_until_idle(front)
+
+
+def test_a_stream_that_never_began_is_an_error(front: Server) -> None:
+    front.engine().suspend()
+    document = {"inputs": "And", "stream": True}
+    with opened(front, "/invocations", document, **{"X-Request-Timeout": "0.3"}) as answer:
+        late = json.loads(answer.read())
+    front.engine().resume()
+    assert (answer.status, late["error_type"]) == (504, "timeout")
     wait_until_idle(front)
 
 
@@ -199,6 +253,29 @@ def test_headers_tell_what_a_request_took(front: Server) -> None:
     assert "server" not in answer.headers
 
 
+@pytest.mark.parametrize(
+    ("document", "status"),
+    [({"inputs": "And", "stream": True}, 200), ({"inputs": ""}, 400), ({"prompt": "a", "n": 0}, 400)],
+)
+def test_streams_and_errors_have_their_headers(front: Server, document: Any, status: int) -> None:
+    sent = {"X-Request-Id": "mine-2", "X-Amzn-SageMaker-Custom-Attributes": "trace=1"}
+    with opened(front, "/invocations", document, **sent) as answer:
+        answer.read()
+    assert answer.status == status
+    assert answer.headers["x-request-id"] == "mine-2"
+    assert answer.headers["x-amzn-sagemaker-custom-attributes"] == "trace=1"
+    assert answer.headers["server"] is None
+    assert answer.headers["access-control-allow-origin"] is None
+
+
+def test_headers_that_cannot_come_back(front: Server) -> None:
+    sent = {"X-Request-Id": "not mine!", "X-Amzn-SageMaker-Custom-Attributes": "a" * 1025}
+    answer = front.post(json.dumps({"inputs": "And", "parameters": {"max_new_tokens": 1}}), **sent)
+    assert answer.status == 200
+    assert len(answer.headers["x-request-id"]) == 36
+    assert "x-amzn-sagemaker-custom-attributes" not in answer.headers
+
+
 def test_metrics_count(front: Server) -> None:
     time.sleep(0.6)  # the engine tells its figures four times a second
     before = metric(front, "gptj_generation_tokens_total")
@@ -211,19 +288,35 @@ def test_metrics_count(front: Server) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/nowhere", 404), ("GET", "/invocations", 405), ("DELETE", "/ping", 405), ("GET", "/", 200)],
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/invocations", 405),
+        ("DELETE", "/ping", 405),
+        ("OPTIONS", "/invocations", 405),
+        ("GET", "/", 200),
+    ],
 )
 def test_other_paths_and_methods(front: Server, method: str, path: str, status: int) -> None:
     answer = front.get(path, method)
     assert answer.status == status
     if status != 200:
         assert set(answer.json) == {"error", "error_type"}
+    assert "server" not in answer.headers
 
 
 def test_a_body_is_refused_before_it_is_read(front: Server) -> None:
     with socket.create_connection(("127.0.0.1", front.port), timeout=5) as sock:
         head = b"POST /invocations HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n"
         sock.sendall(head)
+        assert sock.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_body_of_unknown_length_is_read_up_to_the_limit(front: Server) -> None:
+    chunk = b"100000\r\n" + b" " * (1 << 20) + b"\r\n"
+    with socket.create_connection(("127.0.0.1", front.port), timeout=5) as sock:
+        sock.sendall(b"POST /invocations HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(7):
+            sock.sendall(chunk)
         assert sock.recv(100).startswith(b"HTTP/1.1 413")
 
 
@@ -254,6 +347,113 @@ def test_slow_heads_and_bodies_are_given_up(front: Server) -> None:
         seconds = dict(zip(heads, pool.map(seconds_until_closed, heads.values()), strict=True))
     assert all(9 < value < 20 for value in seconds.values()), seconds
     assert front.generate("In", max_new_tokens=1).status == 200
+
+
+def bytes_left(sock: socket.socket) -> int:
+    """What still comes before the connection ends."""
+    num_bytes = 0
+    with contextlib.suppress(ConnectionError):
+        while part := sock.recv(1 << 16):
+            num_bytes += len(part)
+    return num_bytes
+
+
+def until(condition: Callable[[], bool], timeout_s: float) -> float:
+    """Wait for something, and tell how long it took."""
+    started_s = time.monotonic()
+    while not condition():
+        assert time.monotonic() < started_s + timeout_s
+        time.sleep(0.1)
+    return time.monotonic() - started_s
+
+
+def remote_ports(process: psutil.Process) -> set[int]:
+    """Whom a process is connected with."""
+    return {one.raddr.port for one in process.net_connections("tcp") if one.raddr}
+
+
+def test_a_reader_that_never_reads_holds_nothing_for_long(front: Server) -> None:
+    """Half a minute, and the connection is gone with all that waits for it, and a stream's sequences."""
+    names = (
+        "gptj_sequences_finished_total",
+        "gptj_sequences_cancelled_total",
+        "gptj_generation_tokens_total",
+    )
+    settle(front)
+    finished, cancelled, generated = (metric(front, name) for name in names)
+    given_up = metric(front, "gptj_requests_cancelled_total")
+    (process,) = [one for one in front.descendants() if "gptj_serve.serving.http" in one.cmdline()]
+    length = {"max_new_tokens": 300, "min_new_tokens": 300, "do_sample": True, "num_return_sequences": 4}
+    whole = {"inputs": "And", "parameters": {**length, "details": True, "top_n_tokens": 5}}
+    streamed = {
+        "prompt": "And",
+        "n": 2,
+        "logprobs": 5,
+        "max_tokens": 1900,
+        "min_tokens": 1900,
+        "stream": True,
+    }
+    with (
+        never_reading(front, "/invocations", whole) as answer,
+        never_reading(front, "/v1/completions", streamed) as stream,
+    ):
+        until(lambda: metric(front, names[0]) == finished + 4, 60)
+        until(lambda: metric(front, names[2]) > generated + 1200 + 1500, 60)
+        front.engine().suspend()  # so that the stream's sequences do not end by themselves
+        ports = {sock.getsockname()[1] for sock in (answer, stream)}
+        assert until(lambda: not ports & remote_ports(process), 40) > 15
+        front.engine().resume()
+        # what the kernel had taken; the answers have more
+        assert 0 < bytes_left(answer) < 400_000
+        assert 0 < bytes_left(stream) < 400_000
+    wait_until_idle(front)
+    until(lambda: metric(front, names[1]) == cancelled + 2, 3)
+    assert metric(front, "gptj_requests_cancelled_total") == given_up + 1
+    assert front.generate("In", max_new_tokens=1).status == 200
+
+
+TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with what is not the default: a model that can chat, web origins, no page, a high port."""
+    model_dir = tmp_path_factory.mktemp("model") / "demo"
+    shutil.copytree(demo.MODEL_DIR, model_dir)
+    (model_dir / "chat_template.jinja").write_text(TEMPLATE)
+    env = {"GPTJ_MODEL_DIR": str(model_dir), "GPTJ_CORS_ORIGINS": "https://a.example", "GPTJ_PAGE": "off"}
+    port = free_port() + 32000
+    with contextlib.closing(Server(GPTJ_FRONT="http", GPTJ_PORT=str(port), **env)) as running:
+        running.port = port
+        yield running.wait_until_ready()
+
+
+def test_the_official_openai_client_chats(configured: Server) -> None:
+    from openai import OpenAI
+
+    with OpenAI(base_url=f"http://127.0.0.1:{configured.port}/v1", api_key="none", max_retries=0) as client:
+        ask: dict[str, Any] = {"model": "any", "messages": [{"role": "user", "content": "Who is the king?"}]}
+        ask |= {"max_tokens": 8, "temperature": 0}
+        whole = client.chat.completions.create(**ask, logprobs=True, top_logprobs=2)
+        text = whole.choices[0].message.content
+        assert text
+        prompt = "user: Who is the king?\nassistant:"
+        assert text == configured.generate(prompt, max_new_tokens=8).text
+        parts = client.chat.completions.create(**ask, stream=True)
+        assert "".join(part.choices[0].delta.content or "" for part in parts) == text
+
+
+def test_web_pages_of_allowed_origins(configured: Server) -> None:
+    for origin, allowed in (("https://a.example", "https://a.example"), ("https://b.example", None)):
+        document = {"inputs": "a", "parameters": {"max_new_tokens": 1}}
+        with opened(configured, "/invocations", document, Origin=origin) as answer:
+            answer.read()
+        assert answer.headers["access-control-allow-origin"] == allowed
+
+
+def test_the_page_can_be_switched_off(configured: Server) -> None:
+    assert configured.get("/").status == 404
+    assert "/" not in configured.get("/openapi.json").json["paths"]
 
 
 def test_sigterm_lets_a_stream_finish() -> None:

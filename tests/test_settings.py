@@ -44,6 +44,36 @@ def test_the_port_is_ours_first_then_sagemakers() -> None:
     assert Settings.from_env({"SAGEMAKER_BIND_TO_PORT": "9001"}).port == 9001
 
 
+def test_only_the_model_servers_front_takes_no_high_port() -> None:
+    for name in ("GPTJ_PORT", "SAGEMAKER_BIND_TO_PORT"):
+        assert Settings.from_env({"GPTJ_FRONT": "http", name: "65535"}).port == 65535
+        assert Settings.from_env({"GPTJ_FRONT": "mms", name: "32766"}).port == 32766
+        with pytest.raises(StartupError, match=f"{name}='32767': must be a whole number from 1 to 32766"):
+            Settings.from_env({name: "32767"})
+        with pytest.raises(StartupError, match=f"{name}='65536': must be a whole number from 1 to 65535"):
+            Settings.from_env({"GPTJ_FRONT": "http", name: "65536"})
+
+
+def test_the_page_is_off_inside_sagemaker() -> None:
+    inside = {"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "/v2/credentials/1"}
+    assert Settings.from_env({}).page
+    assert not Settings.from_env(inside).page
+    assert Settings.from_env({**inside, "GPTJ_PAGE": "on"}).page
+    assert not Settings.from_env({"GPTJ_PAGE": "off"}).page
+
+
+def test_web_origins() -> None:
+    assert Settings.from_env({}).cors_origins == ()
+    origins = "https://a.example, http://localhost:3000"
+    assert Settings.from_env({"GPTJ_CORS_ORIGINS": origins}).cors_origins == (
+        "https://a.example",
+        "http://localhost:3000",
+    )
+    for wrong in ("example.com", "https://a.example/path", "https://a.example,"):
+        with pytest.raises(StartupError, match="GPTJ_CORS_ORIGINS"):
+            Settings.from_env({"GPTJ_CORS_ORIGINS": wrong})
+
+
 def test_an_empty_value_and_auto_mean_the_default() -> None:
     settings = Settings.from_env({"GPTJ_PORT": " ", "GPTJ_MAX_BATCH_SIZE": "AUTO"})
     assert (settings.port, settings.max_batch_size) == (8080, None)

@@ -103,3 +103,5 @@ _BY_KIND: dict[str, type[ServingError]] = {
         DeadlinePassed,
     )
 }
+KINDS = tuple(_BY_KIND)
+"""Every ``error_type`` of a `ServingError`."""

@@ -15,7 +15,8 @@ from typing import TypeVar
 from gptj_serve.errors import StartupError
 
 ENGINES = ("auto", "fused", "deepspeed", "hf")
-FRONTS = ("mms", "http")
+MAX_PORT = {"mms": 32766, "http": 65535}
+FRONTS = tuple(MAX_PORT)
 PAGE = ("auto", "on", "off")
 DEFAULT_MODEL_DIR = Path("/opt/ml/model")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -32,7 +33,7 @@ class Settings:
         engine: One of `ENGINES`.
         front: One of `FRONTS`.
         host: IPv4 address to listen on.
-        port: Port to listen on, 1..32766.
+        port: Port to listen on, 1..65535; at most 32766 with the ``mms`` front, which takes no higher one.
         max_batch_size: Sequences that run together at most, 1..256.
         max_context: Prompt plus new tokens at most, 2..1048576 (never more than the model's).
         max_queue: Sequences that may wait in the engine, and requests that may wait in the front for a
@@ -90,12 +91,14 @@ class Settings:
         _read(env, "TENSOR_PARALLEL_DEGREE", 1, _integer(1, 1))
         worker_timeout_s = _read(env, "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", None, _integer(3, 3600))
         request_timeout_s = _request_timeout(env, worker_timeout_s)
+        front = _read(env, "GPTJ_FRONT", "mms", _one_of(FRONTS))
+        port = _integer(1, MAX_PORT[front])
         return Settings(
             model_dir=_read(env, "GPTJ_MODEL_DIR", DEFAULT_MODEL_DIR, _path),
             engine=_read(env, "GPTJ_ENGINE", "auto", _one_of(ENGINES)),
-            front=_read(env, "GPTJ_FRONT", "mms", _one_of(FRONTS)),
+            front=front,
             host=_read(env, "GPTJ_HOST", "0.0.0.0", _ipv4),
-            port=_read(env, "GPTJ_PORT", _read(env, "SAGEMAKER_BIND_TO_PORT", 8080, _port), _port),
+            port=_read(env, "GPTJ_PORT", _read(env, "SAGEMAKER_BIND_TO_PORT", 8080, port), port),
             max_batch_size=_read(env, "GPTJ_MAX_BATCH_SIZE", None, _auto_or(_integer(1, 256))),
             max_context=_read(env, "GPTJ_MAX_CONTEXT", None, _auto_or(_integer(2, 1 << 20))),
             max_queue=_read(env, "GPTJ_MAX_QUEUE", 128, _integer(0, 100_000)),
@@ -199,9 +202,6 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
         return int(raw)
 
     return parse
-
-
-_port = _integer(1, 32766)  # multi-model-server takes no higher one
 
 
 def _number(low: float, high: float) -> Callable[[str], float]:

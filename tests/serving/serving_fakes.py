@@ -96,7 +96,8 @@ class FakeClient:
         self.aborted.append(request_id)
 
     def _events(self, requests: Sequence[GenerationRequest]) -> Iterator[TokenEvent | EndEvent]:
-        running = {request.request_id: self._ids(request) for request in requests}
+        asked = {request.request_id: request for request in requests}
+        running = {request_id: self._ids(request) for request_id, request in asked.items()}
         while running:
             for request_id, ids in list(running.items()):
                 if request_id in self.aborted:
@@ -106,7 +107,14 @@ class FakeClient:
                     del running[request_id]
                     yield EndEvent(request_id, step, timings=Timings(0.25, 0.5, 1.0))
                 else:
-                    yield TokenEvent(request_id, step, -0.5)
+                    yield self._token(asked[request_id], step)
+
+    @staticmethod
+    def _token(request: GenerationRequest, token_id: int) -> TokenEvent:
+        if not request.logprobs:
+            return TokenEvent(request.request_id, token_id)
+        top = tuple((other, -0.5 - other) for other in range(request.num_top_logprobs))
+        return TokenEvent(request.request_id, token_id, -0.5, top)
 
     def _ids(self, request: GenerationRequest) -> Iterator[int | str]:
         script = itertools.cycle(self.script(request))

@@ -1,9 +1,12 @@
 """OpenAI's completions: what is read, what is answered."""
 
 import json
+import re
 from typing import Any
 
 import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 from serving_fakes import FakeClient, say, tokenizer
 
 from gptj_serve.errors import (
@@ -17,7 +20,7 @@ from gptj_serve.errors import (
 from gptj_serve.request import EndEvent, GenerationRequest, TokenEvent
 from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Ask, Call
-from gptj_serve.serving.generation import Answer, SequenceAssembler, Token
+from gptj_serve.serving.generation import Answer, LikelyToken, SequenceAssembler, Token
 from gptj_serve.serving.parameters import Parameters
 from gptj_serve.serving.schemas import openai, openai_logprobs
 from gptj_serve.serving.service import Service
@@ -267,7 +270,7 @@ def test_log_probabilities_end_with_the_text() -> None:
         # the token that had the stop string begins before it
         "tokens": [" cat", " sat"],
         "token_logprobs": [-0.5, -0.5],
-        "top_logprobs": [{" cat": -0.5}, {" sat": -0.5}],
+        "top_logprobs": [{" cat": -0.5, "<|endoftext|>": -0.5}, {" sat": -0.5, "<|endoftext|>": -0.5}],
         "text_offset": [0, 4],
     }
     (choice,) = ask(logprobs=0)["choices"]
@@ -276,21 +279,67 @@ def test_log_probabilities_end_with_the_text() -> None:
 
 
 def test_the_likeliest_tokens_and_the_one_that_was_drawn() -> None:
-    token = Token(1, "a", None, False, top=(("b", -0.1), ("\ufffd", -1.0), ("\ufffd", -2.0)))
-    (told,) = openai_logprobs.for_completions([openai_logprobs.PlacedToken(0, token)], 3)["top_logprobs"]
+    texts = [("b", -0.1), ("\ufffd", -1.0), ("\ufffd", -2.0)]
+    top = tuple(LikelyToken(index, text, logprob, False) for index, (text, logprob) in enumerate(texts))
+    (told,) = openai_logprobs.for_completions([Token(1, "a", None, False, top)], 3)["top_logprobs"]
     assert told == {"b": -0.1, "\ufffd": -1.0, "a": -9999.0}
 
 
-@pytest.mark.parametrize("text", ["Grüße aus 日本語", "x😀y 😃!", "a\ufffdb", "日日日"])
-def test_offsets_with_characters_split_into_bytes(text: str) -> None:
-    one_byte = {tokenizer().token_bytes(token_id): token_id for token_id in range(1, 400)}
-    answer = assemble([one_byte[bytes([byte])] for byte in text.encode()])
-    placed = openai_logprobs.of_answer(answer.tokens, answer.text)
-    assert len(placed) == len(answer.tokens)
-    offsets = [start for start, _ in placed]
-    assert offsets == sorted(offsets)
-    if text == "x😀y 😃!":
-        assert offsets == [0, 1, 2, 2, 2, 2, 3, 4, 5, 5, 5, 5]
+BYTE_IDS = {tokenizer().token_bytes(token_id): token_id for token_id in range(1, 400)}
+BYTE_IDS.pop(b"", None)
+
+
+def offsets(ids: list[int]) -> list[int]:
+    answer = assemble(ids)
+    kept = openai_logprobs.of_answer(answer.tokens, answer.text)
+    found: list[int] = openai_logprobs.for_completions(kept, 0)["text_offset"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x😀y", [0, 1, 1, 1, 1, 2]),
+        ("日日é", [0, 0, 0, 1, 1, 1, 2, 2]),
+        ("a\ufffdb", [0, 1, 1, 1, 2]),
+    ],
+)
+def test_offsets_with_characters_split_into_bytes(text: str, expected: list[int]) -> None:
+    assert offsets([BYTE_IDS[bytes([byte])] for byte in text.encode()]) == expected
+
+
+@settings(max_examples=300, deadline=None)
+@example([BYTE_IDS[b"\xe6"], BYTE_IDS[b"\xe6"], BYTE_IDS[b"a"]])
+@given(
+    st.lists(st.sampled_from(sorted(BYTE_IDS.values())), max_size=16)
+    | st.lists(st.sampled_from([b"\xf0", b"\x9f", b"\x98", b"\x80", b"a", b"\xff"]), max_size=16).map(
+        lambda parts: [BYTE_IDS[part] for part in parts]
+    )
+)
+def test_offsets_of_whatever_a_model_makes(ids: list[int]) -> None:
+    parts = [tokenizer().token_bytes(token_id) for token_id in ids]
+    data = b"".join(parts)
+    assume(not re.search(rb"\xed[\xa0-\xbf]", data))  # Python's decoder waits, though it is wrong already
+    char_of_byte = character_of_each_byte(data)
+    starts, position = [], 0
+    for part in parts:
+        starts.append(char_of_byte[position])
+        position += len(part)
+    text = assemble(ids).text
+    assert offsets(ids) == [start for start in starts if start < len(text)]
+
+
+def character_of_each_byte(data: bytes) -> list[int]:
+    """By decoding character after character; one more entry than bytes."""
+    found: list[int] = []
+    while len(found) < len(data):
+        rest = data[len(found) :]
+        try:
+            length = len(rest.decode()[0].encode())
+        except UnicodeDecodeError as error:
+            length = error.end if error.start == 0 else len(rest[: error.start].decode()[0].encode())
+        found += [found[-1] + 1 if found else 0] * length
+    return [*found, found[-1] + 1 if found else 0]
 
 
 def assemble(ids: list[int]) -> Answer:

@@ -1,5 +1,6 @@
 """Streams: joined they are the whole answer, whatever held text back."""
 
+import codecs
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -70,31 +71,73 @@ def openai_choices(stream: list[Any], index: int) -> list[Any]:
 
 
 CHARS = "The cat.日é😀\n"
-IDS = st.lists(st.integers(0, 419), max_size=12) | st.text(CHARS, max_size=20).map(
-    lambda text: list(tokenizer().encode(text))
+BYTE_IDS = {tokenizer().token_bytes(token_id): token_id for token_id in range(1, 400)}
+
+
+def byte_by_byte(text: str) -> list[int]:
+    """A token for every byte, as a model may say it that has no token for a character."""
+    return [BYTE_IDS[bytes([byte])] for byte in text.encode()]
+
+
+TEXTS = st.text(CHARS, max_size=12)
+IDS = (
+    st.lists(st.integers(0, 419), max_size=12)
+    | TEXTS.map(lambda text: list(tokenizer().encode(text)))
+    | TEXTS.map(byte_by_byte)
 )
-"""Random ids split characters; encoded text has the stop strings in it."""
+"""Random ids break characters, bytes split whole ones."""
+
+
+@st.composite
+def scripts_and_stops(draw: st.DrawFn) -> tuple[list[int], list[str]]:
+    """What a model says, and stop strings: any ones, or such as are in it."""
+    ids = draw(IDS)
+    stops = draw(st.lists(st.text(CHARS, min_size=1, max_size=4), max_size=2))
+    text = tokenizer().decode(ids)
+    if text and draw(st.booleans()):
+        start = draw(st.integers(0, len(text) - 1))
+        stops.append(text[start : start + draw(st.integers(1, 4))])
+    return [*ids, 0], stops
 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    IDS,
-    st.lists(st.text(CHARS, min_size=1, max_size=4), max_size=2),
+    scripts_and_stops(),
     st.booleans(),
     st.none() | st.integers(0, 8),
-    st.integers(1, 12),
+    st.integers(1, 24),
 )
 def test_the_joined_stream_is_the_whole_answer(
-    ids: list[int], stops: list[str], full: bool, cut_after: int | None, length: int
+    said: tuple[list[int], list[str]], full: bool, cut_after: int | None, length: int
 ) -> None:
-    script = [*ids, 0]
+    script, stops = said
+    expected = text_at_once(script, stops, length if cut_after is None else min(length, cut_after))
     parameters = {"stop": stops, "return_full_text": full, "max_new_tokens": length}
-    check_tgi(*run({"inputs": "The", "parameters": parameters}, script, cut_after), full)
+    whole, stream = run({"inputs": "The", "parameters": parameters}, script, cut_after)
+    assert whole[0]["generated_text"] == ("The" if full else "") + expected
+    check_tgi(whole, stream, full)
+    detailed = {**parameters, "details": True, "top_n_tokens": 2}
+    check_tgi(*run({"inputs": "The", "parameters": detailed}, script, cut_after), full)
     completions = {"prompt": ["The", "Hello"], "stop": stops, "max_tokens": length}
     check_openai(*run({**completions, "echo": full}, script, cut_after))
     check_openai(*run({**completions, "logprobs": 2}, script, cut_after))
     chat = {"messages": [{"role": "user", "content": "Hello"}], "stop": stops, "max_tokens": length}
     check_chat(*run({**chat, "logprobs": full}, script, cut_after))
+
+
+def text_at_once(script: list[int], stops: list[str], length: int) -> str:
+    """The answer as it is when nothing is done piece by piece."""
+    ids = (script * 24)[:length]
+    ids = ids[: ids.index(0)] if 0 in ids else ids
+    data = b"".join(map(tokenizer().token_bytes, ids))
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(
+        data
+    )  # without the begun character at its end
+    ends = {stop: text.index(stop) + len(stop) for stop in stops if stop in text}
+    if not ends:
+        return text
+    first_end = min(ends.values())
+    return text[: first_end - max(len(stop) for stop, end in ends.items() if end == first_end)]
 
 
 def check_tgi(whole: Any, stream: list[Any], full: bool) -> None:
@@ -111,6 +154,18 @@ def check_tgi(whole: Any, stream: list[Any], full: bool) -> None:
     # an end that no token announced has an event of its own
     assert len(stream) - details["generated_tokens"] in (0, details["finish_reason"] == "deadline")
     assert not any(event["details"] for event in stream[:-1])
+    # without a token there is nothing to tell of one
+    assert [event["token"]["logprob"] for event in stream] == [-0.5] * details["generated_tokens"] + [
+        None
+    ] * (len(stream) - details["generated_tokens"])
+    if "details" in whole[0]:
+        told = whole[0]["details"]
+        assert [event["token"]["id"] for event in stream][: len(told["tokens"])] == [
+            token["id"] for token in told["tokens"]
+        ]
+        assert [event["top_tokens"] for event in stream if "top_tokens" in event] == told.get(
+            "top_tokens", []
+        )
 
 
 def check_openai(whole: Any, stream: list[Any]) -> None:
@@ -155,6 +210,39 @@ def test_tgis_events() -> None:
         "generated_text": " cat sat.",
         "details": {"finish_reason": "eos_token", "generated_tokens": 4, "input_length": 1, "seed": None},
     }
+
+
+def test_tgis_likeliest_tokens() -> None:
+    whole, stream = run({"inputs": "The", "parameters": {"top_n_tokens": 2, "details": True}})
+    end = {"id": 0, "text": "<|endoftext|>", "logprob": -0.5, "special": True}
+    other = {"id": 1, "text": tokenizer().token_text(1), "logprob": -1.5, "special": False}
+    assert [event["top_tokens"] for event in stream] == [[end, other]] * 4
+    assert whole[0]["details"]["top_tokens"] == [[end, other]] * 4
+    whole, stream = run({"inputs": "The", "parameters": {"details": True}})
+    assert "top_tokens" not in stream[0]
+    assert "top_tokens" not in whole[0]["details"]
+
+
+def test_a_tgi_stream_has_log_probabilities_without_details() -> None:
+    _, stream = run({"inputs": "The"})
+    assert [event["token"]["logprob"] for event in stream] == [-0.5] * 4
+
+
+def test_characters_that_tokens_split_and_stop_strings_in_them() -> None:
+    """Both schemas: each character comes whole, and nothing of a stop string."""
+    script = byte_by_byte("aé日😀b日c")
+    parameters = {"stop": "😀b日", "max_new_tokens": 20}
+    whole, stream = run({"inputs": "The", "parameters": parameters}, script)
+    assert whole[0]["generated_text"] == "aé日"
+    assert [event["token"]["text"] for event in stream if event["token"]["text"]] == ["a", "é", "日"]
+    whole, stream = run({"prompt": "The", "stop": "😀b日", "max_tokens": 20, "logprobs": 0}, script)
+    assert whole["choices"][0]["text"] == "aé日"
+    choices = openai_choices(stream, 0)
+    assert [choice["text"] for choice in choices] == ["a", "é", "日", ""]
+    offsets = [
+        start for choice in choices if choice["logprobs"] for start in choice["logprobs"]["text_offset"]
+    ]
+    assert offsets == [0, 1, 1, 2, 2, 2]
 
 
 def test_what_was_held_back_for_a_stop_string_comes_with_tgis_last_event() -> None:

@@ -21,7 +21,7 @@ BYTE_IDS = {tokenizer().token_bytes(token_id): token_id for token_id in range(ba
 
 def incrementally(ids: list[int]) -> list[str]:
     detokenizer = Detokenizer(tokenizer())
-    return [detokenizer.push(token_id) for token_id in ids]
+    return [detokenizer.push(token_id)[0] for token_id in ids]
 
 
 def incomplete_tail(ids: list[int]) -> bytes:

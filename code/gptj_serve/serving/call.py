@@ -113,7 +113,7 @@ class Call:
                     prompt_ids=prompt.token_ids,
                     sampling=replace(prompt.sampling, sequence_index=sequence_index),
                     eos_token_ids=self.eos_token_ids,
-                    logprobs=self.parameters.details or self.parameters.best_of is not None,
+                    logprobs=self.parameters.needs_logprobs,
                     num_top_logprobs=self.parameters.num_top_logprobs,
                     timeout_s=timeout_s,
                     reproducible=self.parameters.do_sample and self.parameters.seed is not None,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from gptj_serve.errors import InternalError, Unavailable
 from gptj_serve.request import EndEvent, GenerationRequest, Timings, TokenEvent
@@ -10,6 +11,15 @@ from gptj_serve.serving.stopping import StopFinder
 from gptj_serve.serving.text import Detokenizer, Tokenizer
 
 STOP_SEQUENCE = "stop_sequence"
+
+
+class LikelyToken(NamedTuple):
+    """One of the most likely tokens at a place, chosen or not; the fields are those of `Token`."""
+
+    token_id: int
+    text: str
+    logprob: float | None
+    special: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +31,16 @@ class Token:
         text: Its own text; U+FFFD stands for bytes that are only part of a character.
         logprob: None where it is not asked for or not finite: JSON has no -inf.
         special: A mark (such as the end of text), not text.
-        top: The most likely tokens' texts and log-probabilities, the likeliest first.
+        top: The most likely tokens, the likeliest first.
+        start: The character of the generated text that it begins at, or that its first byte is a part of.
     """
 
     token_id: int
     text: str
     logprob: float | None
     special: bool
-    top: tuple[tuple[str, float | None], ...] = ()
+    top: tuple[LikelyToken, ...] = ()
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +115,17 @@ class SequenceAssembler:
         """Take the next token and return the text that became final."""
         if self.finish_reason is not None:
             return ""
-        special = event.token_id in self._eos_token_ids or self._tokenizer.is_special(event.token_id)
+        special = self._is_special(event.token_id)
         self._num_tokens += 1
-        self.last_token = self._token(event, special)
+        piece, start = ("", self._detokenizer.num_chars)
+        if not special:
+            piece, start = self._detokenizer.push(event.token_id)
+        self.last_token = self._token(event, special, start)
         if self._keep_tokens:
             self._tokens.append(self.last_token)
         if event.logprob is not None:
             self._logprobs.append(event.logprob)
-        text = "" if special else self._stop_finder.push(self._detokenizer.push(event.token_id))
+        text = self._stop_finder.push(piece)
         if self.stop_found:
             self.finish_reason = STOP_SEQUENCE
         self._pieces.append(text)
@@ -152,10 +167,16 @@ class SequenceAssembler:
             "".join(self._pieces), self.finish_reason, self._num_tokens, tuple(self._tokens), mean_logprob
         )
 
-    def _token(self, event: TokenEvent, special: bool) -> Token:
+    def _is_special(self, token_id: int) -> bool:
+        return token_id in self._eos_token_ids or self._tokenizer.is_special(token_id)
+
+    def _token(self, event: TokenEvent, special: bool, start: int) -> Token:
         text = self._tokenizer.token_text
-        top = tuple((text(token_id), _finite(logprob)) for token_id, logprob in event.top_logprobs)
-        return Token(event.token_id, text(event.token_id), _finite(event.logprob), special, top)
+        top = tuple(
+            LikelyToken(token_id, text(token_id), _finite(logprob), self._is_special(token_id))
+            for token_id, logprob in event.top_logprobs
+        )
+        return Token(event.token_id, text(event.token_id), _finite(event.logprob), special, top, start)
 
 
 def _finite(logprob: float | None) -> float | None:

@@ -6,7 +6,7 @@ and what is allowed.
 
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,8 +19,23 @@ MAX_STOP_CHARS = 1000
 MAX_TOKENS = 1 << 20
 NO_BEAMS = "only 1 is served: the injected kernels keep one cache per row and cannot reorder it for beams"
 
-Check = Callable[[Any], Any]
-"""Returns the value to use, or raises `ValueError` saying what is allowed."""
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a field of a body may be.
+
+    Attributes:
+        read: Returns the value to use, or raises `ValueError` saying what is allowed.
+        schema: What it lets pass, as a JSON Schema. It may let more pass: what depends on other fields or on
+            the model.
+    """
+
+    read: Callable[[Any], Any]
+    schema: Mapping[str, Any]
+
+    def __call__(self, value: Any) -> Any:
+        """See ``read``."""
+        return self.read(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +55,9 @@ class Parameters:
             mean log-probability a token) are the answers; None generates no more than those.
         truncate: Keep this many tokens of the prompt's end.
         details: Report tokens, log-probabilities, counts and the seed.
-        num_top_logprobs: Report this many of the most likely tokens beside each token; needs ``details``.
+        logprobs: Compute log-probabilities, for whatever reports them without ``details``.
+        num_top_logprobs: Report this many of the most likely tokens beside each token; needs
+            log-probabilities.
         include_usage: End a stream with the counts of tokens.
         names: What the client's schema calls our fields, where it has other names; for errors.
     """
@@ -65,6 +82,7 @@ class Parameters:
     return_full_text: bool = False
     truncate: int | None = None
     details: bool = False
+    logprobs: bool = False
     num_top_logprobs: int = 0
     include_usage: bool = False
     names: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
@@ -73,6 +91,11 @@ class Parameters:
     def num_candidates(self) -> int:
         """Sequences to generate for each prompt."""
         return self.best_of or self.num_return_sequences
+
+    @property
+    def needs_logprobs(self) -> bool:
+        """Whether something is to be told of log-probabilities, or chosen by them."""
+        return self.logprobs or self.details or self.best_of is not None
 
     def check_against(self, info: ModelInfo, where: str) -> None:
         """Check what depends on the engine or on several fields.
@@ -200,6 +223,25 @@ def read_fields(values: Any, checks: Mapping[str, Check], where: str) -> dict[st
     }
 
 
+def object_schema(checks: Mapping[str, Check], required: Sequence[str] = ()) -> dict[str, Any]:
+    """The JSON Schema of the objects that `read_fields` lets pass.
+
+    Args:
+        checks: Every field there is.
+        required: Fields that have no default, so that ``null`` is no value for them.
+    """
+    null = {"type": "null"}
+    return {
+        "type": "object",
+        "properties": {
+            name: check.schema if name in required else {"anyOf": [check.schema, null]}
+            for name, check in checks.items()
+        },
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
 def join_stops(fields: dict[str, Any], where: str) -> dict[str, Any]:
     """``stop`` and ``stop_sequences`` are two names for one field."""
     stop_sequences = fields.pop("stop_sequences", ())
@@ -230,23 +272,27 @@ def check_text(text: str) -> str:
     return text
 
 
-def anything(value: Any) -> Any:
-    """For a field that is checked elsewhere."""
-    return value
+def checked_elsewhere(schema: Mapping[str, Any]) -> Check:
+    """Let everything pass; ``schema`` is what the field may be after all checks."""
+    return Check(lambda value: value, schema)
 
 
-def string(value: Any) -> str:
-    """Check for a string, however long."""
+def _string(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("must be a string")
     return value
 
 
-def boolean(value: Any) -> bool:
-    """Check for ``true`` or ``false``."""
+def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("must be true or false")
     return value
+
+
+string = Check(_string, {"type": "string"})
+"""Check for a string, however long."""
+boolean = Check(_boolean, {"type": "boolean"})
+"""Check for ``true`` or ``false``."""
 
 
 def integer(low: int, high: int) -> Check:
@@ -257,7 +303,7 @@ def integer(low: int, high: int) -> Check:
             raise ValueError(f"must be a whole number from {low} to {high}")
         return value
 
-    return check
+    return Check(check, {"type": "integer", "minimum": low, "maximum": high})
 
 
 def number(low: float, high: float) -> Check:
@@ -268,14 +314,17 @@ def number(low: float, high: float) -> Check:
             raise ValueError(f"must be a number from {low:g} to {high:g}")
         return float(value)
 
-    return check
+    return Check(check, {"type": "number", "minimum": low, "maximum": high})
 
 
-def probability(value: Any) -> float:
-    """Check for a number above 0, at most 1."""
+def _probability(value: Any) -> float:
     if type(value) not in (int, float) or not 0 < value <= 1:
         raise ValueError("must be a number above 0 and at most 1")
     return float(value)
+
+
+probability = Check(_probability, {"type": "number", "exclusiveMinimum": 0, "maximum": 1})
+"""Check for a number above 0, at most 1."""
 
 
 def only(*allowed: Any, why: str = "") -> Check:
@@ -287,11 +336,10 @@ def only(*allowed: Any, why: str = "") -> Check:
             raise ValueError(why or f"is not supported; leave it out or send {values}")
         return value
 
-    return check
+    return Check(check, {"enum": list(allowed)})
 
 
-def stops(value: Any) -> tuple[str, ...]:
-    """Check for one stop string or a list of them."""
+def _stops(value: Any) -> tuple[str, ...]:
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, list) or len(strings) > MAX_STOPS:
         raise ValueError(f"must be a string or a list of at most {MAX_STOPS} strings")
@@ -301,6 +349,10 @@ def stops(value: Any) -> tuple[str, ...]:
         check_text(string)
     return tuple(strings)
 
+
+_STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
+stops = Check(_stops, {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}]})
+"""Check for one stop string or a list of them."""
 
 _SCALE = number(1e-6, 1e6)  # beyond this, float32 logits overflow
 

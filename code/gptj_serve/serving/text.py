@@ -97,14 +97,33 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        self.num_chars = 0
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, token_id: int) -> str:
-        """The text that became complete with this token; special tokens have none."""
+    def push(self, token_id: int) -> tuple[str, int]:
+        """Take the next token.
+
+        Returns:
+            The text that became complete with it, and the character of the whole text that it begins at (that
+            its first byte is a part of). Special tokens have no text.
+        """
+        start = self.num_chars
         if self._tokenizer.is_special(token_id):
-            return ""
-        return self._utf8.decode(self._tokenizer.token_bytes(token_id))
+            return "", start
+        data = self._tokenizer.token_bytes(token_id)
+        if data and self._is_inside_a_character():
+            text = self._utf8.decode(data[:1])
+            # more than the one character: the token did not go on with it
+            start += len(text) if self._is_inside_a_character() else len(text) - 1
+            text += self._utf8.decode(data[1:])
+        else:
+            text = self._utf8.decode(data)
+        self.num_chars += len(text)
+        return text, start
+
+    def _is_inside_a_character(self) -> bool:
+        return bool(self._utf8.getstate()[0])
 
 
 def _load_gpt2_files(model_dir: Path) -> tokenizers.Tokenizer:

@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-
-from selenium.webdriver.common.by import By  # noqa: E402 - after the skip
-from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")

@@ -10,6 +10,7 @@ import argparse
 import gc
 import logging
 import os
+import socket
 from pathlib import Path
 
 import uvicorn
@@ -21,13 +22,11 @@ from gptj_serve.serving.http.app import build
 from gptj_serve.serving.http.generate import Shared
 from gptj_serve.serving.http.link import EngineLink
 from gptj_serve.serving.http.metrics import Metrics
-from gptj_serve.serving.http.protocol import LimitedProtocol
+from gptj_serve.serving.http.protocol import SOCKET_BUFFER_BYTES, LimitedProtocol
 from gptj_serve.serving.schemas.chat import ChatTemplate
 from gptj_serve.serving.service import Service
 from gptj_serve.serving.text import Tokenizer
 from gptj_serve.settings import Settings
-
-MAX_CONNECTIONS = 1024
 
 
 async def serve(settings: Settings, directory: Path, model_dir: Path, tokenizer: Tokenizer) -> None:
@@ -53,12 +52,13 @@ async def serve(settings: Settings, directory: Path, model_dir: Path, tokenizer:
         access_log=False,
         server_header=False,
         ws="none",
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=1,
     )
     gc.collect()
     gc.freeze()  # what is loaded stays: collections need not look at it while tokens wait
-    await uvicorn.Server(config).serve()
+    listener = config.bind_socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)  # connections inherit it
+    await uvicorn.Server(config).serve([listener])
     await link.close()
 
 

@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Ask
+from gptj_serve.serving.http import openapi
 from gptj_serve.serving.http.generate import Generate, Shared
 from gptj_serve.serving.schemas.chat import ChatTemplate
 from gptj_serve.serving.schemas.openai import MODEL_NAME
@@ -28,6 +29,7 @@ PATHS = {
     "/v1/models": "GET",
     "/ping": "GET",
     "/metrics": "GET",
+    "/openapi.json": "GET",
 }
 
 
@@ -46,6 +48,7 @@ def build(shared: Shared, chat_template: ChatTemplate | None) -> Starlette:
         "/v1/models": functools.partial(_models, int(time.time())),
         "/ping": functools.partial(_ping, shared),
         "/metrics": functools.partial(_metrics, shared),
+        "/openapi.json": functools.partial(_openapi, openapi.document(shared.settings.page)),
     }
     routes = [Route(path, endpoint, methods=[PATHS[path]]) for path, endpoint in endpoints.items()]
     if shared.settings.page:
@@ -78,6 +81,10 @@ async def _metrics(shared: Shared, _: Request) -> Response:
 async def _models(created: int, _: Request) -> Response:
     model = {"id": MODEL_NAME, "object": "model", "created": created, "owned_by": "gptj-serve"}
     return _json(200, {"object": "list", "data": [model]})
+
+
+async def _openapi(document: dict[str, Any], _: Request) -> Response:
+    return _json(200, document)
 
 
 async def _page(_: Request) -> Response:

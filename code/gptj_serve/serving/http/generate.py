@@ -28,10 +28,6 @@ logger = logging.getLogger(__name__)
 LARGE_BODY_BYTES = 32 * 1024
 """Tokenising a larger body would hold up every stream: it is done in a thread."""
 
-SEND_TIMEOUT_S = 30.0
-"""A client that takes nothing for this long loses its connection. Until then a stream keeps what the
-engine has generated for it, no more than its tokens, and 64 KiB in the server's buffer."""
-
 Read = Callable[[bytes, str | None, int], Ask]
 Send = Callable[[dict[str, Any]], Any]
 
@@ -146,6 +142,8 @@ class Generate:
             while not generation.done:
                 deltas = await self._next_deltas(exchange, call, generation, events)
                 await self._send_piece(exchange, call, b"".join(map(renderer.delta, deltas)))
+                if events.is_abandoned:
+                    raise ClientGone  # the server would take the rest, for nobody
             result = self._shared.service.result(
                 call, exchange.request_id, generation, exchange.first_token_s
             )
@@ -196,13 +194,13 @@ class Generate:
             await self._start(exchange, 200, CONTENT_TYPE, more)
         if piece or is_last:
             message = {"type": "http.response.body", "body": piece, "more_body": not is_last}
-            await _send_in_time(exchange.send, message)
+            await exchange.send(message)
 
     async def _send_whole(
         self, exchange: Exchange, status: int, body: bytes, content_type: str, more: Mapping[str, str]
     ) -> None:
         await self._start(exchange, status, content_type, {**more, "content-length": str(len(body))})
-        await _send_in_time(exchange.send, {"type": "http.response.body", "body": body})
+        await exchange.send({"type": "http.response.body", "body": body})
 
     async def _start(
         self, exchange: Exchange, status: int, content_type: str, more: Mapping[str, str]
@@ -226,7 +224,7 @@ class Generate:
         self._count(exchange.call, answer.status, None)
         if exchange.has_started:
             event = schemas.streaming.event(json.loads(answer.body))
-            await _send_in_time(exchange.send, {"type": "http.response.body", "body": event})
+            await exchange.send({"type": "http.response.body", "body": event})
             return
         more = {**answer.headers, "content-length": str(len(answer.body))}
         unread = isinstance(error, ServingError) and exchange.call is None and not exchange.body
@@ -234,10 +232,10 @@ class Generate:
             more["connection"] = "close"
         await self._start(exchange, answer.status, answer.content_type, more)
         body = {"type": "http.response.body", "body": answer.body, "more_body": unread}
-        await _send_in_time(exchange.send, body)
+        await exchange.send(body)
         if unread:
             await linger(exchange.receive)
-            await _send_in_time(exchange.send, {"type": "http.response.body"})
+            await exchange.send({"type": "http.response.body"})
 
     def _schema(self, exchange: Exchange) -> str | None:
         if exchange.call is not None:
@@ -272,17 +270,3 @@ class _Watch:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self._events.break_off(ClientGone())
-
-
-async def _send_in_time(send: Send, message: dict[str, Any]) -> None:
-    """Send; raises `ClientGone` if the client takes nothing for `SEND_TIMEOUT_S`."""
-    task = asyncio.current_task()
-    assert task is not None
-    # cheaper than a task of its own for every token
-    timer = asyncio.get_running_loop().call_later(SEND_TIMEOUT_S, task.cancel)
-    try:
-        await send(message)
-    except asyncio.CancelledError:
-        raise ClientGone from None
-    finally:
-        timer.cancel()

@@ -11,6 +11,7 @@ from gptj_serve.serving.service import Result
 TIMEOUT = "x-request-timeout"
 CUSTOM_ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
 REQUEST_ID = "x-request-id"
+MAX_TIMEOUT_S = 1e6
 
 Headers = Mapping[str, str]
 
@@ -39,7 +40,7 @@ def timeout_s(headers: Headers, limit_s: float) -> float:
         seconds = float(given)
     except ValueError:
         seconds = -1.0
-    if not 0 < seconds < 1e6:
+    if not 0 < seconds < MAX_TIMEOUT_S:
         raise BadRequest(f"header {TIMEOUT}={given[:40]!r}: must be seconds, above 0 and at most {limit_s:g}")
     return min(seconds, limit_s)
 

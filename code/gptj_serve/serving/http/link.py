@@ -136,6 +136,11 @@ class CallEvents:
             error = DeadlinePassed("the engine does not answer")
             self._timer = asyncio.get_running_loop().call_later(give_up_s, self.break_off, error)
 
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the client has gone."""
+        return isinstance(self._error, ClientGone)
+
     def __enter__(self) -> "CallEvents":
         return self
 

@@ -10,21 +10,37 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gptj_serve.errors import BadRequest, StartupError
 from gptj_serve.serving.call import Ask, Call
-from gptj_serve.serving.generation import Answer, Delta
-from gptj_serve.serving.parameters import Check, anything, boolean, integer, read_fields, shown, string
+from gptj_serve.serving.generation import Answer, Delta, Token
+from gptj_serve.serving.parameters import (
+    Check,
+    boolean,
+    checked_elsewhere,
+    integer,
+    object_schema,
+    read_fields,
+    shown,
+    string,
+)
 from gptj_serve.serving.schemas import openai, openai_logprobs
 
 NAME = "chat"
 MAX_TOP_LOGPROBS = 20
 
+_MESSAGE: Mapping[str, Check] = {"role": string, "content": string, "name": string}
+_MESSAGES = {"type": "array", "items": object_schema(_MESSAGE, ["role", "content"]), "minItems": 1}
+
 _CHECKS: Mapping[str, Check] = {
     **openai.SHARED,
-    "messages": anything,
+    "messages": checked_elsewhere(_MESSAGES),
     "max_completion_tokens": openai.max_tokens,
     "logprobs": boolean,
     "top_logprobs": integer(0, MAX_TOP_LOGPROBS),
 }
-_MESSAGE: Mapping[str, Check] = {"role": string, "content": string, "name": string}
+
+
+def request_schema() -> dict[str, Any]:
+    """The JSON Schema of the bodies that `read` reads."""
+    return object_schema(_CHECKS, required=["messages"])
 
 
 class ChatTemplate:
@@ -151,13 +167,11 @@ class Stream(openai.ChunkStream):
     def __init__(self, call: Call, request_id: str) -> None:
         super().__init__(call, f"chatcmpl-{request_id}", "chat.completion.chunk")
 
-    def _choices(
-        self, delta: Delta, is_first: bool, placed: list[openai_logprobs.PlacedToken]
-    ) -> Iterator[dict[str, Any]]:
+    def _choices(self, delta: Delta, is_first: bool, tokens: list[Token]) -> Iterator[dict[str, Any]]:
         if is_first:
             yield _choice(delta.index, {"role": "assistant", "content": ""})
-        has_logprobs = self._call.parameters.details and placed
-        logprobs = openai_logprobs.for_chat(placed) if has_logprobs else None
+        has_logprobs = self._call.parameters.details and tokens
+        logprobs = openai_logprobs.for_chat(tokens) if has_logprobs else None
         if delta.text:
             yield _choice(delta.index, {"content": delta.text}, logprobs)
             logprobs = None

@@ -14,11 +14,12 @@ from gptj_serve.serving.parameters import (
     COMMON,
     MAX_TOKENS,
     Check,
-    anything,
     boolean,
+    checked_elsewhere,
     integer,
     join_stops,
     number,
+    object_schema,
     only,
     probability,
     read_fields,
@@ -26,6 +27,12 @@ from gptj_serve.serving.parameters import (
 from gptj_serve.serving.schemas import tgi
 
 NAME = "guide"
+
+
+def request_schema() -> dict[str, Any]:
+    """The JSON Schema of the bodies that `read` reads."""
+    inputs = object_schema(_INPUTS, required=["text_inputs"])
+    return object_schema({**_TOP, "inputs": checked_elsewhere(inputs)}, required=["inputs"])
 
 
 def read(document: dict[str, Any]) -> Ask:
@@ -36,9 +43,7 @@ def read(document: dict[str, Any]) -> Ask:
     """
     if "parameters" in document:
         raise BadRequest("parameters: with inputs.text_inputs they belong into inputs.parameters")
-    top = {"inputs": anything, "stream": only(False)}
-    inputs = read_fields(document, top, "body")["inputs"]
-    inputs = read_fields(inputs, {"text_inputs": anything, "parameters": anything}, "inputs")
+    inputs = read_fields(read_fields(document, _TOP, "body")["inputs"], _INPUTS, "inputs")
     texts, is_list = tgi.read_prompts(inputs.get("text_inputs"), "inputs.text_inputs")
     where = "inputs.parameters"
     fields = join_stops(read_fields(inputs.get("parameters"), _CHECKS, where), where)
@@ -69,13 +74,13 @@ def _whole(check: Check) -> Check:
     def check_whole(value: Any) -> Any:
         return check(int(value) if isinstance(value, float) and value.is_integer() else value)
 
-    return check_whole
+    return Check(check_whole, check.schema)
 
 
 def _top_p(value: Any) -> float:
     if type(value) in (int, float) and value > 1:
         return 1.0  # the old pipeline filtered below 1 only
-    return probability(value)
+    return float(probability(value))
 
 
 _LENGTH = _whole(integer(0, MAX_TOKENS))
@@ -93,7 +98,7 @@ _INTEGER_FIELDS = (
 _CHECKS: dict[str, Check] = {
     **COMMON,
     **{name: _whole(COMMON[name]) for name in _INTEGER_FIELDS},
-    "top_p": _top_p,
+    "top_p": Check(_top_p, {"type": "number", "exclusiveMinimum": 0}),
     "min_tokens": _LENGTH,
     "min_length": _LENGTH,
     "max_length": _whole(integer(1, MAX_TOKENS)),
@@ -118,3 +123,5 @@ _CHECKS: dict[str, Check] = {
     "return_text": only(True),
     "prefix": only(""),
 }
+_TOP = {"inputs": checked_elsewhere({"type": "object"}), "stream": only(False)}
+_INPUTS = {"text_inputs": tgi.PROMPTS, "parameters": checked_elsewhere(object_schema(_CHECKS))}

@@ -6,16 +6,17 @@ from typing import Any
 
 from gptj_serve.errors import BadRequest, ServingError
 from gptj_serve.serving.call import Ask, Call, Prompt
-from gptj_serve.serving.generation import Answer, Delta
+from gptj_serve.serving.generation import Answer, Delta, Token
 from gptj_serve.serving.parameters import (
     COMMON,
     MAX_TOKENS,
     Check,
     Parameters,
-    anything,
     boolean,
+    checked_elsewhere,
     integer,
     number,
+    object_schema,
     only,
     probability,
     read_fields,
@@ -49,14 +50,18 @@ _OUR_NAMES = {
 _NAMES = {ours: theirs for theirs, ours in _OUR_NAMES.items() if theirs != ours}
 
 
-def max_tokens(value: Any) -> int:
-    """Check for a number of new tokens."""
+def _max_tokens(value: Any) -> int:
     if type(value) is int and value == 0:
         raise ValueError(
             "must be at least 1; prompts are not scored here, so there would be nothing to answer"
         )
-    checked: int = integer(1, MAX_TOKENS)(value)
+    checked: int = _NEW_TOKENS(value)
     return checked
+
+
+_NEW_TOKENS = integer(1, MAX_TOKENS)
+max_tokens = Check(_max_tokens, _NEW_TOKENS.schema)
+"""Check for a number of new tokens."""
 
 
 def _temperature(value: Any) -> float:
@@ -81,19 +86,28 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
     return tuple(biases)
 
 
+_BIASES = {
+    "type": "object",
+    "maxProperties": MAX_BIASES,
+    "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,9})$"},
+    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+}
+_TEMPERATURE = {"anyOf": [{"enum": [0]}, {"type": "number", "minimum": 1e-6, "maximum": 2}]}
+_STREAM_OPTIONS: Mapping[str, Check] = {"include_usage": boolean, "include_obfuscation": only(False)}
+
 SHARED: Mapping[str, Check] = {
     "model": string,
     "max_tokens": max_tokens,
-    "temperature": _temperature,
+    "temperature": Check(_temperature, _TEMPERATURE),
     "top_p": probability,
     "n": integer(1, MAX_ANSWERS),
     "stop": stops,
     "stream": boolean,
-    "stream_options": anything,
+    "stream_options": checked_elsewhere(object_schema(_STREAM_OPTIONS)),
     "seed": COMMON["seed"],
     "presence_penalty": number(-2, 2),
     "frequency_penalty": number(-2, 2),
-    "logit_bias": _logit_bias,
+    "logit_bias": Check(_logit_bias, _BIASES),
     "user": string,
     # not OpenAI's, but common among servers that speak its schema
     "min_tokens": COMMON["min_new_tokens"],
@@ -103,15 +117,23 @@ SHARED: Mapping[str, Check] = {
 }
 """The fields that completions and chat have in common."""
 
+_TEXT = {"type": "string", "minLength": 1}
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_PROMPTS = {"anyOf": [_TEXT, _IDS, {"type": "array", "items": {"anyOf": [_TEXT, _IDS]}, "minItems": 1}]}
+
 _CHECKS: Mapping[str, Check] = {
     **SHARED,
-    "prompt": anything,
+    "prompt": checked_elsewhere(_PROMPTS),
     "best_of": integer(1, MAX_ANSWERS),
     "logprobs": integer(0, 5),
     "echo": boolean,
     "suffix": only(""),
 }
-_STREAM_OPTIONS: Mapping[str, Check] = {"include_usage": boolean, "include_obfuscation": only(False)}
+
+
+def request_schema() -> dict[str, Any]:
+    """The JSON Schema of the bodies that `read` reads."""
+    return object_schema(_CHECKS, required=["prompt"])
 
 
 def read(document: Any) -> Ask:
@@ -185,8 +207,8 @@ def render(
     for index, answer in enumerate(answers):
         logprobs = None
         if call.parameters.details:
-            placed = openai_logprobs.of_answer(answer.tokens, answer.text)
-            logprobs = openai_logprobs.for_completions(placed, num_top)
+            kept = openai_logprobs.of_answer(answer.tokens, answer.text)
+            logprobs = openai_logprobs.for_completions(kept, num_top)
         start = prompt_of(call, index).text if call.parameters.return_full_text else ""
         choices.append(_choice(index, start + answer.text, logprobs, finish_reason(answer.finish_reason)))
     return {
@@ -244,7 +266,7 @@ class SequenceState:
         self._num_chars = 0
         self._tokens = openai_logprobs.TokenQueue()
 
-    def push(self, delta: Delta) -> list[openai_logprobs.PlacedToken]:
+    def push(self, delta: Delta) -> list[Token]:
         """The tokens to tell with this event: those whose text became final, if it has a chunk at all."""
         if delta.token is not None:
             self._tokens.push(delta.token)
@@ -286,9 +308,7 @@ class ChunkStream:
         """The event for an error after the first byte."""
         return event(error_body(error, request_id))
 
-    def _choices(
-        self, delta: Delta, is_first: bool, placed: list[openai_logprobs.PlacedToken]
-    ) -> Iterator[dict[str, Any]]:
+    def _choices(self, delta: Delta, is_first: bool, tokens: list[Token]) -> Iterator[dict[str, Any]]:
         """The choices to tell of, each in a chunk of its own."""
         raise NotImplementedError
 
@@ -304,16 +324,14 @@ class Stream(ChunkStream):
     def __init__(self, call: Call, request_id: str) -> None:
         super().__init__(call, f"cmpl-{request_id}", "text_completion")
 
-    def _choices(
-        self, delta: Delta, is_first: bool, placed: list[openai_logprobs.PlacedToken]
-    ) -> Iterator[dict[str, Any]]:
+    def _choices(self, delta: Delta, is_first: bool, tokens: list[Token]) -> Iterator[dict[str, Any]]:
         parameters = self._call.parameters
         if is_first and parameters.return_full_text:
             yield _choice(delta.index, prompt_of(self._call, delta.index).text, None, None)
         if delta.text or delta.finish_reason:
             logprobs = None
-            if parameters.details and placed:
-                logprobs = openai_logprobs.for_completions(placed, parameters.num_top_logprobs)
+            if parameters.details and tokens:
+                logprobs = openai_logprobs.for_completions(tokens, parameters.num_top_logprobs)
             yield _choice(delta.index, delta.text, logprobs, finish_reason(delta.finish_reason))
 
 

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from gptj_serve.serving.generation import Token
 
@@ -10,36 +10,17 @@ _PART_OF_A_CHARACTER = "\ufffd"
 _VERY_UNLIKELY = -9999.0  # OpenAI's word for a probability of 0
 
 
-class PlacedToken(NamedTuple):
-    """A token and the character of the answer's text that it begins at."""
-
-    start: int
-    token: Token
-
-
 class TokenQueue:
-    """Keeps tokens until their text is final, so that no token of a stop string is ever told.
-
-    Where a token begins is told from the tokens' own texts. Of characters that were split into several
-    tokens these have only U+FFFD: neighbours of that kind count as one character, so what comes after
-    two such characters in a row is placed too early, never too late.
-    """
+    """Keeps tokens until their text is final, so that no token of a stop string is ever told."""
 
     def __init__(self) -> None:
-        self._waiting: deque[PlacedToken] = deque()
-        self._num_chars = 0
-        self._ends_in_part = False
+        self._waiting: deque[Token] = deque()
 
     def push(self, token: Token) -> None:
         """Take the next token."""
-        self._waiting.append(PlacedToken(self._num_chars, token))
-        if token.special or not token.text:
-            return
-        text = token.text.lstrip(_PART_OF_A_CHARACTER) if self._ends_in_part else token.text
-        self._num_chars += len(text)
-        self._ends_in_part = token.text.endswith(_PART_OF_A_CHARACTER)
+        self._waiting.append(token)
 
-    def take(self, num_chars: int) -> list[PlacedToken]:
+    def take(self, num_chars: int) -> list[Token]:
         """The tokens not taken yet that begin before this character."""
         taken = []
         while self._waiting and self._waiting[0].start < num_chars:
@@ -47,7 +28,7 @@ class TokenQueue:
         return taken
 
 
-def of_answer(tokens: Sequence[Token], text: str) -> list[PlacedToken]:
+def of_answer(tokens: Sequence[Token], text: str) -> list[Token]:
     """The tokens of the text that was kept: neither the end of text nor a stop string's."""
     queue = TokenQueue()
     for token in tokens:
@@ -55,24 +36,24 @@ def of_answer(tokens: Sequence[Token], text: str) -> list[PlacedToken]:
     return queue.take(len(text))
 
 
-def for_completions(placed: Sequence[PlacedToken], num_top: int) -> dict[str, Any]:
+def for_completions(tokens: Sequence[Token], num_top: int) -> dict[str, Any]:
     """The ``logprobs`` of a choice of ``/v1/completions``."""
     return {
-        "tokens": [token.text for _, token in placed],
-        "token_logprobs": [_known(token.logprob) for _, token in placed],
-        "top_logprobs": [_top_by_text(token) for _, token in placed] if num_top else None,
-        "text_offset": [start for start, _ in placed],
+        "tokens": [token.text for token in tokens],
+        "token_logprobs": [_known(token.logprob) for token in tokens],
+        "top_logprobs": [_top_by_text(token) for token in tokens] if num_top else None,
+        "text_offset": [token.start for token in tokens],
     }
 
 
-def for_chat(placed: Sequence[PlacedToken]) -> dict[str, Any]:
+def for_chat(tokens: Sequence[Token]) -> dict[str, Any]:
     """The ``logprobs`` of a choice of ``/v1/chat/completions``."""
     content = [
         {
             **_entry(token.text, token.logprob),
-            "top_logprobs": [_entry(text, logprob) for text, logprob in token.top],
+            "top_logprobs": [_entry(top.text, top.logprob) for top in token.top],
         }
-        for _, token in placed
+        for token in tokens
     ]
     return {"content": content, "refusal": None}
 
@@ -81,7 +62,8 @@ def _top_by_text(token: Token) -> dict[str, float]:
     by_text: dict[str, float] = {}
     # the token itself is told even if it is none of the likeliest. Parts of characters look alike: the
     # likeliest counts
-    for text, logprob in (*token.top, (token.text, token.logprob)):
+    told = [(one.text, one.logprob) for one in token.top]
+    for text, logprob in (*told, (token.text, token.logprob)):
         by_text.setdefault(text, _known(logprob))
     return by_text
 

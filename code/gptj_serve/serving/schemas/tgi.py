@@ -6,14 +6,16 @@ from typing import Any
 
 from gptj_serve.errors import BadRequest, ServingError
 from gptj_serve.serving.call import Ask, Call, Prompt
-from gptj_serve.serving.generation import Answer, Delta
+from gptj_serve.serving.generation import Answer, Delta, LikelyToken, Token
 from gptj_serve.serving.parameters import (
     COMMON,
     Parameters,
-    anything,
     boolean,
+    checked_elsewhere,
+    integer,
     join_stops,
     number,
+    object_schema,
     only,
     read_fields,
     shown,
@@ -21,6 +23,8 @@ from gptj_serve.serving.parameters import (
 from gptj_serve.serving.schemas.streaming import event
 
 NAME = "tgi"
+MAX_TOP_TOKENS = 5
+"""TGI's own default for its limit."""
 
 _CHECKS = {
     **COMMON,
@@ -30,9 +34,20 @@ _CHECKS = {
     "decoder_input_details": only(False),
     "grammar": only(None),
     "adapter_id": only(None),
-    "top_n_tokens": only(0),
+    "top_n_tokens": integer(0, MAX_TOP_TOKENS),
     "watermark": only(False),
 }
+
+_PROMPT = {"type": "string", "minLength": 1}
+PROMPTS = checked_elsewhere({"anyOf": [_PROMPT, {"type": "array", "items": _PROMPT, "minItems": 1}]})
+"""The check of what `read_prompts` reads."""
+
+_FIELDS = {"inputs": PROMPTS, "parameters": checked_elsewhere(object_schema(_CHECKS)), "stream": boolean}
+
+
+def request_schema() -> dict[str, Any]:
+    """The JSON Schema of the bodies that `read` reads."""
+    return object_schema(_FIELDS, required=["inputs"])
 
 
 def read(document: dict[str, Any]) -> Ask:
@@ -41,10 +56,12 @@ def read(document: dict[str, Any]) -> Ask:
     Raises:
         BadRequest: A field is missing, unknown or wrong.
     """
-    fields = read_fields(document, {"inputs": anything, "parameters": anything, "stream": boolean}, "body")
+    fields = read_fields(document, _FIELDS, "body")
+    stream = fields.get("stream", False)
     texts, is_list = read_prompts(fields.get("inputs"), "inputs")
     parameters = join_stops(read_fields(fields.get("parameters"), _CHECKS, "parameters"), "parameters")
-    if fields.get("stream"):
+    tells_tokens = stream or parameters.get("details", False)
+    if stream:
         _check_stream(len(texts), parameters.get("num_return_sequences", 1))
     return Ask(
         schema=NAME,
@@ -52,8 +69,12 @@ def read(document: dict[str, Any]) -> Ask:
         is_list=is_list,
         prompts_field="inputs",
         parameters_field="parameters",
-        parameters=to_parameters(parameters),
-        stream=fields.get("stream", False),
+        parameters=replace(
+            to_parameters(parameters),
+            logprobs=stream,  # its tokens always have theirs
+            num_top_logprobs=parameters.get("top_n_tokens", 0) if tells_tokens else 0,
+        ),
+        stream=stream,
     )
 
 
@@ -153,6 +174,7 @@ class Stream:
             # clients skip the text of special tokens
             "special": not delta.text and (token is None or token.special),
         }
+        top = {"top_tokens": [_token(one) for one in token.top]} if token and token.top else {}
         start = self._prompt.text if self._call.parameters.return_full_text else ""
         text = details = None
         if delta.finish_reason is not None:
@@ -163,9 +185,8 @@ class Stream:
                 "input_length": len(self._prompt.token_ids),
                 "seed": self._prompt.seed,
             }
-        return event(
-            {"index": self._num_events, "token": rendered, "generated_text": text, "details": details}
-        )
+        head = {"index": self._num_events, "token": rendered, **top}
+        return event({**head, "generated_text": text, "details": details})
 
 
 def _check_stream(num_prompts: int, num_return_sequences: int) -> None:
@@ -186,14 +207,18 @@ def _entry(call: Call, prompt: Prompt, answer: Answer) -> dict[str, Any]:
 
 
 def _details(prompt: Prompt, answer: Answer) -> dict[str, Any]:
+    has_top = any(token.top for token in answer.tokens)
+    top = {"top_tokens": [[_token(one) for one in token.top] for token in answer.tokens]} if has_top else {}
     return {
         "finish_reason": answer.finish_reason,
         "prompt_tokens": len(prompt.token_ids),
         "generated_tokens": answer.num_tokens,
         "seed": prompt.seed,
         "prefill": [],
-        "tokens": [
-            {"id": token.token_id, "text": token.text, "logprob": token.logprob, "special": token.special}
-            for token in answer.tokens
-        ],
+        "tokens": [_token(token) for token in answer.tokens],
+        **top,
     }
+
+
+def _token(token: Token | LikelyToken) -> dict[str, Any]:
+    return {"id": token.token_id, "text": token.text, "logprob": token.logprob, "special": token.special}

@@ -1,0 +1,152 @@
+"""Connections whose clients are slow, too many, or no clients at all; over real sockets, with short times."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from gptj_serve.serving.http import protocol
+from gptj_serve.serving.http.protocol import LimitedProtocol
+
+ASK = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.fixture(autouse=True)
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "SEND_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", 0.5)
+
+
+def answering(num_bytes: int) -> Any:
+    """An application whose answer is so long, in one piece."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        headers = [(b"content-length", str(num_bytes).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"x" * num_bytes})
+
+    return app
+
+
+@contextlib.asynccontextmanager
+async def serving(app: Any) -> AsyncIterator[tuple[int, ServerState]]:
+    """The port, and what the server knows of its connections; the kernel buffers little."""
+    config, state = uvicorn.Config(app, ws="none", lifespan="off", log_config=None), ServerState()
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        listener.bind(("127.0.0.1", 0))
+        server = await asyncio.get_running_loop().create_server(
+            lambda: LimitedProtocol(config, state, {}), sock=listener
+        )
+        async with server:
+            yield listener.getsockname()[1], state
+        for connection in set(state.connections):
+            connection.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def asking(port: int, data: bytes = ASK) -> AsyncIterator[socket.socket]:
+    """A client's socket, with little room for what it does not read."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(sock, ("127.0.0.1", port))
+        await loop.sock_sendall(sock, data)
+        yield sock
+
+
+async def until(condition: Callable[[], bool]) -> float:
+    started_s = time.monotonic()
+    while not condition():
+        assert time.monotonic() < started_s + 5
+        await asyncio.sleep(0.02)
+    return time.monotonic() - started_s
+
+
+async def read_all(sock: socket.socket, pause_s: float = 0.0) -> bytes:
+    """Until the connection ends."""
+    data = b""
+    with contextlib.suppress(ConnectionError):
+        while part := await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, 1 << 14), 5):
+            data += part
+            await asyncio.sleep(pause_s)
+    return data
+
+
+@pytest.mark.parametrize("num_bytes", [50_000, 500_000])
+def test_an_answer_that_nobody_takes_is_given_up(num_bytes: int) -> None:
+    """Also one that is too short to make uvicorn wait."""
+
+    async def run() -> None:
+        async with serving(answering(num_bytes)) as (port, state), asking(port) as sock:
+            await until(lambda: bool(state.connections))
+            assert await until(lambda: not state.connections) > 0.2
+            assert len(await read_all(sock)) < num_bytes
+
+    asyncio.run(run())
+
+
+def test_a_slow_reader_gets_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MIN_SENT_BYTES", 2048)
+
+    async def run() -> None:
+        ask = ASK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        async with serving(answering(200_000)) as (port, _), asking(port, ask) as sock:
+            started_s = time.monotonic()
+            data = await read_all(sock, pause_s=0.05)
+            assert time.monotonic() > started_s + 2 * protocol.SEND_TIMEOUT_S
+            assert data.count(b"x") == 200_000
+
+    asyncio.run(run())
+
+
+async def refusal(port: int, data: bytes) -> tuple[int, Any]:
+    async with asking(port, data) as sock:
+        head, _, body = (await read_all(sock)).partition(b"\r\n\r\n")
+    lines = head.decode().lower().split("\r\n")
+    assert "content-type: application/json" in lines
+    assert not any(line.startswith("server:") for line in lines)
+    return int(lines[0].split()[1]), json.loads(body)["error_type"]
+
+
+LONG = b"X: " + b"a" * 40_000 + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"hello\r\n\r\n", (400, "validation")),
+        (ASK[:-4], (408, "timeout")),
+        (b"", (408, "timeout")),
+        (ASK[:-2] + LONG, (431, "validation")),
+        (ASK[:-2] + LONG + b"\r\n", (431, "validation")),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n" + LONG + b"\r\nabc", (431, "validation")),
+        (b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", (431, "validation")),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_is_refused_before_the_application(data: bytes, expected: tuple[int, str]) -> None:
+    async def run() -> None:
+        async with serving(answering(1)) as (port, _):
+            assert await refusal(port, data) == expected
+
+    asyncio.run(run())
+
+
+def test_more_connections_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 2)
+
+    async def run() -> None:
+        async with serving(answering(1)) as (port, state), asking(port, b""), asking(port, b""):
+            await until(lambda: len(state.connections) == 2)
+            assert await refusal(port, ASK) == (503, "unavailable")
+
+    asyncio.run(run())

@@ -109,8 +109,10 @@ def test_cancelling_frees_a_sequence_within_one_step(tmp_path: Path, leaves: boo
         with connected(path) as (front, _):
             stays.sendall(wire.submit([named(request(2, 150), "stays")]))
             front.sendall(wire.submit([named(request(4, 150), "goes")]))
+            until(lambda: engine.stats().num_running + engine._server.inbox.qsize() == 2)
             runner.may_end.release(5)
-            until(lambda: engine.stats().num_steps == 5 and engine.stats().num_running == 2)
+            # the engine has read its inbox and waits for the sixth step
+            until(lambda: len(runner.steps) == 7)
             if not leaves:
                 front.sendall(wire.abort("goes"))
                 until(lambda: not engine._server.inbox.empty())
@@ -132,7 +134,7 @@ def test_a_request_joins_while_others_run(tmp_path: Path) -> None:
     with running(runner, tmp_path) as (engine, path), connected(path) as (front, _):
         front.sendall(wire.submit([named(request(2, 150), "first")]))
         runner.may_end.release(3)
-        until(lambda: engine.stats().num_steps == 3)
+        until(lambda: len(runner.steps) == 5)
         front.sendall(wire.submit([named(request(3, 150), "second")]))
         until(lambda: not engine._server.inbox.empty())
         runner.may_end.release(1)

@@ -129,6 +129,12 @@ class TestPrefill:
         assert step_of(scheduler).prefills == ()
         assert scheduler.num_waiting == 2
 
+    def test_the_next_token_has_its_block_from_the_start(self) -> None:
+        scheduler = make()
+        add(scheduler, "a", request(3))
+        add(scheduler, "b", request(4))
+        assert [len(row.blocks) for row in step_of(scheduler).prefills] == [1, 2]
+
     def test_a_block_for_each_that_runs_stays_free(self) -> None:
         # a has 2 of 5 blocks; 3 are free: b's two leave one for a, c's one none for both
         scheduler = make(num_blocks=5)
@@ -321,9 +327,10 @@ class TestIntake:
             add(scheduler, "a", request(20, 13))
         assert scheduler.is_idle
 
-    def test_what_fills_the_whole_cache_runs(self) -> None:
+    @pytest.mark.parametrize(("prompt", "new"), [(20, 12), (31, 1)])
+    def test_what_fills_the_whole_cache_runs(self, prompt: int, new: int) -> None:
         scheduler = make(num_blocks=8)
-        add(scheduler, "a", request(20, 12))
+        add(scheduler, "a", request(prompt, new))
         while not scheduler.is_idle:
             last = run_step(scheduler)
         assert ends(last) == {"a": "length"}

@@ -113,6 +113,7 @@ def test_a_step_that_cannot_be_launched_costs_no_token_of_the_one_before() -> No
     assert tokens(events, "b") == alone(request(2, 4))[0][:2]
     assert str(ended["b"].error) == "the engine failed on this batch"
     assert "results 2" not in joined.said
+    assert joined.loop.num_steps == 3
     joined.add("c", request(2, 4))
     assert ends(joined.run())["c"].reason == "length"
 
@@ -124,6 +125,8 @@ def test_a_dead_backend_ends_the_process(where: str) -> None:
     joined.errors = {where: BackendDead("cuda")}
     with pytest.raises(BackendDead):
         joined.run()
+    # nothing more is asked of it
+    assert joined.said[-1] == where
 
 
 def test_checks_can_be_switched_on() -> None:

@@ -16,6 +16,11 @@ from gptj_serve.engine.scheduler import Running, Sampled
 class Row:
     """One sequence's part of a step: the tokens from position ``start`` on are computed and cached.
 
+    A row with ``start`` 0 begins its slot anew: nothing of the slot's history stays. After it a
+    sequence's rows follow each other without a gap, one a step at most. Its ``running.generated_ids``
+    lags behind by the steps in flight: what it has generated stands in its history, from position
+    ``len(prompt_ids)`` on.
+
     Attributes:
         running: The sequence.
         slot: Row of the runner's per-sequence state, 0..max_batch_size-1; its own while it runs.
@@ -23,8 +28,10 @@ class Row:
             Read when the step is launched, not later.
         start: Position of the first token computed. All before it are cached.
         token_ids: The ids of those tokens, one at least; None for the one token that an earlier step
-            chose, whose id the device knows alone.
-        samples: A token is chosen after the last one: it gets the position ``end``.
+            chose, whose id the device knows alone. After a preemption they are those of the prompt and
+            of what had been generated.
+        samples: A token is chosen after the last one: it gets the position ``end``, which is below
+            ``max_context``, and is the sequence's number ``end - len(prompt_ids)`` counted from 0.
     """
 
     running: Running
@@ -42,7 +49,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class ContinuousStep:
-    """What one step computes.
+    """What one step computes; no sequence, slot or block occurs twice in it.
 
     Attributes:
         prefills: Chunks of prompts (and of sequences that are computed again after a preemption).

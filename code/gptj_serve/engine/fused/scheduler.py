@@ -19,6 +19,9 @@ from gptj_serve.engine.scheduler import Ended, Event, Running, Sampled, Schedule
 from gptj_serve.errors import BadRequest, ServingError
 from gptj_serve.request import GenerationRequest
 
+MANY_PREFILLS = 8
+LARGE_BATCH = 24
+
 
 class ContinuousScheduler(Scheduler):
     """Continuous batching over one `gptj_serve.engine.fused.plan.StepRunner`.
@@ -134,11 +137,14 @@ class ContinuousScheduler(Scheduler):
     def _prefill_budget(self, num_decodes: int) -> int:
         """Prompt tokens in this step at most.
 
-        Those that decode wait for the whole step; but when they are fewer than those that could start,
-        it serves more to let these start.
+        Those that decode wait for the whole step; but when those that could start are more, or simply many,
+        it serves more to let these start. A step of a large batch takes long by itself, and bears more.
         """
         num_prefills = (self._unfinished() is not None) + min(len(self._waiting), self._seats.num_free_slots)
-        return self._limits.max_prefill if num_prefills > num_decodes else self._limits.prefill_chunk
+        if num_prefills > min(num_decodes, MANY_PREFILLS):
+            return self._limits.max_prefill
+        chunks = 2 if num_decodes >= LARGE_BATCH else 1
+        return min(chunks * self._limits.prefill_chunk, self._limits.max_prefill)
 
     def _next_prefill(self, now_s: float, *, is_shared: bool) -> Seat | None:
         """Whose prompt goes on or starts; never past the oldest that cannot."""

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
 PREBUILT = Path(__file__).parent / "kernels.so"
-"""Where an image keeps the library for all architectures; `python -m gptj_serve.engine.fused.compiler` makes it."""
+"""Where an image keeps the library for all architectures; this module, run as a program, makes it."""
 
 
 def kernels_missing(env: Mapping[str, str]) -> str | None:

@@ -120,8 +120,8 @@ def _num_blocks(geometry: Geometry, like: torch.Tensor, max_batch_size: int, max
     if num_blocks < of_one:
         needed_bytes = of_one * block_bytes + RESERVE_BYTES
         raise StartupError(
-            f"{torch.cuda.get_device_name(like.device)}: beside the weights {free_bytes / GIB:.2f} GiB are free; "
-            f"a sequence of {max_context} tokens needs {needed_bytes / GIB:.2f} GiB: "
+            f"{torch.cuda.get_device_name(like.device)}: beside the weights {free_bytes / GIB:.2f} GiB are "
+            f"free; a sequence of {max_context} tokens needs {needed_bytes / GIB:.2f} GiB: "
             "lower GPTJ_MAX_CONTEXT or use a larger GPU"
         )
     return num_blocks

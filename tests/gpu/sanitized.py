@@ -17,12 +17,13 @@ from gptj_serve.engine.model_dir import find_checkpoint
 BATCHES = ((300,), (0, 15, 16, 200), tuple(range(1, 160, 10)), (*range(0, 400, 20), -1))
 
 
-@torch.inference_mode()
 def main() -> None:
     """Decode batches of every kind, and read a prompt."""
     device = torch.device("cuda", 0)
     checkpoint = find_checkpoint(demo.MODEL_DIR)
-    state = random_state(read_geometry(checkpoint), load_weights(checkpoint, device, torch.float16), 400)
+    weights = load_weights(checkpoint, device, torch.float16)
+    torch.set_grad_enabled(False)
+    state = random_state(read_geometry(checkpoint), weights, 400)
     major, minor = torch.cuda.get_device_capability()
     library = find_library(os.environ, [f"{major}.{minor}"])
     for positions in BATCHES:

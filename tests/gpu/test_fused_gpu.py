@@ -114,7 +114,7 @@ def test_cancellation_leaves_the_others_alone(runner: FusedRunner, truth: GPTJFo
 
 
 @pytest.mark.parametrize(
-    "positions", [(50,), (2047,), tuple(range(100, 1700, 100)), tuple(range(0, 1920, 48))]
+    "positions", [(50,), (2047,), tuple(range(100, 1700, 100)), tuple(range(0, 1920, 96))]
 )
 @pytest.mark.usefixtures("empty_gpu")
 def test_logits_of_gpt_j_6b(library, positions: tuple[int, ...]) -> None:  # type: ignore[no-untyped-def]  # noqa: F811

@@ -23,7 +23,7 @@ from gptj_serve.request import GenerationRequest, SamplingParams
 DECODE_SIZES = (*range(1, 17), 24, 32, 48, 64, 96, 128, 192, 256)
 """Batch sizes that have a graph; a batch is padded to the next one."""
 
-PREFILL_SIZES = (2048, 1024, 512, 256, 128, 64, 32, 16, 1)
+PREFILL_SIZES = (2048, 512, 192, 64, 16)
 """Prompts that warm the libraries up: other sizes take other kernels, which are loaded at first use."""
 
 

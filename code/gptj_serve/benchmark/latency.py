@@ -42,7 +42,6 @@ NUM_DISTURBING, DISTURBING_TOKENS, DISTURBED_TOKENS = 4, 1000, 400
 PORT = 8098
 START_TIMEOUT_S = 900.0
 TIMEOUT_S = 600
-NUM_SHORT_RUNS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,68 +73,99 @@ class Target:
     disturbed: Callable[[], list[float]]
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured of each engine.
+
+    Attributes:
+        cells: Input and output tokens of one request.
+        together: How many clients ask at once, number after number.
+        num_runs: Measured whole calls.
+        num_short_runs: Measured calls for one token.
+    """
+
+    cells: tuple[tuple[int, int], ...]
+    together: tuple[int, ...]
+    num_runs: int
+    num_short_runs: int
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark", description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="model directory")
     parser.add_argument("--engine", action="append", required=True, help="engine to measure; repeatable")
-    parser.add_argument(
-        "--together", type=int, nargs="*", default=TOGETHER, help="how many clients at once (default 4 16 64)"
-    )
+    parser.add_argument("--cells", type=_cell, nargs="+", default=CELLS, help="such as 50x50 500x100")
+    parser.add_argument("--together", type=int, nargs="*", default=TOGETHER, help="clients at once")
     parser.add_argument("--runs", type=int, default=5, help="measured requests a cell (default 5)")
+    parser.add_argument(
+        "--short-runs", type=int, default=20, help="measured calls for one token (default 20)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args(arguments)
+    plan = Plan(tuple(args.cells), tuple(args.together), args.runs, args.short_runs)
     report: dict[str, Any] = surroundings()
     report["engines"] = {}
     for engine in args.engine:
-        report["engines"][engine] = measure_engine(args.model, engine, args.runs, args.together)
+        report["engines"][engine] = measure_engine(args.model, engine, plan)
         args.out.write_text(json.dumps(report, indent=1))
     print(table(report))
 
 
-def measure_engine(
-    model: Path, engine: str, num_runs: int, together_numbers: Sequence[int]
-) -> dict[str, Any]:
-    """Start a server and measure all cells.
+def _cell(raw: str) -> tuple[int, int]:
+    input_tokens, output_tokens = raw.split("x")
+    return int(input_tokens), int(output_tokens)
+
+
+def measure_engine(model: Path, engine: str, plan: Plan) -> dict[str, Any]:
+    """Start a server and measure it.
 
     Args:
         model: Model directory.
         engine: Name for ``GPTJ_ENGINE``.
-        num_runs: Measured whole calls a cell.
-        together_numbers: How many clients ask at once, number after number.
+        plan: What to measure.
     """
     with serving(model, engine) as (target, ready_s):
-        very_first_s = target.http(CELLS[0][0], 1)
+        very_first_s = target.http(plan.cells[0][0], 1)
         runs: list[Run] = []
-        for cell in CELLS:
-            runs += measure_cell(target, *cell, num_runs)
+        for cell in plan.cells:
+            runs += measure_cell(target, *cell, plan)
             print(f"{engine}: {cell[0]}x{cell[1]} done", file=sys.stderr, flush=True)
-        together = {number: measure_together(target.connect, number, num_runs) for number in together_numbers}
-        gaps_s = sorted(target.disturbed())
-        under_prefill = {
-            "prompts": f"{NUM_DISTURBING} of {DISTURBING_TOKENS} tokens, one after the other",
-            "median": statistics.median(gaps_s) * 1000,
-            "p99": gaps_s[int(0.99 * len(gaps_s))] * 1000,
-            "max": gaps_s[-1] * 1000,
+        together = {
+            number: measure_together(target.connect, number, plan.num_runs) for number in plan.together
         }
         past_the_front = {
-            number: median_rate(target.at_once, number, num_runs) for number in together_numbers
+            number: median_rate(target.at_once, number, plan.num_runs) for number in plan.together
         }
+        under_prefill = _gaps(target.disturbed())
     return {
-        "tpot_under_prefill_ms": under_prefill,
-        "together_tokens_per_s": together,
-        "together_past_the_front_tokens_per_s": past_the_front,
         "start_to_ready_s": ready_s,
         "very_first_request_ms": very_first_s * 1000,
-        "cells": [summary(runs, *cell) for cell in CELLS],
+        "cells": [summary(runs, *cell) for cell in plan.cells],
+        "together_tokens_per_s": together,
+        "together_past_the_front_tokens_per_s": past_the_front,
+        "tpot_under_prefill_ms": under_prefill,
         "runs": [asdict(run) for run in runs],
     }
 
 
-def measure_cell(target: Target, input_tokens: int, output_tokens: int, num_runs: int) -> list[Run]:
+def _gaps(gaps_s: Sequence[float]) -> dict[str, Any]:
+    """Milliseconds between tokens while prompts come in."""
+    ordered = sorted(gaps_s)
+    return {
+        "prompts": f"{NUM_DISTURBING} of {DISTURBING_TOKENS} tokens, one after the other",
+        "median": statistics.median(ordered) * 1000,
+        "p99": ordered[int(0.99 * len(ordered))] * 1000,
+        "max": ordered[-1] * 1000,
+    }
+
+
+def measure_cell(target: Target, input_tokens: int, output_tokens: int, measured: Plan) -> list[Run]:
     """All measured requests of a cell, after one of each kind that is not counted."""
     runs: list[Run] = []
-    plan = [("http", 1), ("engine", 1)] * NUM_SHORT_RUNS + [("http", output_tokens)] * num_runs
+    plan = [("http", 1), ("engine", 1)] * measured.num_short_runs + [
+        ("http", output_tokens)
+    ] * measured.num_runs
     for path, num_new in [("http", output_tokens), ("engine", 1), *plan]:
         ask = target.http if path == "http" else target.engine
         runs.append(Run(input_tokens, num_new, path, ask(input_tokens, num_new)))

@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 MAX_AUTO_BATCH_SIZE = 64
 PREFILL_CHUNK = 192
-"""Prompt tokens a step while sequences are decoded. With 256, such a step took 3.1 times as long as one without
-on an H100 (12.3 against 4.0 ms, docs/benchmarks); three times is what is promised."""
+"""Prompt tokens a step while sequences are decoded. With 256, such a step took 3.1 times as long as one
+without on an H100 (12.3 against 4.0 ms, docs/benchmarks); three times is what is promised."""
 MAX_PREFILL = 2048
 
 GIB = 1 << 30

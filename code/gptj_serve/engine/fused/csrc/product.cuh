@@ -2,8 +2,8 @@
 //
 // A thread block computes TILE_ROWS rows of the weight matrix for all rows of the batch; its warps share the
 // columns. In a step of STEP_COLUMNS columns a load of a warp takes whole lines of 128 bytes from four weight
-// rows, eight lanes a row: with four lanes a row, as the tensor cores' fragments want them, the same kernel
-// reaches 4 % less of the memory's speed. So a fragment's row `lane / 4` holds weight row `lane / 8`, the left
+// rows, eight lanes a row: half lines of eight rows, as the tensor cores' fragments want them, come more slowly
+// from memory. So a fragment's row `lane / 4` holds weight row `lane / 8`, the left
 // half of the step's columns in even rows and the right half in odd ones. Each fragment is multiplied with
 // the activations of both halves; even rows of the first product and odd rows of the second are kept, and
 // added at the end. The other halves of the products are waste, which costs nothing next to the memory.

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 for folder in ("engine", "engine/fused"):  # what their tests share is used by others too
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
-from harness import Server, serving
+from harness import Server, serving  # noqa: E402
 
 
 @pytest.fixture(scope="session", params=["mms", "http"])

@@ -1,5 +1,6 @@
 """The fused engine on a GPU: whole generations with the demo model, and the logits of GPT-J-6B's shape."""
 
+import gc
 import random
 from collections.abc import Iterator
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from generation import Driver, check_greedy, greedy, ids
 from states import batch, copy_of, random_state, random_weights, spoil_what_is_not_cached
+from test_fused_kernels_gpu import library, rms  # noqa: F401  # the fixture is asked for by name
 from transformers import GPTJForCausalLM
 
 from gptj_serve import demo
@@ -19,8 +21,6 @@ from gptj_serve.engine.fused.runner import FusedRunner
 from gptj_serve.engine.model_dir import find_checkpoint
 from gptj_serve.request import GenerationRequest, SamplingParams
 
-from test_fused_kernels_gpu import library, rms  # noqa: F401, I001  # the fixture is asked for by name
-
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
 TOLERANCE = 0.05
@@ -32,6 +32,12 @@ DEVICE = torch.device("cuda", 0)
 @pytest.fixture(scope="module")
 def runner() -> FusedRunner:
     return load_fused(find_checkpoint(demo.MODEL_DIR), DEVICE)
+
+
+@pytest.fixture
+def empty_gpu() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,9 @@ def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("length", [1, 2, 16, 17, 255, 256, 257, 600, 1948])
-def test_greedy_tokens_are_those_of_transformers(runner: FusedRunner, truth: GPTJForCausalLM, length: int) -> None:
+def test_greedy_tokens_are_those_of_transformers(
+    runner: FusedRunner, truth: GPTJForCausalLM, length: int
+) -> None:
     tokens = Driver(runner).run({0: {"a": greedy(prompt(length), 100)}})
     assert len(tokens["a"]) == 100
     assert check_greedy(truth, prompt(length), ids(tokens["a"]), TOLERANCE) >= 95
@@ -94,7 +102,10 @@ def test_a_chosen_seed_gives_the_same_text_whatever_else_runs(runner: FusedRunne
 
 
 def test_cancellation_leaves_the_others_alone(runner: FusedRunner, truth: GPTJForCausalLM) -> None:
-    arrivals = {0: {"a": greedy(prompt(20), 60), "b": greedy(prompt(40), 600)}, 12: {"c": greedy(prompt(9), 60)}}
+    arrivals = {
+        0: {"a": greedy(prompt(20), 60), "b": greedy(prompt(40), 600)},
+        12: {"c": greedy(prompt(9), 60)},
+    }
     driver = Driver(runner)
     found = driver.run(arrivals, aborts={10: "b"})
     assert driver.ended == {"a": "length", "b": "cancelled", "c": "length"}
@@ -102,10 +113,13 @@ def test_cancellation_leaves_the_others_alone(runner: FusedRunner, truth: GPTJFo
         check_greedy(truth, prompt(length), ids(found[name]), TOLERANCE)
 
 
-@pytest.mark.parametrize("positions", [(50,), (2047,), tuple(range(100, 1700, 100)), tuple(range(0, 1920, 48))])
+@pytest.mark.parametrize(
+    "positions", [(50,), (2047,), tuple(range(100, 1700, 100)), tuple(range(0, 1920, 48))]
+)
+@pytest.mark.usefixtures("empty_gpu")
 def test_logits_of_gpt_j_6b(library, positions: tuple[int, ...]) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
     """GPT-J-6B's shape, random weights: within 1 % of float32 on the same weights."""
-    state = random_state(GPT_J_6B, random_weights(GPT_J_6B, DEVICE, torch.float16), 3000)
+    state = random_state(GPT_J_6B, random_weights(GPT_J_6B, DEVICE, torch.float16), 1300)
     of = batch(state, positions)
     spoil_what_is_not_cached(state, of)
     exact = copy_of(state, torch.float32)

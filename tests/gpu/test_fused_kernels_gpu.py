@@ -1,7 +1,7 @@
 """The CUDA kernels against their twin in plain PyTorch, on random models, caches and batches.
 
-The truth is the twin in float32 on the same weights. The kernels, which round to float16 between the products,
-may err twice as much as the twin in float16 does (and a little, where that happens to be near zero).
+The truth is the twin in float32 on the same weights. The kernels, which round to float16 between the
+products, may err twice as much as the twin in float16 does (and a little, where that is near zero).
 """
 
 import os
@@ -53,7 +53,9 @@ def make_state(of: Geometry) -> State:
     return random_state(of, random_weights(of, device(), torch.float16), NUM_BLOCKS)
 
 
-def decoded(state: State, kernels: CudaKernels | PlainKernels, of: Batch, *, large: bool = False) -> torch.Tensor:
+def decoded(
+    state: State, kernels: CudaKernels | PlainKernels, of: Batch, *, large: bool = False
+) -> torch.Tensor:
     """Logits of one step."""
     if large:
         kernels.max_decode_rows = 0  # type: ignore[misc]

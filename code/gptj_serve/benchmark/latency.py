@@ -13,6 +13,7 @@ socket: what the front does later runs beside the engine, and whole calls differ
 import argparse
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import platform
@@ -37,6 +38,7 @@ from gptj_serve.serving.text import Tokenizer
 CELLS = ((50, 50), (50, 200), (500, 100), (1000, 50), (1000, 200))
 TOGETHER = (4, 16, 64)
 TOGETHER_CELL = (200, 100)
+NUM_DISTURBING, DISTURBING_TOKENS, DISTURBED_TOKENS = 4, 1000, 400
 PORT = 8098
 START_TIMEOUT_S = 900.0
 TIMEOUT_S = 600
@@ -55,11 +57,21 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A running server, reached over HTTP and past its front; ``connect`` makes one more HTTP client."""
+    """A running server. Calls take numbers of tokens and return seconds.
+
+    Attributes:
+        http: Asks over HTTP.
+        engine: Asks past the front.
+        connect: Makes one more HTTP client.
+        at_once: Sends so many requests in one call past the front.
+        disturbed: Gaps between a sequence's tokens, in seconds, while long prompts come in.
+    """
 
     http: Callable[[int, int], float]
     engine: Callable[[int, int], float]
     connect: Callable[[], Callable[[int, int], float]]
+    at_once: Callable[[int], float]
+    disturbed: Callable[[], list[float]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,24 +79,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="scripts/benchmark", description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="model directory")
     parser.add_argument("--engine", action="append", required=True, help="engine to measure; repeatable")
+    parser.add_argument(
+        "--together", type=int, nargs="*", default=TOGETHER, help="how many clients at once (default 4 16 64)"
+    )
     parser.add_argument("--runs", type=int, default=5, help="measured requests a cell (default 5)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args(arguments)
     report: dict[str, Any] = surroundings()
     report["engines"] = {}
     for engine in args.engine:
-        report["engines"][engine] = measure_engine(args.model, engine, args.runs)
+        report["engines"][engine] = measure_engine(args.model, engine, args.runs, args.together)
         args.out.write_text(json.dumps(report, indent=1))
     print(table(report))
 
 
-def measure_engine(model: Path, engine: str, num_runs: int) -> dict[str, Any]:
+def measure_engine(
+    model: Path, engine: str, num_runs: int, together_numbers: Sequence[int]
+) -> dict[str, Any]:
     """Start a server and measure all cells.
 
     Args:
         model: Model directory.
         engine: Name for ``GPTJ_ENGINE``.
         num_runs: Measured whole calls a cell.
+        together_numbers: How many clients ask at once, number after number.
     """
     with serving(model, engine) as (target, ready_s):
         very_first_s = target.http(CELLS[0][0], 1)
@@ -92,9 +110,21 @@ def measure_engine(model: Path, engine: str, num_runs: int) -> dict[str, Any]:
         for cell in CELLS:
             runs += measure_cell(target, *cell, num_runs)
             print(f"{engine}: {cell[0]}x{cell[1]} done", file=sys.stderr, flush=True)
-        together = {number: measure_together(target, number, num_runs) for number in TOGETHER}
+        together = {number: measure_together(target.connect, number, num_runs) for number in together_numbers}
+        gaps_s = sorted(target.disturbed())
+        under_prefill = {
+            "prompts": f"{NUM_DISTURBING} of {DISTURBING_TOKENS} tokens, one after the other",
+            "median": statistics.median(gaps_s) * 1000,
+            "p99": gaps_s[int(0.99 * len(gaps_s))] * 1000,
+            "max": gaps_s[-1] * 1000,
+        }
+        past_the_front = {
+            number: median_rate(target.at_once, number, num_runs) for number in together_numbers
+        }
     return {
+        "tpot_under_prefill_ms": under_prefill,
         "together_tokens_per_s": together,
+        "together_past_the_front_tokens_per_s": past_the_front,
         "start_to_ready_s": ready_s,
         "very_first_request_ms": very_first_s * 1000,
         "cells": [summary(runs, *cell) for cell in CELLS],
@@ -112,18 +142,23 @@ def measure_cell(target: Target, input_tokens: int, output_tokens: int, num_runs
     return runs[2:]
 
 
-def measure_together(target: Target, number: int, num_runs: int) -> float:
-    """Tokens per second of so many clients that ask at the same moment; the median, after one run that warms up."""
-    clients = [target.connect() for _ in range(number)]
-    input_tokens, output_tokens = TOGETHER_CELL
+def measure_together(connect: Callable[[], Callable[[int, int], float]], number: int, num_runs: int) -> float:
+    """Tokens per second of so many HTTP clients that ask at the same moment; see `median_rate`."""
+    clients = [connect() for _ in range(number)]
 
-    def all_at_once() -> float:
+    def at_once(_: int) -> float:
         started_s = time.monotonic()
-        list(pool.map(lambda ask: ask(input_tokens, output_tokens), clients))
-        return number * output_tokens / (time.monotonic() - started_s)
+        list(pool.map(lambda ask: ask(*TOGETHER_CELL), clients))
+        return time.monotonic() - started_s
 
     with ThreadPoolExecutor(number) as pool:
-        return statistics.median([all_at_once() for _ in range(num_runs + 1)][1:])
+        return median_rate(at_once, number, num_runs)
+
+
+def median_rate(at_once: Callable[[int], float], number: int, num_runs: int) -> float:
+    """Tokens per second of so many requests together: the median, after one run that warms up."""
+    seconds = [at_once(number) for _ in range(num_runs + 1)][1:]
+    return number * TOGETHER_CELL[1] / statistics.median(seconds)
 
 
 def summary(runs: Sequence[Run], input_tokens: int, output_tokens: int) -> dict[str, float]:
@@ -166,8 +201,11 @@ def table(report: dict[str, Any]) -> str:
                 f"| {cell['tpot_ms']:.2f} | {cell['first_token_ms']:.1f} | {cell['serving_adds_ms']:.1f} "
                 f"| {measured['start_to_ready_s']:.1f} |"
             )
+        of_each = f"{TOGETHER_CELL[0]} x {TOGETHER_CELL[1]}"
         for number, tokens_per_s in measured["together_tokens_per_s"].items():
-            lines.append(f"| {engine} | {number} x ({TOGETHER_CELL[0]} x {TOGETHER_CELL[1]}) | {tokens_per_s:.0f} | | | | |")
+            past_the_front = measured["together_past_the_front_tokens_per_s"][number]
+            rates = f"{tokens_per_s:.0f} ({past_the_front:.0f} past the front)"
+            lines.append(f"| {engine} | {number} times {of_each} | {rates} | | | | |")
     return "\n".join(lines)
 
 
@@ -186,7 +224,11 @@ def serving(model: Path, engine: str) -> Iterator[tuple[Target, float]]:
             client = EngineClient(socket_path)
             tokenizer = Tokenizer.load(Path(client.info.model_dir))
             target = Target(
-                _http(tokenizer), _past_the_front(tokenizer, client), lambda: _http(tokenizer)
+                _http(tokenizer),
+                _past_the_front(tokenizer, client),
+                lambda: _http(tokenizer),
+                lambda number: _at_once(tokenizer, client, number),
+                lambda: _disturbed(tokenizer, socket_path),
             )
             yield target, ready_s
             client.close()
@@ -227,21 +269,54 @@ def _http(tokenizer: Tokenizer) -> Callable[[int, int], float]:
 
 
 def _past_the_front(tokenizer: Tokenizer, client: EngineClient) -> Callable[[int, int], float]:
-    def ask(input_tokens: int, output_tokens: int) -> float:
-        prompt_ids = tuple(tokenizer.encode(prompt(tokenizer, input_tokens)))
-        sampling = SamplingParams(output_tokens, min_new_tokens=output_tokens)
-        name = str(time.monotonic_ns())
-        request = GenerationRequest(name, prompt_ids, sampling, client.info.eos_token_ids)
-        started_s = time.monotonic()
-        events = list(client.generate([request]))
-        seconds = time.monotonic() - started_s
-        ends = [event for event in events if isinstance(event, EndEvent)]
-        if [end.reason for end in ends] != ["length"]:
-            sys.exit(f"the engine answered {ends}")
-        _check(sum(isinstance(event, TokenEvent) for event in events), output_tokens)
-        return seconds
+    return lambda *cell: _ask_engine(tokenizer, client, 1, *cell)
 
-    return ask
+
+def _at_once(tokenizer: Tokenizer, client: EngineClient, number: int) -> float:
+    return _ask_engine(tokenizer, client, number, *TOGETHER_CELL)
+
+
+def _ask_engine(
+    tokenizer: Tokenizer, client: EngineClient, number: int, input_tokens: int, output_tokens: int
+) -> float:
+    prompt_ids = tuple(tokenizer.encode(prompt(tokenizer, input_tokens)))
+    sampling = SamplingParams(output_tokens, min_new_tokens=output_tokens)
+    name, eos = str(time.monotonic_ns()), client.info.eos_token_ids
+    requests = [GenerationRequest(f"{name} {i}", prompt_ids, sampling, eos) for i in range(number)]
+    started_s = time.monotonic()
+    events = list(client.generate(requests))
+    seconds = time.monotonic() - started_s
+    ends = [event for event in events if isinstance(event, EndEvent)]
+    if [end.reason for end in ends] != ["length"] * number:
+        sys.exit(f"the engine answered {ends}")
+    _check(sum(isinstance(event, TokenEvent) for event in events), number * output_tokens)
+    return seconds
+
+
+def _disturbed(tokenizer: Tokenizer, socket_path: Path) -> list[float]:
+    """One sequence is decoded while long prompts come in for one token each, one after the other."""
+    stream, other = EngineClient(socket_path), EngineClient(socket_path)
+    prompt_ids = tuple(tokenizer.encode(prompt(tokenizer, TOGETHER_CELL[0])))
+    request = GenerationRequest(
+        "stream", prompt_ids, SamplingParams(DISTURBED_TOKENS), stream.info.eos_token_ids
+    )
+
+    def disturb() -> None:
+        for _ in range(NUM_DISTURBING):
+            time.sleep(DISTURBED_TOKENS / NUM_DISTURBING / 2 * 0.004)
+            _ask_engine(tokenizer, other, 1, DISTURBING_TOKENS, 1)
+
+    with ThreadPoolExecutor(1) as pool:
+        times_s, disturbing = [], None
+        for event in stream.generate([request]):
+            if isinstance(event, TokenEvent):
+                times_s.append(time.monotonic())
+            disturbing = disturbing or pool.submit(disturb)
+        if disturbing is not None:
+            disturbing.result()
+    stream.close()
+    other.close()
+    return [later - earlier for earlier, later in itertools.pairwise(times_s)]
 
 
 def prompt(tokenizer: Tokenizer, num_tokens: int) -> str:

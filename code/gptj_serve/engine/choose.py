@@ -60,11 +60,13 @@ def choose_engine(asked: str, machine: Machine, fused_obstacle: str | None = Non
         return asked, f"GPTJ_ENGINE={asked}"
     if machine.gpu is None:
         return "hf", f"auto: {machine.no_gpu}"
+    passed_over: list[str] = []
     for name, obstacle in obstacles.items():
         if not obstacle:
-            passed = "; ".join(why for why in obstacles.values() if why)
-            return name, f"auto: its kernels run on {machine.gpu}{f' ({passed})' if passed else ''}"
-    return "hf", "auto: " + "; ".join(filter(None, obstacles.values()))
+            why = f" ({'; '.join(passed_over)})" if passed_over else ""
+            return name, f"auto: its kernels run on {machine.gpu}{why}"
+        passed_over.append(obstacle)
+    return "hf", "auto: " + "; ".join(dict.fromkeys(passed_over))
 
 
 def _obstacle(machine: Machine, kernels: str, missing: str | None) -> str | None:

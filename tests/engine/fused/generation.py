@@ -100,6 +100,8 @@ def check_greedy(
     sequence = torch.tensor([[*prompt_ids, *token_ids]], device=model.device)
     logits_TV = model(sequence).logits[0, len(prompt_ids) - 1 : -1].float()
     chosen_T = sequence[0, len(prompt_ids) :]
-    gap_T = (logits_TV.max(dim=-1).values - logits_TV.gather(1, chosen_T.unsqueeze(1))[:, 0]) / logits_TV.std(dim=-1)
+    gap_T = (logits_TV.max(dim=-1).values - logits_TV.gather(1, chosen_T.unsqueeze(1))[:, 0]) / logits_TV.std(
+        dim=-1
+    )
     assert float(gap_T.max()) <= tolerance, (len(prompt_ids), gap_T.tolist())
     return int((gap_T == 0).sum())

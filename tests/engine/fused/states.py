@@ -15,7 +15,13 @@ MAX_ROWS = 64
 
 def geometry(head_dim: int, **changes: int) -> Geometry:
     """A small model; by default two layers of 256 numbers with a vocabulary that is no multiple of 16."""
-    values = {"num_layers": 2, "num_heads": 512 // head_dim, "rotary_dim": 32, "inner": 1088, "vocab_size": 1003}
+    values = {
+        "num_layers": 2,
+        "num_heads": 512 // head_dim,
+        "rotary_dim": 32,
+        "inner": 1088,
+        "vocab_size": 1003,
+    }
     return Geometry(head_dim=head_dim, epsilon=1e-5, **{**values, **changes})
 
 
@@ -45,7 +51,10 @@ def random_state(of: Geometry, weights: PackedWeights, num_blocks: int, max_toke
     like = weights.embedding_VD
     generator = torch.Generator(like.device).manual_seed(1)
     shape = (of.num_layers, num_blocks, of.num_heads, BLOCK_SIZE, of.head_dim)
-    cache = [torch.empty(shape, device=like.device, dtype=like.dtype).normal_(generator=generator) for _ in range(2)]
+    cache = [
+        torch.empty(shape, device=like.device, dtype=like.dtype).normal_(generator=generator)
+        for _ in range(2)
+    ]
     history_SC = torch.randint(
         0, of.vocab_size, (MAX_ROWS + 1, MAX_CONTEXT + 1), generator=generator, device=like.device
     )
@@ -68,7 +77,9 @@ def copy_of(state: State, dtype: torch.dtype | None = None) -> State:
         if isinstance(getattr(weights, name), torch.Tensor)
     }
     copied = PackedWeights(**tensors)
-    cache = [part.to(dtype or like.dtype, copy=True) for part in (state.cache.keys_LNHSE, state.cache.values_LNHSE)]
+    cache = [
+        part.to(dtype or like.dtype, copy=True) for part in (state.cache.keys_LNHSE, state.cache.values_LNHSE)
+    ]
     max_tokens, max_rows = state.scratch.hidden_TD.shape[0], state.scratch.logits_TV.shape[0]
     return State(
         geometry=state.geometry,
@@ -106,7 +117,8 @@ def batch(state: State, positions: Sequence[int], seed: int = 0) -> Batch:
         for table, position in zip(tables, positions, strict=True)
     ]
     history_rows = [
-        (slot * stride + position) if position >= 0 else MAX_ROWS * stride for slot, position in enumerate(positions)
+        (slot * stride + position) if position >= 0 else MAX_ROWS * stride
+        for slot, position in enumerate(positions)
     ]
     width = MAX_CONTEXT // BLOCK_SIZE
     padded = [table + [0] * (width - len(table)) for table in tables]

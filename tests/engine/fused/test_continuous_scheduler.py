@@ -8,7 +8,7 @@ from fake_runner import EOS, FakeRunner, alone, limits, request
 
 from gptj_serve.engine.fused.blocks import IntegrityError
 from gptj_serve.engine.fused.plan import ContinuousStep, Row, RunnerLimits
-from gptj_serve.engine.fused.scheduler import ContinuousScheduler
+from gptj_serve.engine.fused.scheduler import LARGE_BATCH, MANY_PREFILLS, ContinuousScheduler
 from gptj_serve.engine.scheduler import Ended, Event, Key, Sampled, Token, Wait
 from gptj_serve.errors import BadRequest, InternalError, Overloaded, Unavailable
 from gptj_serve.request import GenerationRequest
@@ -459,20 +459,38 @@ class TestCheck:
             scheduler.check()
 
 
-def test_decodes_never_wait_for_more_than_one_chunk() -> None:
-    """The bound on the time between two tokens, under a stream of long prompts."""
-    runner_limits: RunnerLimits = limits(max_batch_size=8, max_context=64, num_blocks=200)
+def prompt_tokens_beside_decodes(num_decodes: int, num_long: int) -> list[int]:
+    """Prompt tokens of each step in which sequences are decoded, while prompts of 30 tokens come in."""
+    runner_limits: RunnerLimits = limits(max_batch_size=40, max_context=64, num_blocks=900, max_prefill=16)
     scheduler, runner = ContinuousScheduler(runner_limits, max_queue=99), FakeRunner(runner_limits)
-    for number in range(4):
-        add(scheduler, f"first{number}", request(2, 40))
-    scheduler.commit(step := step_of(scheduler), runner.launch(step).results(), 0.0)
-    for number in range(4):
-        add(scheduler, f"long{number}", request(30, 4))
-    num_long = 0
+    for number in range(num_decodes):
+        add(scheduler, f"first{number}", request(2, 60))
+    while scheduler.num_waiting:
+        scheduler.commit(step := step_of(scheduler), runner.launch(step).results(), 0.0)
+    for number in range(num_long):
+        add(scheduler, f"long{number}", request(30, 1))
+    found = []
     while not scheduler.is_idle:
         step = step_of(scheduler)
-        num_prompt_tokens = sum(row.end - row.start for row in step.prefills)
-        assert num_prompt_tokens <= runner_limits.prefill_chunk or not step.decodes
-        num_long += bool(step.prefills)
+        if step.decodes and step.prefills:
+            found.append(sum(row.end - row.start for row in step.prefills))
         scheduler.commit(step, runner.launch(step).results(), 0.0)
-    assert num_long == 30
+    assert sum(found) == 30 * num_long
+    return found
+
+
+@pytest.mark.parametrize(("num_decodes", "num_long"), [(1, 1), (3, 3), (20, 2)])
+def test_decodes_wait_for_one_chunk(num_decodes: int, num_long: int) -> None:
+    """The bound on the time between two tokens."""
+    assert max(prompt_tokens_beside_decodes(num_decodes, num_long)) == limits().prefill_chunk
+
+
+def test_a_large_batch_waits_for_two_chunks() -> None:
+    assert max(prompt_tokens_beside_decodes(LARGE_BATCH, 2)) == 2 * limits().prefill_chunk
+
+
+@pytest.mark.parametrize(("num_decodes", "num_long"), [(1, 2), (20, MANY_PREFILLS + 1)])
+def test_many_prompts_come_first(num_decodes: int, num_long: int) -> None:
+    found = prompt_tokens_beside_decodes(num_decodes, num_long)
+    assert found[0] == 16
+    assert found[-1] <= limits().prefill_chunk

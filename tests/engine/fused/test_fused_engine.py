@@ -118,7 +118,9 @@ SAMPLINGS = {
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
-def test_sampled_tokens_are_those_of_the_hf_engine(runner: FusedRunner, checkpoint: Checkpoint, name: str) -> None:
+def test_sampled_tokens_are_those_of_the_hf_engine(
+    runner: FusedRunner, checkpoint: Checkpoint, name: str
+) -> None:
     """The same seed gives the same text on either engine, alone or among others."""
     request = GenerationRequest("", prompt(9), SAMPLINGS[name], (99,), logprobs=True, num_top_logprobs=3)
     wanted = hf_tokens(checkpoint, request)

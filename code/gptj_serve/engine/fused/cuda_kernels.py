@@ -96,6 +96,9 @@ class CudaKernels:
         library: As `gptj_serve.engine.fused.compiler.find_library` has it.
         state: What they work on; float16, on the GPU, contiguous.
 
+    Attributes:
+        overlap: Whether kernels of one `decode` may overlap.
+
     Raises:
         RuntimeError: The library was built from other sources than this module.
     """
@@ -111,12 +114,14 @@ class CudaKernels:
         self._model, self._cache, self._scratch = map(ctypes.addressof, self._structures)
         self._tokens: tuple[Tokens, _Tokens] | None = None
         # a kernel may start while the one before it still runs, from Hopper on
-        self._overlap = int(torch.cuda.get_device_capability(state.history_SC.device) >= (9, 0))
+        self.overlap = torch.cuda.get_device_capability(state.history_SC.device) >= (9, 0)
 
     def decode(self, tokens: Tokens) -> None:
         """See `Kernels.decode`; 1..16 tokens."""
         of = self._address(tokens)
-        self._call("decode", self._model, self._cache, of, self._scratch, tokens.num_tokens, self._overlap)
+        self._call(
+            "decode", self._model, self._cache, of, self._scratch, tokens.num_tokens, int(self.overlap)
+        )
 
     def embed(self, tokens: Tokens) -> None:
         """See `Kernels.embed`."""
@@ -206,9 +211,8 @@ def _cache(state: State) -> _Cache:
 def _scratch(state: State) -> _Scratch:
     scratch = state.scratch
     max_rows, heads = scratch.logits_TV.shape[0], state.geometry.num_heads
-    best, arrived_heads, arrived_splits, arrived = scratch.counters.split(
-        [2 * max_rows, heads * 8, max_rows * heads, 8]
-    )
+    sizes = [2 * max_rows, heads * 8, max_rows * heads, 8]
+    best, arrived_heads, arrived_splits, arrived = torch.split(scratch.counters, sizes)
     return _Scratch(
         *_pointers(
             scratch.hidden_TD,

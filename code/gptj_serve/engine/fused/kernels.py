@@ -1,8 +1,9 @@
-"""What the model needs besides matrix products: the protocol that the CUDA kernels and their twin in plain PyTorch
-meet, and the tensors they share.
+"""What the model needs besides matrix products: the protocol that the CUDA kernels and their twin in plain
+PyTorch meet, and the tensors they share.
 
-Shape suffixes: T tokens of one call, D width of the residual stream, F width of the MLP, P of the in-projection
-(3D + F), K of the out-projection's input (F + D), V vocabulary, L layers, H heads, E numbers of a head, N cache blocks, S positions of a block, W blocks of the longest sequence.
+Shape suffixes: T tokens of one call, D width of the residual stream, F width of the MLP, P what the
+in-projection gives (3D + F), K what the out-projection takes (F + D), V vocabulary, L layers, H heads,
+E numbers of a head, N cache blocks, S positions of a block, W blocks of the longest sequence.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from gptj_serve.engine.fused.weights import PackedWeights
 
 BLOCK_SIZE = 16
 """Positions in one block of the KV cache: compiled into the kernels."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cache:
@@ -48,7 +50,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Scratch:
-    """Memory that the kernels write: for `max_tokens` tokens, or `max_rows` sequences where a row is chosen for.
+    """Memory that the kernels write, for as many tokens or sequences as one call may have.
 
     Attributes:
         hidden_TD: float32, the residual stream.
@@ -58,7 +60,7 @@ class Scratch:
         mixed_TK: gelu(fc_in), then attention: what the out-projection reads.
         added_TD: The out-projection's result.
         logits_TV: float32.
-        chosen_2T: int64: the likeliest tokens, and below them their logits, float32 in the first half of the row.
+        chosen_2T: int64: the likeliest tokens; in the second row, as float32, their logits.
         partial: float32, attention's unfinished parts.
         counters: int32, zero between calls.
     """
@@ -96,7 +98,9 @@ def make_scratch(geometry: Geometry, like: torch.Tensor, max_tokens: int, max_ro
         logits_TV=torch.zeros(max_rows, geometry.vocab_size, dtype=torch.float32, device=device),
         chosen_2T=torch.zeros(2, max_rows, dtype=torch.int64, device=device),
         partial=torch.zeros(parts, dtype=torch.float32, device=device),
-        counters=torch.zeros(2 * max_rows + heads * 8 + max_rows * heads + 8, dtype=torch.int32, device=device),
+        counters=torch.zeros(
+            2 * max_rows + heads * 8 + max_rows * heads + 8, dtype=torch.int32, device=device
+        ),
     )
 
 
@@ -157,6 +161,8 @@ class Kernels(Protocol):
 
 def make_rotary(geometry: Geometry, num_positions: int) -> torch.Tensor:
     """Cosine and sine, float32, [positions, rotary_dim / 2, 2], on the CPU: computed as Transformers does."""
-    inverse = 1.0 / (10000 ** (torch.arange(0, geometry.rotary_dim, 2, dtype=torch.int64) / geometry.rotary_dim))
+    inverse = 1.0 / (
+        10000 ** (torch.arange(0, geometry.rotary_dim, 2, dtype=torch.int64) / geometry.rotary_dim)
+    )
     angles = torch.outer(torch.arange(num_positions, dtype=torch.int64).float(), inverse.float())
     return torch.stack([angles.cos(), angles.sin()], dim=-1).contiguous()

@@ -25,8 +25,9 @@ PREFILL_CHUNK = 256
 """Prompt tokens a step while sequences are decoded: on an H100 such a step takes less than three without."""
 MAX_PREFILL = 2048
 
-RESERVE_BYTES = 1 << 30
-"""GPU memory left for the products' temporaries (200 MB at 2048 tokens), cuBLAS, the sampler and the graphs."""
+GIB = 1 << 30
+RESERVE_BYTES = GIB
+"""GPU memory left for the temporaries of attention and the sampler, for cuBLAS and the graphs."""
 
 CPU_CACHE_TOKENS = 8192
 
@@ -75,7 +76,11 @@ def load_fused(
 
 
 def make_state(
-    geometry: Geometry, weights: PackedWeights, max_batch_size: int, max_context: int, num_blocks: int | None = None
+    geometry: Geometry,
+    weights: PackedWeights,
+    max_batch_size: int,
+    max_context: int,
+    num_blocks: int | None = None,
 ) -> State:
     """Allocate everything that the model works on.
 
@@ -113,10 +118,11 @@ def _num_blocks(geometry: Geometry, like: torch.Tensor, max_batch_size: int, max
     block_bytes = 2 * geometry.num_layers * geometry.width * BLOCK_SIZE * like.element_size()
     num_blocks = min((free_bytes - RESERVE_BYTES) // block_bytes, max_batch_size * of_one)
     if num_blocks < of_one:
+        needed_bytes = of_one * block_bytes + RESERVE_BYTES
         raise StartupError(
-            f"{torch.cuda.get_device_name(like.device)}: {free_bytes / (1 << 30):.2f} GiB of memory are free beside "
-            f"the weights; a sequence of {max_context} tokens needs "
-            f"{(of_one * block_bytes + RESERVE_BYTES) / (1 << 30):.2f} GiB: lower GPTJ_MAX_CONTEXT or use a larger GPU"
+            f"{torch.cuda.get_device_name(like.device)}: beside the weights {free_bytes / GIB:.2f} GiB are "
+            f"free; a sequence of {max_context} tokens needs {needed_bytes / GIB:.2f} GiB: "
+            "lower GPTJ_MAX_CONTEXT or use a larger GPU"
         )
     return num_blocks
 

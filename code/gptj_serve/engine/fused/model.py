@@ -1,8 +1,8 @@
 """GPT-J's forward passes over the packed weights and the paged cache.
 
-A few tokens to decode go through the kernels' own `decode`; prompts and larger batches go through cuBLAS, with the
-kernels doing what lies between the products. Launching from Python takes its time: what is the same for all
-layers is worked out once a pass. Shape suffixes as in `kernels`.
+A few tokens to decode go through the kernels' own `decode`; prompts and larger batches go through cuBLAS,
+with the kernels doing what lies between the products. Launching from Python takes its time: what is the same
+for all layers is worked out once a pass. Shape suffixes as in `kernels`.
 """
 
 from collections.abc import Sequence
@@ -52,14 +52,16 @@ class FusedModel:
         self._head_DV = weights.head_weight_VD.T
 
     def decode(self, tokens: Tokens) -> None:
-        """One token of each sequence: logits and chosen tokens are in the scratch memory, the latter in the history."""
+        """One token of each sequence: logits and chosen tokens go to the scratch memory."""
         if tokens.num_tokens <= self._kernels.max_decode_rows:
             self._kernels.decode(tokens)
             return
         self._blocks(tokens, [])
         self._head(self._state.scratch.normed_TD[: tokens.num_tokens], tokens)
 
-    def prefill(self, tokens: Tokens, parts: Sequence[PromptPart], last_R: torch.Tensor, last: Tokens) -> None:
+    def prefill(
+        self, tokens: Tokens, parts: Sequence[PromptPart], last_R: torch.Tensor, last: Tokens
+    ) -> None:
         """Tokens of prompts, whose ids are in the history: they are cached, and some choose a token.
 
         Args:
@@ -73,7 +75,7 @@ class FusedModel:
             self._head(self._state.scratch.normed_TD.index_select(0, last_R), last)
 
     def _blocks(self, tokens: Tokens, prompts: Sequence["_PromptAttention"]) -> None:
-        """Embedding, all blocks and the last LayerNorm; attention is that of prompts, or of one token a sequence."""
+        """Embedding, all blocks, the last LayerNorm; attention of prompts, or of one token a sequence."""
         scratch, kernels, num = self._state.scratch, self._kernels, tokens.num_tokens
         normed_TD, projected_TP = scratch.normed_TD[:num], scratch.projected_TP[:num]
         mixed_TK, added_TD = scratch.mixed_TK[:num], scratch.added_TD[:num]
@@ -103,12 +105,12 @@ class _PromptAttention:
 
     def __init__(self, state: State, part: PromptPart) -> None:
         geometry, end = state.geometry, part.first + part.num_tokens
-        heads_T3HE = state.scratch.projected_TP[part.first : end, : 3 * geometry.width].unflatten(
-            1, (3, geometry.num_heads, -1)
-        )
+        heads_TX = state.scratch.projected_TP[part.first : end, : 3 * geometry.width]
+        heads_T3HE = heads_TX.view(part.num_tokens, 3, geometry.num_heads, geometry.head_dim)
         self._query, self._keys, self._values = heads_T3HE.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)
         mixed_TD = state.scratch.mixed_TK[part.first : end, geometry.inner :]
-        self._out = mixed_TD.unflatten(1, (geometry.num_heads, -1)).transpose(0, 1).unsqueeze(0)
+        mixed_THE = mixed_TD.view(part.num_tokens, geometry.num_heads, geometry.head_dim)
+        self._out = mixed_THE.transpose(0, 1).unsqueeze(0)
         self._cache = state.cache
         self._part = part
 
@@ -123,19 +125,25 @@ class _PromptAttention:
         end = self._part.start + self._part.num_tokens
         assert self._part.blocks_N is not None
         return [
-            kind_LNHSE[layer].index_select(0, self._part.blocks_N).transpose(0, 1).flatten(1, 2)[None, :, :end]
+            kind_LNHSE[layer]
+            .index_select(0, self._part.blocks_N)
+            .transpose(0, 1)
+            .flatten(1, 2)[None, :, :end]
             for kind_LNHSE in (self._cache.keys_LNHSE, self._cache.values_LNHSE)
         ]
 
 
 def _causal_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Attention of the last of all positions, [1, heads, positions, head_dim]; the best that PyTorch has here."""
+    """Attention of the last of all positions, [1, heads, positions, head_dim], as fast as PyTorch can."""
     num_queries, num_keys = query.shape[2], keys.shape[2]
     if num_queries == num_keys:
         return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
     if query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0):
         # what `torch.nn.attention.bias.causal_lower_right` calls; importing that takes two seconds
-        attention: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention(query, keys, values, 0.0, True)[0]
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        attention: torch.Tensor = flash(query, keys, values, 0.0, True)[0]
         return attention
-    mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril(num_keys - num_queries)
+    mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril(
+        num_keys - num_queries
+    )
     return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)

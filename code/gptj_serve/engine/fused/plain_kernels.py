@@ -63,7 +63,9 @@ class PlainKernels:
                 part[layer][blocks].transpose(0, 1).flatten(1, 2)[:, : position + 1].float()
                 for part in (cache.keys_LNHSE, cache.values_LNHSE)
             )
-            query_HE = self._state.scratch.projected_TP[token, : geometry.width].view(geometry.num_heads, -1).float()
+            query_HE = (
+                self._state.scratch.projected_TP[token, : geometry.width].view(geometry.num_heads, -1).float()
+            )
             scores_HP = torch.einsum("he,hpe->hp", query_HE, keys_HPE) / geometry.head_dim**0.5
             attention_HE = torch.einsum("hp,hpe->he", scores_HP.softmax(dim=-1), values_HPE)
             self._state.scratch.mixed_TK[token, geometry.inner :] = attention_HE.flatten()
@@ -99,6 +101,6 @@ class PlainKernels:
 
     def _rotate(self, part_THR: torch.Tensor, positions_T: torch.Tensor) -> torch.Tensor:
         cos_T1Q, sin_T1Q = self._state.rotary_PR2[positions_T].unsqueeze(1).unbind(-1)
-        even_THQ, odd_THQ = part_THR.float().unflatten(-1, (-1, 2)).unbind(-1)
+        even_THQ, odd_THQ = part_THR[..., 0::2].float(), part_THR[..., 1::2].float()
         rotated = (even_THQ * cos_T1Q - odd_THQ * sin_T1Q, odd_THQ * cos_T1Q + even_THQ * sin_T1Q)
         return torch.stack(rotated, dim=-1).flatten(-2).to(part_THR.dtype)

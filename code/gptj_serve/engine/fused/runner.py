@@ -10,17 +10,21 @@ import numpy as np
 import torch
 
 from gptj_serve.engine.device_errors import batch_errors
+from gptj_serve.engine.fused.choice import Choice
+from gptj_serve.engine.fused.greedy import GreedyChoice, is_greedy
 from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Kernels, State, Tokens
 from gptj_serve.engine.fused.model import FusedModel, PromptPart
 from gptj_serve.engine.fused.plan import ContinuousStep, Row, RunnerLimits
-from gptj_serve.engine.fused.choice import Choice
-from gptj_serve.engine.fused.greedy import GreedyChoice, is_greedy
 from gptj_serve.engine.fused.sampling import DeviceSampler, warm_up
 from gptj_serve.engine.fused.staging import upload
-from gptj_serve.engine.scheduler import Sampled
+from gptj_serve.engine.scheduler import Running, Sampled
+from gptj_serve.request import GenerationRequest, SamplingParams
 
 DECODE_SIZES = (*range(1, 17), 24, 32, 48, 64, 96, 128, 192, 256)
 """Batch sizes that have a graph; a batch is padded to the next one."""
+
+PREFILL_SIZES = (2048, 1024, 512, 256, 128, 64, 32, 16, 1)
+"""Prompts that warm the libraries up: other sizes take other kernels, which are loaded at first use."""
 
 
 class FusedRunner:
@@ -80,8 +84,20 @@ class FusedRunner:
                     self._model.decode(tokens)
                 pool = pool or graph.pool()
                 self._graphs[size] = graph
+        for num_tokens in PREFILL_SIZES:
+            self._warm_up_prefill(num_tokens)
         logits_TV = self._state.scratch.logits_TV
         warm_up(logits_TV.device, logits_TV.dtype, self.limits)
+
+    def _warm_up_prefill(self, num_tokens: int) -> None:
+        """A prompt in two chunks, of which the second finds the first in the cache."""
+        limits = self.limits
+        num_tokens = min(num_tokens, limits.max_prefill, limits.max_context // 2)
+        request = GenerationRequest("warm-up", (0,) * num_tokens, SamplingParams(1))
+        running = Running((0, request.request_id), request, call=0, arrived_s=0.0)
+        blocks = range(-(-2 * num_tokens // BLOCK_SIZE))
+        for start in (0, num_tokens):
+            self._prefill([Row(running, 0, blocks, start, request.prompt_ids, samples=True)])
 
     @property
     def _is_cuda(self) -> bool:
@@ -155,7 +171,10 @@ class FusedRunner:
         history_T.index_copy_(0, words.history_rows_T.long(), words.ids_T.long())
         tokens = Tokens(words.positions_T, words.cache_rows_T, words.history_rows_T)
         last_R = words.last_R.long()
-        picked = [part.index_select(0, last_R) for part in (words.positions_T, words.cache_rows_T, words.history_rows_T)]
+        picked = [
+            part.index_select(0, last_R)
+            for part in (words.positions_T, words.cache_rows_T, words.history_rows_T)
+        ]
         self._model.prefill(tokens, parts, last_R, Tokens(*picked))
         choosing = [row for row in rows if row.samples]
         return self._choose(choosing) if choosing else None
@@ -173,7 +192,14 @@ class FusedRunner:
         last = [int(end) - 1 for row, end in zip(rows, ends, strict=True) if row.samples]
         tables = [row.blocks[: -(-row.end // BLOCK_SIZE)] if row.start else [] for row in rows]
         flat = np.concatenate(
-            [positions, blocks * BLOCK_SIZE + positions % BLOCK_SIZE, slots * stride + positions, ids, last, *tables]
+            [
+                positions,
+                blocks * BLOCK_SIZE + positions % BLOCK_SIZE,
+                slots * stride + positions,
+                ids,
+                last,
+                *tables,
+            ]
         ).astype(np.int32)
         words = upload(flat, torch.empty(flat.size, dtype=torch.int32, device=self._decode_words.device))
         num = len(positions)
@@ -183,7 +209,9 @@ class FusedRunner:
             at += len(table)
             num_tokens = row.end - row.start
             parts.append(PromptPart(int(end) - num_tokens, num_tokens, row.start, blocks_N))
-        return _PromptWords(*words[: 4 * num].view(4, num).unbind(0), words[4 * num : 4 * num + len(last)]), parts
+        return _PromptWords(
+            *words[: 4 * num].view(4, num).unbind(0), words[4 * num : 4 * num + len(last)]
+        ), parts
 
     def _choose(self, rows: Sequence[Row]) -> Choice | GreedyChoice:
         scratch = self._state.scratch
@@ -197,7 +225,7 @@ class FusedRunner:
 
 
 class _PromptWords:
-    """Views of one upload, int32: positions, cache rows, history rows and ids of T tokens, the R last ones' indexes."""
+    """Views of one upload, int32: what is known of T tokens, and the indexes of the R last ones."""
 
     def __init__(self, *views: torch.Tensor) -> None:
         self.positions_T, self.cache_rows_T, self.history_rows_T, self.ids_T, self.last_R = views

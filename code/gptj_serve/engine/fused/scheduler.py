@@ -19,8 +19,11 @@ from gptj_serve.engine.scheduler import Ended, Event, Running, Sampled, Schedule
 from gptj_serve.errors import BadRequest, ServingError
 from gptj_serve.request import GenerationRequest
 
-MANY_PREFILLS = 8
+MANY_PREFILLS = 3
+"""When more prompts than that could start, those that decode wait for them."""
+
 LARGE_BATCH = 24
+"""From this many sequences on, a step takes long by itself, and bears two chunks of prompts."""
 
 
 class ContinuousScheduler(Scheduler):
@@ -138,7 +141,7 @@ class ContinuousScheduler(Scheduler):
         """Prompt tokens in this step at most.
 
         Those that decode wait for the whole step; but when those that could start are more, or simply many,
-        it serves more to let these start. A step of a large batch takes long by itself, and bears more.
+        it serves more to let these start.
         """
         num_prefills = (self._unfinished() is not None) + min(len(self._waiting), self._seats.num_free_slots)
         if num_prefills > min(num_decodes, MANY_PREFILLS):

@@ -86,9 +86,11 @@ __global__ void __launch_bounds__(THREADS) embed(const Model model, const Tokens
 }
 
 // Thread blocks of the in-projection: first the tiles of q, k and v, then most of the MLP's, then attention,
-// which waits for its head, then the rest of the MLP's tiles, behind which attention's latency hides.
+// which waits for its head, then the rest of the MLP's tiles, behind which attention's latency hides. Several
+// splits of one head may share a thread block: most sequences are too short for all, and idle ones cost time.
 struct InGrid {
-  int num_qkv_tiles, num_tiles_before, num_attention, num_tiles;
+  int num_qkv_tiles, num_tiles_before, num_tiles;
+  int num_attention, attention_blocks_per_head;
 };
 
 template <int TILES, int HEAD_DIM>
@@ -102,14 +104,17 @@ in_projection(const Model model, const Cache cache, const Tokens tokens, const S
   let_next_kernel_start();
   const int index = blockIdx.x, attention_index = index - grid.num_tiles_before;
   if (attention_index >= 0 && attention_index < grid.num_attention) {
-    const int split = attention_index % MAX_SPLITS, head = attention_index / MAX_SPLITS % model.num_heads;
-    const int token = attention_index / MAX_SPLITS / model.num_heads;
+    const int stride = grid.attention_blocks_per_head, first_split = attention_index % stride;
+    const int head = attention_index / stride % model.num_heads, token = attention_index / stride / model.num_heads;
     const AttentionRow row = attention_row(model, cache, tokens, scratch, scratch.query, model.d, layer, token, head);
     const int splits = num_splits(row.length, SPLIT_POSITIONS);
-    if (row.length < 1 || split >= splits) return;
+    if (row.length < 1 || first_split >= splits) return;
     wait_for_previous_kernel();
     wait_for_arrivals(scratch.arrived_heads + head * 8, 3 * HEAD_DIM / TILE_ROWS);
-    Attention<HEAD_DIM>::run(row, split, splits, memory.attention);
+    for (int split = first_split; split < splits; split += stride) {
+      Attention<HEAD_DIM>::run(row, split, splits, memory.attention);
+      __syncthreads();
+    }
     return;
   }
   const int tile = index < grid.num_tiles_before ? index : index - grid.num_attention;

@@ -1,6 +1,8 @@
 // The library's functions. Each only launches kernels on the given stream and returns a cudaError_t; none
 // waits, allocates or keeps state, so all of them can be captured into a CUDA graph. Plain C: the library
 // depends on no version of PyTorch or Python.
+#include <algorithm>
+
 #include "rows.cuh"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -35,12 +37,16 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, cudaStream_t stream
 // The MLP's tiles between those of q, k and v and attention, as a share of all of the MLP's
 constexpr float TILES_BEFORE_ATTENTION = 0.4f;
 
+// Thread blocks for one head's attention, all rows of the batch together
+constexpr int ATTENTION_BLOCKS = 32;
+
 InGrid in_grid(const Model &model, int num_rows) {
   InGrid grid;
   grid.num_qkv_tiles = 3 * model.d / TILE_ROWS;
   grid.num_tiles = grid.num_qkv_tiles + model.inner / TILE_ROWS;
   grid.num_tiles_before = grid.num_qkv_tiles + static_cast<int>(model.inner / TILE_ROWS * TILES_BEFORE_ATTENTION);
-  grid.num_attention = num_rows * model.num_heads * MAX_SPLITS;
+  grid.attention_blocks_per_head = std::min(std::max(ATTENTION_BLOCKS / num_rows, 1), MAX_SPLITS);
+  grid.num_attention = num_rows * model.num_heads * grid.attention_blocks_per_head;
   return grid;
 }
 

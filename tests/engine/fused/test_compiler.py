@@ -1,4 +1,4 @@
-"""Finding, compiling and caching the kernel library, with a script in nvcc's place and, where there is one, with nvcc."""
+"""Finding, compiling and caching the kernel library: with a script in nvcc's place, and with nvcc itself."""
 
 import ctypes
 import logging
@@ -51,7 +51,12 @@ class Machine:
         monkeypatch.setattr(compiler, "SOURCES", self.sources)
         monkeypatch.setattr(compiler, "PREBUILT", folder / "kernels.so")
         monkeypatch.setattr(compiler, "DEFAULT_CUDA", folder / "no-cuda")
-        for name, value in {"RECORD": self.record, "CACHE": self.cache, "RELEASE": "13.0", "FAILURE": ""}.items():
+        for name, value in {
+            "RECORD": self.record,
+            "CACHE": self.cache,
+            "RELEASE": "13.0",
+            "FAILURE": "",
+        }.items():
             monkeypatch.setenv(f"FAKE_{name}", str(value))
 
     def find(self, *architectures: str) -> Path:
@@ -89,7 +94,9 @@ class TestFinding:
         assert origins(caplog) == ["prebuilt"]
 
     def test_another_architecture_is_another_library(self, machine: Machine) -> None:
-        assert len({machine.find("9.0"), machine.find("7.5"), machine.find("9.0+PTX"), machine.find("9.0")}) == 3
+        assert (
+            len({machine.find("9.0"), machine.find("7.5"), machine.find("9.0+PTX"), machine.find("9.0")}) == 3
+        )
 
     def test_changed_sources_and_compilers_are_noticed(
         self, machine: Machine, monkeypatch: pytest.MonkeyPatch
@@ -185,7 +192,9 @@ class TestCompiling:
     def test_a_cache_that_cannot_be_made_is_named(self, machine: Machine, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         machine.env["XDG_CACHE_HOME"] = str(tmp_path / "file")
-        with pytest.raises(StartupError, match=r"cannot be compiled into .*file/gptj-serve: .*XDG_CACHE_HOME"):
+        with pytest.raises(
+            StartupError, match=r"cannot be compiled into .*file/gptj-serve: .*XDG_CACHE_HOME"
+        ):
             machine.find()
 
     @pytest.mark.parametrize("name", ["", "9", "90", "sm_90", "9.0a", "9.0+ptx", "Hopper", "9.0;7.5"])
@@ -204,14 +213,18 @@ class TestAheadOfTime:
         for name, value in machine.env.items():
             monkeypatch.setenv(name, value if name != "PATH" else f"{value}:{os.environ['PATH']}")
 
-    def test_every_architecture_is_in_the_package(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_every_architecture_is_in_the_package(
+        self, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("KERNEL_ARCHS", "7.0;7.5, 8.0  9.0+PTX")
         compiler.main()
         assert compiler.PREBUILT.read_text() == "halfwhole"
         compiled_for = re.findall("code=(.*)", machine.record.read_text())
         assert compiled_for == ["sm_70", "sm_75", "sm_80", "sm_90", "compute_90"]
 
-    @pytest.mark.parametrize(("archs", "failure", "said"), [("9.0", "broken", "do not compile"), ("9", "", "'9'")])
+    @pytest.mark.parametrize(
+        ("archs", "failure", "said"), [("9.0", "broken", "do not compile"), ("9", "", "'9'")]
+    )
     def test_a_failure_is_one_line_and_an_exit_code(
         self, monkeypatch: pytest.MonkeyPatch, archs: str, failure: str, said: str
     ) -> None:
@@ -263,7 +276,9 @@ class TestForReal:
         with pytest.raises(RuntimeError, match="structures have sizes"):
             cuda_kernels.open_library(library)
 
-    def test_a_function_that_is_not_there_is_named(self, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_function_that_is_not_there_is_named(
+        self, library: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(cuda_kernels, "_ARGUMENTS", {"other": ()})
-        with pytest.raises(RuntimeError, match="lacks a function: .*fused_other"):
+        with pytest.raises(RuntimeError, match=r"lacks a function: .*fused_other"):
             cuda_kernels.open_library(library)

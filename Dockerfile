@@ -24,14 +24,20 @@ RUN sed '/^deepspeed==/,/[^\\]$/d' requirements.lock > others.lock \
 # gets none, one with CUDA must get them.
 ARG KERNEL_ARCHS="7.0;7.5;8.0;8.6;8.9;9.0+PTX"
 COPY scripts/build-kernels scripts/
-RUN KERNEL_ARCHS="${KERNEL_ARCHS}" scripts/build-kernels wheels \
+RUN KERNEL_ARCHS="${KERNEL_ARCHS}" scripts/build-kernels deepspeed wheels \
  && python -m pip install --no-deps wheels/*.whl
+
+# The fused engine's kernels need these files alone: no other change compiles them again
+COPY code/gptj_serve/errors.py code/gptj_serve/
+COPY code/gptj_serve/engine/fused/compiler.py code/gptj_serve/engine/fused/
+COPY code/gptj_serve/engine/fused/csrc code/gptj_serve/engine/fused/csrc
+RUN KERNEL_ARCHS="${KERNEL_ARCHS}" scripts/build-kernels fused
 
 # libcuda.so for hosts with an older driver, which the runtime images lack; `serve` decides whether it is used
 RUN mkdir -p /opt/cuda-compat \
  && if [ -d /usr/local/cuda/compat ]; then cp -a /usr/local/cuda/compat/. /opt/cuda-compat/; fi
 
-# The service comes last: a change in it rebuilds nothing above
+# The service comes last, around the compiled library: a change in it rebuilds nothing above
 COPY pyproject.toml README.md ./
 COPY code code
 RUN python -m pip install --no-deps --no-build-isolation --target /opt/gptj-serve .

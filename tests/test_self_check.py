@@ -1,11 +1,14 @@
 """What the last step of building an image finds."""
 
+import _ctypes
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from gptj_serve import self_check
+from gptj_serve.engine.fused import compiler
 from gptj_serve.errors import StartupError
 
 
@@ -34,8 +37,20 @@ def test_no_java_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert self_check.check_java() == ["Java does not start: no Java runtime"]
 
 
-def test_kernels_that_do_not_load_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_do_not_load_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("torch.version.cuda", "12.6")
     monkeypatch.setattr(self_check, "KERNELS", "gptj_serve.no_such_module")
-    (problem,) = self_check.check_kernels()
-    assert problem.startswith("DeepSpeed's kernels do not load: No module named")
+    monkeypatch.setattr(compiler, "PREBUILT", tmp_path / "kernels.so")
+    deepspeed, fused = self_check.check_kernels()
+    assert deepspeed.startswith("DeepSpeed's kernels do not load: No module named")
+    assert fused == f"the fused engine's kernels are not there: {tmp_path}/kernels.so is missing"
+    compiler.PREBUILT.write_text("no library")
+    (fused,) = self_check.check_fused_kernels()
+    assert fused.startswith(f"the fused engine's kernels do not load: {tmp_path}/kernels.so: ")
+
+
+def test_a_library_of_other_sources_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "PREBUILT", Path(_ctypes.__file__))
+    (problem,) = self_check.check_fused_kernels()
+    assert "lacks a function" in problem
+    assert "fused_sizes" in problem

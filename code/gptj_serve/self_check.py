@@ -62,17 +62,36 @@ def check_java() -> list[str]:
 
 
 def check_kernels() -> list[str]:
-    """What is wrong with DeepSpeed's kernels; nothing where PyTorch has no CUDA to run them on."""
+    """What is wrong with the kernels; nothing where PyTorch has no CUDA to run them on."""
     import torch
 
     if torch.version.cuda is None:
-        print("PyTorch has no CUDA: only the engine hf runs here")
+        print("PyTorch has no CUDA: there are no kernels, and the engines run on the CPU")
         return []
+    return [*check_deepspeed_kernels(), *check_fused_kernels()]
+
+
+def check_deepspeed_kernels() -> list[str]:
+    """What is wrong with DeepSpeed's kernels."""
     try:
         importlib.import_module(KERNELS)
     except ImportError as error:
         return [f"DeepSpeed's kernels do not load: {error}"]
     print("DeepSpeed's kernels load")
+    return []
+
+
+def check_fused_kernels() -> list[str]:
+    """What is wrong with the fused engine's kernels."""
+    from gptj_serve.engine.fused import compiler, cuda_kernels
+
+    if not compiler.PREBUILT.is_file():
+        return [f"the fused engine's kernels are not there: {compiler.PREBUILT} is missing"]
+    try:
+        cuda_kernels.open_library(compiler.PREBUILT)
+    except (OSError, RuntimeError) as error:
+        return [f"the fused engine's kernels do not load: {error}"]
+    print("The fused engine's kernels load")
     return []
 
 

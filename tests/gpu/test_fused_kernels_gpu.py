@@ -13,6 +13,7 @@ import pytest
 import torch
 from states import Batch, batch, copy_of, geometry, random_state, random_weights, spoil_what_is_not_cached
 
+from gptj_serve.engine.backend import BackendDead
 from gptj_serve.engine.fused.compiler import compile_library, find_library, find_nvcc
 from gptj_serve.engine.fused.cuda_kernels import CudaKernels
 from gptj_serve.engine.fused.geometry import Geometry
@@ -153,3 +154,14 @@ def test_equal_logits_give_the_first(library: Path) -> None:
     state.weights.head_bias_V[[100, 7, 900]] = 1.0
     decoded(state, CudaKernels(library, state), batch(state, [5]))
     assert int(state.scratch.chosen_2T[0, 0]) == 7
+
+
+def test_kernels_of_another_gpu_are_said(tmp_path: Path) -> None:
+    nvcc = find_nvcc(os.environ)
+    assert nvcc is not None
+    if torch.cuda.get_device_capability()[0] == 7:
+        pytest.skip("a GPU that runs what is built for 7.5")
+    compile_library(nvcc, ["7.5"], tmp_path / "kernels.so")
+    state = make_state(geometry(64))
+    with pytest.raises(BackendDead, match="no kernel image"):
+        CudaKernels(tmp_path / "kernels.so", state).embed(batch(state, [1]).tokens)

@@ -73,6 +73,16 @@ def test_it_says_what_runs_and_why(container: Container) -> None:
     assert {"gpu", "driver", "cuda"} <= chosen.keys()
 
 
+def test_fused_runs_on_a_cpu_when_it_is_asked_for(image: str) -> None:
+    options = (*LOCKED_DOWN, *DEMO, "--env", "GPTJ_ENGINE=fused")
+    with contextlib.closing(Container(image, *options)) as container:
+        container.wait_for("ready")
+        (chosen,) = container.events("engine_chosen")
+        assert (chosen["engine"], chosen["gpu"]) == ("fused", None)
+        assert chosen["reason"] == "GPTJ_ENGINE=fused: on the CPU, in plain PyTorch"
+        assert container.generate("In the beginning", max_new_tokens=8).status == 200
+
+
 def test_serve_is_process_1_and_nothing_runs_as_root(container: Container) -> None:
     container.wait_for("ready")
     code = (

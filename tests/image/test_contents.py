@@ -45,6 +45,15 @@ def test_what_it_does_not_contain(image: str) -> None:
     assert run_in(image, "sh", "-c", "find /opt/gptj-serve -name 'test*' -o -name '.git*'") == ""
 
 
+def test_it_has_the_fused_engines_sources_and_without_cuda_no_kernels(image: str) -> None:
+    folder = "/opt/gptj-serve/gptj_serve/engine/fused"
+    sources = ROOT / "code" / "gptj_serve" / "engine" / "fused" / "csrc"
+    assert run_in(image, "ls", f"{folder}/csrc").split() == sorted(path.name for path in sources.iterdir())
+    assert run_in(image, "sh", "-c", f"ls {folder} | grep '[.]so$' || echo none") == "none\n"
+    said = run_in(image, "python", "-m", "gptj_serve.self_check")
+    assert "PyTorch has no CUDA: there are no kernels" in said
+
+
 def test_layers_hold_no_file_of_the_build_stage(image: str, base_image: str) -> None:
     ours = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", image).splitlines()
     theirs = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", base_image).splitlines()
@@ -72,11 +81,20 @@ def test_a_change_in_the_code_rebuilds_the_last_layers_only(image: str, tmp_path
     started_s = time.monotonic()
     build("gptj-serve:changed", context=context)
     print(f"rebuilt in {time.monotonic() - started_s:.1f} s")
-    before, after = layers(image), layers("gptj-serve:changed")
-    docker("rmi", "gptj-serve:changed")
-    num_same = sum(one == other for one, other in zip(before, after, strict=True))
     # the package, `serve` and the check's traces come after the dependencies
-    assert len(before) - 3 <= num_same < len(before)
+    assert 1 <= num_changed(image, "gptj-serve:changed") <= 3
+    # in the build stage, the code and its installation come after the kernels
+    stages = [
+        build(f"gptj-serve:build-{number}", "--target", "build", context=of)
+        for number, of in enumerate([ROOT, context])
+    ]
+    assert num_changed(*stages) == 2
+    docker("rmi", "gptj-serve:changed", *stages)
+
+
+def num_changed(image: str, other: str) -> int:
+    """Layers of one image that another does not have at the same place."""
+    return sum(one != two for one, two in zip(layers(image), layers(other), strict=True))
 
 
 def test_kernels_that_do_not_build_fail_the_image(base_image: str, tmp_path: Path) -> None:

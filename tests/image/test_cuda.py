@@ -25,10 +25,12 @@ def cuda_image() -> str:
     return build(IMAGE, *kernels, base=base)
 
 
-def test_kernels_are_there_for_every_architecture_asked_for(cuda_image: str) -> None:
+@pytest.mark.parametrize(
+    "find", ["/opt/venv -name 'transformer_inference_op*.so'", "/opt/gptj-serve -name kernels.so"]
+)
+def test_kernels_are_there_for_every_architecture_asked_for(cuda_image: str, find: str) -> None:
     assert cuda_image == IMAGE
-    find = "find /opt/venv -name 'transformer_inference_op*.so'"
-    listed = run_in(BUILD_STAGE, "sh", "-c", f"cuobjdump --list-elf --list-ptx $({find})")
+    listed = run_in(BUILD_STAGE, "sh", "-c", f"cuobjdump --list-elf --list-ptx $(find {find})")
     assert set(re.findall(r"sm_\d+\.cubin", listed)) == {"sm_75.cubin", "sm_90.cubin"}
     assert set(re.findall(r"sm_\d+\.ptx", listed)) == {"sm_90.ptx"}
 
@@ -44,6 +46,17 @@ def test_kernels_load_without_being_compiled(cuda_image: str) -> None:
     # deepspeed looks for a GPU unless it is told what it will find
     where = run_in(cuda_image, "env", "DS_ACCELERATOR=cuda", "python", "-c", code)
     assert "/opt/venv/" in where.splitlines()[-1]
+
+
+def test_the_fused_engines_kernels_load_where_they_will_run(cuda_image: str) -> None:
+    code = (
+        "import os; from gptj_serve.engine.fused import compiler, cuda_kernels;"
+        "library = compiler.find_library(os.environ, ['9.0']);"
+        "print(library, cuda_kernels.open_library(library).fused_error(0).decode())"
+    )
+    found = run_in(cuda_image, "python", "-c", code)
+    assert found == "/opt/gptj-serve/gptj_serve/engine/fused/kernels.so no error\n"
+    assert "The fused engine's kernels load" in run_in(cuda_image, "python", "-m", "gptj_serve.self_check")
 
 
 FAKE_DRIVER = (

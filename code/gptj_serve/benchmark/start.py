@@ -48,7 +48,7 @@ def start_once(model: Path, engine: str, build_kernels: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         env = {**os.environ, "GPTJ_MODEL_DIR": str(model), "GPTJ_ENGINE": engine, "GPTJ_PORT": str(PORT)}
         if build_kernels:
-            env["TORCH_EXTENSIONS_DIR"] = folder
+            env |= {"TORCH_EXTENSIONS_DIR": folder, "XDG_CACHE_HOME": folder}
         command = [sys.executable, "-m", "gptj_serve"]
         with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as serve:
             assert serve.stdout is not None

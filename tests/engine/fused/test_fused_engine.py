@@ -11,11 +11,13 @@ from generation import Driver, check_greedy, greedy, ids
 from tiny import write_model
 from transformers import GPTJForCausalLM
 
+from gptj_serve.engine.backend import BackendDead
 from gptj_serve.engine.fused.load import load_fused
 from gptj_serve.engine.fused.runner import FusedRunner
 from gptj_serve.engine.hf import load_hf
 from gptj_serve.engine.model_dir import Checkpoint, find_checkpoint
 from gptj_serve.engine.sampler import SamplerRow, sample
+from gptj_serve.errors import StartupError
 from gptj_serve.request import GenerationRequest, SamplingParams
 
 TOLERANCE = 1e-3
@@ -170,3 +172,26 @@ def test_a_model_in_a_folder_of_another_geometry(tmp_path: Path) -> None:
     model = GPTJForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     tokens = Driver(runner).run({0: {"a": greedy((1, 2, 3), 20)}})
     check_greedy(model, (1, 2, 3), ids(tokens["a"]), TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("said", "cure"),
+    [
+        (
+            "embed: CUDA error: no kernel image is available",
+            "in KERNEL_ARCHS, or set GPTJ_ENGINE=deepspeed or hf",
+        ),
+        ("embed: CUDA error: an illegal memory access", "access); set GPTJ_ENGINE=deepspeed or hf"),
+    ],
+)
+def test_kernels_that_do_not_start_end_it_with_a_reason(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, said: str, cure: str
+) -> None:
+    def fail(_: FusedRunner) -> None:
+        raise BackendDead(said)
+
+    monkeypatch.setattr(FusedRunner, "warm_up", fail)
+    with pytest.raises(StartupError) as refused:
+        load_fused(checkpoint, torch.device("cpu"), max_batch_size=4)
+    assert str(refused.value).startswith(f"the fused engine's kernels could not be started ({said}")
+    assert str(refused.value).endswith(cure)

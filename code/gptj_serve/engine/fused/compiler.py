@@ -21,70 +21,97 @@ logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
 PREBUILT = Path(__file__).parent / "kernels.so"
-"""Where an image keeps the library for all architectures; this module, run as a program, makes it."""
+"""Where an image keeps the library for all architectures; ``scripts/build-kernels fused`` makes it."""
+
+DEFAULT_CUDA = Path("/usr/local/cuda")
+"""Where CUDA is installed by default."""
 
 
 def kernels_missing(env: Mapping[str, str]) -> str | None:
     """Why the kernels cannot be had on this machine; None when they can. Compiles nothing.
 
     Args:
-        env: For ``CUDA_HOME`` and ``PATH``.
+        env: For ``CUDA_HOME``, ``PATH`` and ``NVCC_CCBIN``, nvcc's C++ compiler when it is not ``g++``.
     """
-    if PREBUILT.is_file() or find_nvcc(env) is not None:
+    if PREBUILT.is_file():
         return None
-    return "they are not prebuilt, and nvcc to build them is not there"
+    tools = {"nvcc": find_nvcc(env), "g++": env.get("NVCC_CCBIN") or shutil.which("g++", path=_path(env))}
+    missing = " and ".join(name for name, found in tools.items() if found is None)
+    return f"they are not prebuilt, and {missing} to build them is not there" if missing else None
 
 
 def find_library(env: Mapping[str, str], architectures: Sequence[str]) -> Path:
     """The library, prebuilt, from the cache, or compiled now.
 
     Args:
-        env: For ``CUDA_HOME``, ``PATH``, and ``XDG_CACHE_HOME`` (the cache, default ``~/.cache``).
+        env: As of `kernels_missing`, and for ``XDG_CACHE_HOME`` (the cache, default ``~/.cache``).
         architectures: What to compile for, as "9.0" or "7.5+PTX".
 
     Raises:
-        StartupError: There is no compiler, or it fails.
+        StartupError: There is no compiler, it fails, or the library cannot be written.
     """
-    if PREBUILT.is_file():
-        return PREBUILT
-    nvcc = find_nvcc(env)
-    if nvcc is None:
-        raise StartupError(f"the fused engine's kernels are not there: {kernels_missing(env)}")
-    library = _cache(env) / f"kernels-{_fingerprint(nvcc, architectures)}.so"
-    if not library.is_file():
-        compile_library(nvcc, architectures, library)
+    started_s = time.monotonic()
+    library, origin = _find_library(env, architectures)
+    seconds = round(time.monotonic() - started_s, 3)
+    fields = {"event": "kernels_loaded", "origin": origin, "seconds": seconds}
+    logger.info("the fused engine's kernels are %s", origin, extra={"fields": fields})
     return library
+
+
+def _find_library(env: Mapping[str, str], architectures: Sequence[str]) -> tuple[Path, str]:
+    if PREBUILT.is_file():
+        return PREBUILT, "prebuilt"
+    nvcc, missing = find_nvcc(env), kernels_missing(env)
+    if nvcc is None or missing:
+        raise StartupError(f"the fused engine's kernels are not there: {missing}")
+    library = _cache(env) / f"kernels-{_fingerprint(nvcc, architectures)}.so"
+    if library.is_file():
+        return library, "cached"
+    compile_library(nvcc, architectures, library)
+    return library, "compiled"
 
 
 def compile_library(nvcc: str, architectures: Sequence[str], library: Path) -> None:
     """Compile the library; it appears under its name whole or not at all.
 
     Raises:
-        StartupError: The compiler fails; its output is in the log.
+        StartupError: The compiler fails, and its output is in the log; or the library cannot be written.
+        ValueError: One of the architectures is none.
     """
-    started_s = time.monotonic()
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as directory:
-        output = Path(directory) / "kernels.so"
-        command = [nvcc, *_options(architectures), "-o", str(output), str(SOURCES / "fused.cu")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            logger.error("nvcc failed: %s", (done.stderr or done.stdout).strip())
-            raise StartupError(
-                f"the fused engine's kernels do not compile for {', '.join(architectures)} ({nvcc}); "
-                "set GPTJ_ENGINE=deepspeed or hf"
-            )
-        os.replace(output, library)
-    seconds = round(time.monotonic() - started_s, 3)
-    logger.info("kernels compiled", extra={"fields": {"event": "kernels_compiled", "seconds": seconds}})
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as directory:
+            output = Path(directory) / "kernels.so"
+            _run_nvcc(nvcc, architectures, output)
+            os.replace(output, library)
+    except OSError as error:
+        raise StartupError(
+            f"the fused engine's kernels cannot be compiled into {library.parent}: {error}; "
+            "XDG_CACHE_HOME names another place for them"
+        ) from error
+
+
+def _run_nvcc(nvcc: str, architectures: Sequence[str], output: Path) -> None:
+    command = [nvcc, *_options(architectures), "-o", str(output), str(SOURCES / "fused.cu")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        logger.error("nvcc failed: %s", (done.stderr or done.stdout).strip())
+        raise StartupError(
+            f"the fused engine's kernels do not compile for {', '.join(architectures)} ({nvcc}); "
+            "set GPTJ_ENGINE=deepspeed or hf"
+        )
 
 
 def find_nvcc(env: Mapping[str, str]) -> str | None:
     """The CUDA compiler's path: below ``CUDA_HOME``, on ``PATH``, or where CUDA is installed by default."""
     home = env.get("CUDA_HOME") or env.get("CUDA_PATH")
     places = [str(Path(home) / "bin")] if home else []
-    places += [env.get("PATH", os.defpath), "/usr/local/cuda/bin"]
+    places += [_path(env), str(DEFAULT_CUDA / "bin")]
     return shutil.which("nvcc", path=os.pathsep.join(places))
+
+
+def _path(env: Mapping[str, str]) -> str:
+    return env.get("PATH", os.defpath)
 
 
 def _options(architectures: Sequence[str]) -> list[str]:
@@ -126,10 +153,11 @@ def main() -> None:
     architectures = re.split(r"[;,\s]+", os.environ["KERNEL_ARCHS"].strip())
     try:
         compile_library(nvcc, architectures, PREBUILT)
-    except StartupError as error:
+    except (StartupError, ValueError) as error:
         raise SystemExit(str(error)) from error
+    print(f"{PREBUILT} for {', '.join(architectures)}: {PREBUILT.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
+    logging.basicConfig()  # nvcc's output is in the log
     main()

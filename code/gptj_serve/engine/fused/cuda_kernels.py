@@ -68,6 +68,27 @@ _ARGUMENTS = {
 """The library's functions without their prefix, and what they take before the stream."""
 
 
+def open_library(library: Path) -> ctypes.CDLL:
+    """Load the library and declare its functions. Needs no GPU.
+
+    Args:
+        library: As `gptj_serve.engine.fused.compiler.find_library` has it.
+
+    Raises:
+        OSError: It does not load.
+        RuntimeError: It was built from other sources than this module.
+    """
+    functions = ctypes.CDLL(str(library))
+    try:
+        _check_layout(functions)
+        for name, types in _ARGUMENTS.items():
+            getattr(functions, f"fused_{name}").argtypes = [*types, _pointer]
+        functions.fused_error.restype = ctypes.c_char_p
+    except AttributeError as error:
+        raise RuntimeError(f"the kernel library lacks a function: {error}") from error
+    return functions
+
+
 class CudaKernels:
     """The kernels for one `State` on the current device.
 
@@ -85,12 +106,8 @@ class CudaKernels:
     max_decode_rows = MAX_SMALL_BATCH
 
     def __init__(self, library: Path, state: State) -> None:
-        functions = ctypes.CDLL(str(library))
-        _check_layout(functions)
+        functions = open_library(library)
         self._functions = {name: getattr(functions, f"fused_{name}") for name in _ARGUMENTS}
-        for name, types in _ARGUMENTS.items():
-            self._functions[name].argtypes = [*types, _pointer]
-        functions.fused_error.restype = ctypes.c_char_p
         self._error = functions.fused_error
         self._state = state
         self._structures = (_model(state), _cache(state), _scratch(state))

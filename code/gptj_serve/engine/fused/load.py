@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from gptj_serve.engine.backend import BackendDead
 from gptj_serve.engine.fused.compiler import find_library
 from gptj_serve.engine.fused.cuda_kernels import CudaKernels
 from gptj_serve.engine.fused.geometry import Geometry, read_geometry
@@ -71,7 +72,7 @@ def load_fused(
     )
     kernels: Kernels = PlainKernels(state) if library is None else CudaKernels(library, state)
     runner = FusedRunner(state, kernels, limits)
-    runner.warm_up()
+    _warm_up(runner)
     _log(limits, state)
     return runner
 
@@ -126,6 +127,16 @@ def _num_blocks(geometry: Geometry, like: torch.Tensor, max_batch_size: int, max
             "lower GPTJ_MAX_CONTEXT or use a larger GPU"
         )
     return num_blocks
+
+
+def _warm_up(runner: FusedRunner) -> None:
+    try:
+        runner.warm_up()
+    except BackendDead as error:
+        cure = "set GPTJ_ENGINE=deepspeed or hf"
+        if "no kernel image" in str(error):
+            cure = f"build the image with this GPU's compute capability in KERNEL_ARCHS, or {cure}"
+        raise StartupError(f"the fused engine's kernels could not be started ({error}); {cure}") from error
 
 
 def _architecture(device: torch.device) -> str:

@@ -1,5 +1,5 @@
 // What the library and its caller share. Every pointer is to device memory; nothing here owns any.
-// kernels.py mirrors these structures field by field: change both together.
+// cuda_kernels.py mirrors these structures field by field: change both together.
 #pragma once
 #include <cuda_fp16.h>
 #include <stdint.h>

@@ -75,9 +75,7 @@ class GenerationRequest:
 
     def to_wire(self) -> dict[str, Any]:
         """The request as a JSON object."""
-        # asdict would copy the prompt token by token
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**own, "sampling": asdict(self.sampling)}
+        return {**_shallow(self), "sampling": _shallow(self.sampling)}
 
     @staticmethod
     def from_wire(wire: dict[str, Any]) -> "GenerationRequest":
@@ -197,3 +195,8 @@ class EngineStats:
     cache_tokens: int = 0
     cache_capacity_tokens: int = 0
     is_draining: bool = False
+
+
+def _shallow(instance: GenerationRequest | SamplingParams) -> dict[str, Any]:
+    # asdict would copy the prompt token by token
+    return {field.name: getattr(instance, field.name) for field in fields(instance)}

@@ -94,12 +94,13 @@ class ModelInfo:
     """What a front has to know of the engine; sent on every new connection.
 
     Attributes:
-        engine: Name of the engine that runs ("hf", "deepspeed", ...).
+        engine: Name of the engine that runs ("hf", "deepspeed", "fused").
         model_dir: Directory the weights came from (the front finds the tokenizer there).
         max_context: Prompt plus new tokens at most.
         max_batch_size: Sequences in one batch at most.
         vocab_size: Number of token ids the model knows.
         eos_token_ids: Token ids that end a sequence.
+        batching: "static" (a batch runs until all of it has ended) or "continuous".
     """
 
     engine: str
@@ -108,6 +109,7 @@ class ModelInfo:
     max_batch_size: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    batching: str = "static"
 
     def to_wire(self) -> dict[str, Any]:
         """The information as a JSON object."""

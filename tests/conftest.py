@@ -13,10 +13,14 @@ for folder in ("engine", "engine/fused"):  # what their tests share is used by o
 from harness import Server, serving  # noqa: E402
 
 
-@pytest.fixture(scope="session", params=["mms", "http"])
+@pytest.fixture(scope="session", params=["mms-hf", "http-hf", "http-fused"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server with the demo model and room for batches of four, once with each front: same answers."""
-    with serving(GPTJ_FRONT=request.param, GPTJ_MAX_BATCH_SIZE="4") as running:
+    """A server with the demo model and room for batches of four, with each front and each kind of batching.
+
+    The answers are the same.
+    """
+    front, engine = request.param.split("-")
+    with serving(GPTJ_FRONT=front, GPTJ_ENGINE=engine, GPTJ_MAX_BATCH_SIZE="4") as running:
         yield running
 
 

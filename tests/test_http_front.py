@@ -18,13 +18,29 @@ from gptj_serve import demo
 from harness import Server, free_port, serving
 
 PROMPTS = ["In the beginning", "And he said unto them,", "A hacker is", "The king"]
+LAST_CHUNK = b"0\r\n\r\n"
 LONG = {"max_new_tokens": 1500, "min_new_tokens": 1500}
 
 
 @pytest.fixture(scope="module")
 def front() -> Iterator[Server]:
-    with serving(GPTJ_FRONT="http", GPTJ_MAX_BATCH_SIZE="4") as running:
+    with serving(GPTJ_FRONT="http", GPTJ_ENGINE="hf", GPTJ_MAX_BATCH_SIZE="4") as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def fused() -> Iterator[Server]:
+    """The same with continuous batching."""
+    with serving(GPTJ_FRONT="http", GPTJ_ENGINE="fused", GPTJ_MAX_BATCH_SIZE="4") as running:
+        yield running
+
+
+@pytest.fixture(params=["front", "fused"], ids=["static", "continuous"])
+def either(request: pytest.FixtureRequest) -> Server:
+    """A server of each kind of batching."""
+    server = request.getfixturevalue(request.param)
+    assert isinstance(server, Server)
+    return server
 
 
 @contextlib.contextmanager
@@ -159,39 +175,66 @@ def test_hugging_faces_inference_client(front: Server) -> None:
     assert last.generated_text == whole
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_away_frees_its_sequence(front: Server, stream: bool) -> None:
-    before = metric(front, "gptj_requests_cancelled_total")
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_client_that_goes_away_frees_its_sequence(either: Server, stream: bool) -> None:
+    before = metric(either, "gptj_requests_cancelled_total")
     document = {"inputs": "And", "parameters": LONG, "stream": stream}
-    connection = http.client.HTTPConnection("127.0.0.1", front.port)
+    connection = http.client.HTTPConnection("127.0.0.1", either.port)
     with ThreadPoolExecutor(1) as pool:
-        neighbour = pool.submit(front.generate, "The king", max_new_tokens=30, min_new_tokens=30)
+        neighbour = pool.submit(either.generate, "The king", max_new_tokens=30, min_new_tokens=30)
         connection.request("POST", "/invocations", json.dumps(document), {"Content-Type": "application/json"})
-        while not metric(front, "gptj_sequences_running"):
+        while not metric(either, "gptj_sequences_running"):
             time.sleep(0.02)
         connection.close()
         assert neighbour.result().status == 200
-    wait_until_idle(front)
-    assert metric(front, "gptj_requests_cancelled_total") == before + 1
+    wait_until_idle(either)
+    assert metric(either, "gptj_requests_cancelled_total") == before + 1
 
 
-def test_a_client_that_goes_away_costs_one_more_step_at_most(front: Server) -> None:
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_client_that_goes_away_costs_one_more_step_at_most(either: Server, stream: bool) -> None:
+    """By the engine's counters; a neighbour that starts in the same step tells how many steps there were."""
     names = ("gptj_generation_tokens_total", "gptj_sequences_cancelled_total")
-    settle(front)
-    generated, cancelled = (metric(front, name) for name in names)
-    document = {"inputs": "And", "parameters": LONG, "stream": True}
-    with never_reading(front, "/invocations", document) as sock:
-        data = sock.recv(4000)
-        front.engine().suspend()
-        sock.settimeout(0.5)
-        with contextlib.suppress(TimeoutError):
-            while True:
-                data += sock.recv(4000)
-    time.sleep(0.3)  # the front has seen it and told the engine, which sleeps
-    front.engine().resume()
-    until(lambda: metric(front, names[1]) == cancelled + 1, 3)
+    length = {"max_new_tokens": 120, "min_new_tokens": 120}
+    alone = either.generate("The king", **length).text
+    settle(either)
+    generated, cancelled = (metric(either, name) for name in names)
+    either.engine().suspend()
+    with (
+        never_reading(
+            either, "/invocations", {"inputs": "The king", "parameters": length, "stream": True}
+        ) as neighbour,
+        never_reading(
+            either, "/invocations", {"inputs": "And", "parameters": LONG, "stream": stream}
+        ) as gone,
+    ):
+        time.sleep(0.3)  # both are with the engine, which finds them together
+        either.engine().resume()
+        data = neighbour.recv(4000)
+        either.engine().suspend()
+        data += read_until(neighbour, b"no end", 0.5)
+        num_steps = data.count(b'"index"')
+        gone.close()
+        time.sleep(0.3)  # the front has seen it and told the engine, which sleeps
+        either.engine().resume()
+        data += read_until(neighbour, LAST_CHUNK, 5)
+    until(lambda: metric(either, names[1]) == cancelled + 1, 3)
+    settle(either)
+    assert 0 < num_steps < 100
+    assert f'"generated_text": {json.dumps(alone)}' in data.decode()
     # one that the engine was busy with, one that it made before it listened
-    assert metric(front, names[0]) - generated <= data.count(b'"index"') + 2
+    made = metric(either, names[0]) - generated - 120
+    assert 0 < made <= num_steps + 2
+
+
+def read_until(sock: socket.socket, end: bytes, silence_s: float) -> bytes:
+    """What comes until it ends so, or nothing comes for a while."""
+    sock.settimeout(silence_s)
+    data = b""
+    with contextlib.suppress(TimeoutError):
+        while not data.endswith(end):
+            data += sock.recv(4000)
+    return data
 
 
 def test_more_than_the_queue_holds_is_refused_at_once() -> None:
@@ -284,6 +327,16 @@ def test_metrics_count(front: Server) -> None:
     while metric(front, "gptj_generation_tokens_total") != before + 7:
         assert time.monotonic() < deadline_s
     assert metric(front, "gptj_time_to_first_token_seconds_count") > 0
+
+
+def test_metrics_name_the_engine(either: Server) -> None:
+    engine = either.events("ready")[0]["engine"]
+    batching = {"hf": "static", "fused": "continuous"}[engine]
+    lines = either.get("/metrics").body.decode().splitlines()
+    (line,) = [one for one in lines if "gptj_engine_info{" in one]
+    assert f'engine="{engine}"' in line
+    assert f'batching="{batching}"' in line
+    assert "gptj_preemptions_total 0.0" in lines
 
 
 @pytest.mark.parametrize(

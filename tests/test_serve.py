@@ -71,6 +71,8 @@ def test_sampling_with_a_seed_does_not_depend_on_what_else_runs(server: Server) 
 
 
 def test_requests_that_wait_together_share_a_batch(server: Server) -> None:
+    if server.events("ready")[0]["engine"] == "fused":
+        pytest.skip("they do not wait: see the next test")
     prompts = [f"And {name}" for name in ("Abraham", "Isaac", "Jacob", "Joseph")]
     length = {"max_new_tokens": 60, "min_new_tokens": 60}
     alone = [server.generate(prompt, **length).text for prompt in prompts]
@@ -85,6 +87,21 @@ def test_requests_that_wait_together_share_a_batch(server: Server) -> None:
     # one after the other, each would have waited for the run of the one before
     assert max(queue_s) - min(queue_s) < 0.5 * min(line["total_s"] - line["queue_s"] for line in lines)
     assert min(queue_s) > 0.1
+
+
+def test_requests_join_what_runs(server: Server) -> None:
+    if server.events("ready")[0]["engine"] != "fused":
+        pytest.skip("batching is static: see the test before")
+    prompts = [f"And {name}" for name in ("Abraham", "Isaac", "Jacob")]
+    length = {"max_new_tokens": 20, "min_new_tokens": 20}
+    alone = [server.generate(prompt, **length).text for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(server.generate, "In the", max_new_tokens=300, min_new_tokens=300)
+        time.sleep(0.1)  # the others find it running
+        answers = list(pool.map(lambda prompt: server.generate(prompt, **length), prompts))
+        assert not first.done()
+        assert first.result().status == 200
+    assert [answer.text for answer in answers] == alone
 
 
 def test_the_first_guides_schema(server: Server) -> None:

@@ -75,9 +75,7 @@ class GenerationRequest:
 
     def to_wire(self) -> dict[str, Any]:
         """The request as a JSON object."""
-        # asdict would copy the prompt token by token
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**own, "sampling": asdict(self.sampling)}
+        return {**_shallow(self), "sampling": _shallow(self.sampling)}
 
     @staticmethod
     def from_wire(wire: dict[str, Any]) -> "GenerationRequest":
@@ -96,12 +94,13 @@ class ModelInfo:
     """What a front has to know of the engine; sent on every new connection.
 
     Attributes:
-        engine: Name of the engine that runs ("hf", "deepspeed", ...).
+        engine: Name of the engine that runs ("hf", "deepspeed", "fused").
         model_dir: Directory the weights came from (the front finds the tokenizer there).
         max_context: Prompt plus new tokens at most.
         max_batch_size: Sequences in one batch at most.
         vocab_size: Number of token ids the model knows.
         eos_token_ids: Token ids that end a sequence.
+        batching: "static" (a batch runs until all of it has ended) or "continuous".
     """
 
     engine: str
@@ -110,6 +109,7 @@ class ModelInfo:
     max_batch_size: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    batching: str = "static"
 
     def to_wire(self) -> dict[str, Any]:
         """The information as a JSON object."""
@@ -197,3 +197,8 @@ class EngineStats:
     cache_tokens: int = 0
     cache_capacity_tokens: int = 0
     is_draining: bool = False
+
+
+def _shallow(instance: GenerationRequest | SamplingParams) -> dict[str, Any]:
+    # asdict would copy the prompt token by token
+    return {field.name: getattr(instance, field.name) for field in fields(instance)}

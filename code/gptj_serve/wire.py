@@ -17,6 +17,7 @@ from gptj_serve.request import EndEvent, EngineStats, GenerationRequest, ModelIn
 STATS_INTERVAL_S = 0.25
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """A longer line ends the connection. 256 sequences of 2048 ids are about 4 MB."""
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def hello(info: ModelInfo) -> bytes:
@@ -96,4 +97,4 @@ def _read_token(request_id: str, token_id: int, logprob: float | None, top: Sequ
 
 
 def _line(message: dict[str, Any]) -> bytes:
-    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+    return _encode(message).encode() + b"\n"

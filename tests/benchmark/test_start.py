@@ -18,7 +18,9 @@ def test_phases_come_in_order(server: Server) -> None:
     assert list(parts) == ["imports", "kernels", "load", "warm_up", "front", "other"]
     assert sum(parts.values()) == pytest.approx(total_s, abs=0.01)
     assert parts["imports"] == pytest.approx(sum(event["seconds"] for event in server.events("imported")))
-    assert all(parts[name] > 0 for name in parts if name != "kernels")
+    # nothing is compiled here, and without a GPU the fused engine has nothing to warm up
+    optional = {"kernels"} | ({"warm_up"} if server.events("ready")[0]["engine"] == "fused" else set())
+    assert all(parts[name] > 0 for name in parts if name not in optional)
 
 
 def test_where_kernels_came_from() -> None:

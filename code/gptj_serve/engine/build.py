@@ -66,7 +66,7 @@ def join_static(
         max_queue=settings.max_queue,
         batch_wait_s=settings.batch_wait_ms / 1000,
     )
-    info = _model_info(backend.name, limits, checkpoint)
+    info = _model_info(backend.name, "static", limits, checkpoint)
     return _open(scheduler, StepLoop(scheduler, backend), info, settings, socket_path), info
 
 
@@ -75,11 +75,13 @@ def join_continuous(
 ) -> tuple[Engine, ModelInfo]:
     """Join a runner to continuous batching and open the socket; see `build_engine`."""
     scheduler = ContinuousScheduler(runner.limits, max_queue=settings.max_queue)
-    info = _model_info(runner.name, runner.limits, checkpoint)
+    info = _model_info(runner.name, "continuous", runner.limits, checkpoint)
     return _open(scheduler, ContinuousStepLoop(scheduler, runner), info, settings, socket_path), info
 
 
-def _model_info(name: str, limits: BackendLimits | RunnerLimits, checkpoint: Checkpoint) -> ModelInfo:
+def _model_info(
+    name: str, batching: str, limits: BackendLimits | RunnerLimits, checkpoint: Checkpoint
+) -> ModelInfo:
     return ModelInfo(
         engine=name,
         model_dir=str(checkpoint.directory),
@@ -87,6 +89,7 @@ def _model_info(name: str, limits: BackendLimits | RunnerLimits, checkpoint: Che
         max_batch_size=limits.max_batch_size,
         vocab_size=limits.vocab_size,
         eos_token_ids=checkpoint.eos_token_ids,
+        batching=batching,
     )
 
 

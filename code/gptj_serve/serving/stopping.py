@@ -27,6 +27,8 @@ class StopFinder:
         """
         if self.found:
             return ""
+        if not self._matchers:
+            return text
         num_read = len(self._held)
         self._held += text
         for char in text:
@@ -35,7 +37,7 @@ class StopFinder:
             if lengths:
                 self.found = True
                 return self._release(num_read - max(lengths))
-        num_undecided = max((matcher.num_matched for matcher in self._matchers), default=0)
+        num_undecided = max(matcher.num_matched for matcher in self._matchers)
         return self._release(len(self._held) - num_undecided)
 
     def finish(self) -> str:

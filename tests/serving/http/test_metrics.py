@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ COUNTERS = {
     "gptj_sequences_finished": set(),
     "gptj_sequences_cancelled": set(),
     "gptj_sequences_failed": set(),
+    "gptj_preemptions": set(),
 }
 GAUGES = {
     "gptj_sequences_running",
@@ -33,7 +35,7 @@ GAUGES = {
 INFOS = {
     # the text format has no type for them
     "gptj_build_info": {"version"},
-    "gptj_engine_info": {"engine", "max_context", "max_batch_size"},
+    "gptj_engine_info": {"engine", "batching", "max_context", "max_batch_size"},
 }
 HISTOGRAMS = {
     "gptj_time_to_first_token_seconds",
@@ -163,6 +165,7 @@ def test_the_engines_counters(metrics: Metrics, engine: Engine) -> None:
         num_finished=14,
         num_cancelled=15,
         num_failed=16,
+        num_preempted=17,
     )
     assert value(metrics, "gptj_engine_steps_total") == 11
     assert value(metrics, "gptj_prompt_tokens_total") == 12
@@ -170,6 +173,7 @@ def test_the_engines_counters(metrics: Metrics, engine: Engine) -> None:
     assert value(metrics, "gptj_sequences_finished_total") == 14
     assert value(metrics, "gptj_sequences_cancelled_total") == 15
     assert value(metrics, "gptj_sequences_failed_total") == 16
+    assert value(metrics, "gptj_preemptions_total") == 17
 
 
 def test_streams_open(metrics: Metrics) -> None:
@@ -193,9 +197,11 @@ def test_counters_never_fall(metrics: Metrics, engine: Engine) -> None:
         before = after
 
 
-def test_info(metrics: Metrics) -> None:
+@pytest.mark.parametrize(("name", "batching"), [("hf", "static"), ("fused", "continuous")])
+def test_info(engine: Engine, name: str, batching: str) -> None:
+    metrics = Metrics(replace(INFO, engine=name, batching=batching), engine)
     assert value(metrics, "gptj_build_info", version=gptj_serve.__version__) == 1
-    labels = {"engine": "hf", "max_context": "2048", "max_batch_size": "8"}
+    labels = {"engine": name, "batching": batching, "max_context": "2048", "max_batch_size": "8"}
     assert value(metrics, "gptj_engine_info", **labels) == 1
 
 

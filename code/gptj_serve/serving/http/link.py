@@ -129,12 +129,13 @@ class CallEvents:
         self._ids = [request.request_id for request in requests]
         self._events: list[Event] = []
         self._error: Exception | None = None
-        self._news = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         give_up_s = give_up_after_s(requests)
         if give_up_s is not None:
             error = DeadlinePassed("the engine does not answer")
-            self._timer = asyncio.get_running_loop().call_later(give_up_s, self.break_off, error)
+            self._timer = self._loop.call_later(give_up_s, self.break_off, error)
 
     @property
     def is_abandoned(self) -> bool:
@@ -160,8 +161,9 @@ class CallEvents:
         while not self._events:
             if self._error is not None:
                 raise self._error
-            self._news.clear()
-            await self._news.wait()
+            # once a token: asyncio.Event does the same, and takes twice as long
+            self._waiter = self._loop.create_future()
+            await self._waiter
         events, self._events = self._events, []
         return events
 
@@ -171,13 +173,14 @@ class CallEvents:
 
     def wake(self) -> None:
         """Let `next` return."""
-        self._news.set()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def break_off(self, error: Exception) -> None:
         """Let `next` raise once the events that came before have been taken."""
         if self._error is None:
             self._error = error
-        self._news.set()
+        self.wake()
 
 
 class ClientGone(Exception):

@@ -49,6 +49,7 @@ class Metrics:
         Info("gptj_engine", "The engine", registry=registry).info(
             {
                 "engine": info.engine,
+                "batching": info.batching,
                 "max_context": str(info.max_context),
                 "max_batch_size": str(info.max_batch_size),
             }
@@ -135,6 +136,7 @@ class _EngineCollector(Collector):
             ("gptj_sequences_finished", "Sequences that came to their end", now.num_finished),
             ("gptj_sequences_cancelled", "Sequences that were cancelled", now.num_cancelled),
             ("gptj_sequences_failed", "Sequences that failed", now.num_failed),
+            ("gptj_preemptions", "Times a sequence gave its cache to an older one", now.num_preempted),
         )
         for name, what, value in counters:
             yield CounterMetricFamily(name, what, value=value)

@@ -6,6 +6,9 @@ from typing import Any, Protocol
 from gptj_serve.errors import ServingError
 from gptj_serve.serving.generation import Answer, Delta
 
+encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+"""What `json.dumps` does with these options, without making an encoder for each event."""
+
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 
 
@@ -27,4 +30,4 @@ class StreamRenderer(Protocol):
 
 def event(document: Any) -> bytes:
     """One server-sent event that carries JSON."""
-    return b"data: " + json.dumps(document, ensure_ascii=False, allow_nan=False).encode() + b"\n\n"
+    return b"data: " + encode(document).encode() + b"\n\n"

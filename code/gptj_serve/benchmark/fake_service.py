@@ -1,0 +1,119 @@
+"""A front over the engine without a model, started as ``serve`` would start it."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from gptj_serve import demo, run_dir
+from gptj_serve.ports import check_port_is_free
+from gptj_serve.serving import mms
+from gptj_serve.serving.client import EngineClient
+from gptj_serve.serving.http import front as http_front
+from gptj_serve.settings import Settings
+
+START_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What runs.
+
+    Attributes:
+        directory: Private directory, with the engine's socket.
+        port: Of this machine, where the front listens.
+        front_process: The front's (first) process.
+    """
+
+    directory: Path
+    port: int
+    front_process: psutil.Process
+
+
+@contextlib.contextmanager
+def running(front: str, tokens_per_s: float, log: Path) -> Iterator[Service]:
+    """An engine without a model and a front. The file ``log`` is there when both have ended.
+
+    Args:
+        front: Name for ``GPTJ_FRONT``.
+        tokens_per_s: What every sequence gets.
+        log: Where the engine writes what it has kept.
+    """
+    port = random.randint(20000, 32000)
+    check_port_is_free("127.0.0.1", port)
+    env = {**os.environ, "GPTJ_FRONT": front, "GPTJ_HOST": "127.0.0.1", "GPTJ_PORT": str(port)}
+    with contextlib.ExitStack() as stack:
+        directory = run_dir.make()
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        socket_path = run_dir.engine_socket(directory)
+        command = [sys.executable, "-m", "gptj_serve.benchmark.fake_engine", "--socket", str(socket_path)]
+        command += ["--model", str(demo.MODEL_DIR), "--tokens-per-s", str(tokens_per_s), "--log", str(log)]
+        engine = stack.enter_context(_process(command, env))
+        _wait_for(engine, socket_path.exists)
+        start = _start_http if front == "http" else _start_mms
+        process = stack.enter_context(start(Settings.from_env(env), directory, env))
+        yield Service(directory, port, psutil.Process(process.pid))
+
+
+@contextlib.contextmanager
+def _start_http(
+    settings: Settings, directory: Path, env: Mapping[str, str]
+) -> Iterator["subprocess.Popen[bytes]"]:
+    reader, go = os.pipe()
+    command, front_env = http_front.prepare(settings, demo.MODEL_DIR, reader, directory, env)
+    with _process(command, front_env, [reader]) as process:
+        os.close(reader)
+        os.write(go, b"\n")
+        os.close(go)
+        _wait_for(process, lambda: http_front.is_listening(settings))
+        yield process
+
+
+@contextlib.contextmanager
+def _start_mms(
+    settings: Settings, directory: Path, env: Mapping[str, str]
+) -> Iterator["subprocess.Popen[bytes]"]:
+    with contextlib.closing(EngineClient(run_dir.engine_socket(directory))) as client:
+        info = client.info
+    command, front_env = mms.prepare(settings, info, directory, env)
+    with _process(command, front_env) as process:
+        _wait_for(process, lambda: mms.is_listening(settings))
+        mms.warm_up(settings, info, directory, lambda: None)
+        yield process
+
+
+@contextlib.contextmanager
+def _process(
+    command: Sequence[str], env: Mapping[str, str], pass_fds: Sequence[int] = ()
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that is ended at exit, and whatever it has started."""
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.DEVNULL, pass_fds=pass_fds, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_TIMEOUT_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_for(process: "subprocess.Popen[bytes]", condition: Callable[[], bool]) -> None:
+    give_up_s = time.monotonic() + START_TIMEOUT_S
+    while not condition():
+        if process.poll() is not None or time.monotonic() > give_up_s:
+            raise RuntimeError(f"{process.args!r} did not start")
+        time.sleep(0.05)

@@ -1,0 +1,256 @@
+"""What a front adds to the engine's own time, and whether it keeps up, with an engine that has no model.
+
+Usage: scripts/benchmark --front [--out front.json]
+
+Each front runs over an engine process that gives every sequence its tokens at a fixed rate and keeps when
+(`gptj_serve.benchmark.fake_engine`); this process is the client. What a whole call adds is its client's
+time less the engine's, from the submission to the last token; the engine's socket alone is measured in the
+same way. Of streams, each token's lateness is counted from the engine's message to the client's read.
+All clocks are the machine's monotonic one.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import uvloop
+
+from gptj_serve import run_dir
+from gptj_serve.benchmark.event_client import Connection, Exchange
+from gptj_serve.benchmark.fake_service import Service, running
+from gptj_serve.benchmark.latency import surroundings
+from gptj_serve.request import EndEvent, GenerationRequest, SamplingParams
+from gptj_serve.serving.http.link import EngineLink
+
+TOKENS_PER_S = 100
+NUM_TOGETHER = 64
+FRONTS = ("http", "mms")
+PROMPT = "In the beginning God created the heaven and the earth."
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        num_calls: Whole calls one after the other.
+        num_rounds: Rounds of `num_together` whole calls at the same time.
+        num_tokens: Of each whole call.
+        num_together: Whole calls, or streams, at the same time.
+        stream_s: Seconds that streams last.
+    """
+
+    num_calls: int = 50
+    num_rounds: int = 5
+    num_tokens: int = 40
+    num_together: int = NUM_TOGETHER
+    stream_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A whole call as its client saw it."""
+
+    request_id: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """Streams that ran at the same time, and the front's processor time for each of their tokens."""
+
+    exchanges: Sequence[Exchange]
+    cpu_us_a_token: float
+
+
+Ask = Callable[[str, int], Awaitable[Called]]
+Times = dict[str, Any]
+"""What the fake engine kept of each sequence, by the part of its id that the client knows."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="scripts/benchmark --front", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=FRONTS, help="one of the fronts (default: both)")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    args = parser.parse_args(arguments)
+    report: dict[str, Any] = {**surroundings(), "tokens_per_s": TOKENS_PER_S, "fronts": {}}
+    for front in (args.only,) if args.only else FRONTS:
+        report["fronts"][front] = measure(front, Plan())
+    text = json.dumps(report, indent=1)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
+def measure(front: str, plan: Plan) -> dict[str, Any]:
+    """Start an engine and a front and measure.
+
+    Args:
+        front: Name for ``GPTJ_FRONT``.
+        plan: How much is measured.
+
+    Returns:
+        ``alone`` and ``together``: what whole calls add by path (``socket`` and the front); ``streams``, of
+        the front that has them: how late tokens are. In milliseconds.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log.json")
+        with running(front, TOKENS_PER_S, log) as service:
+            called, streams = uvloop.run(_run(front, plan, service))
+        times: Times = {_known(name): kept for name, kept in json.loads(log.read_text()).items()}
+    report: dict[str, Any] = {"alone": {}, "together": {}}
+    for (kind, path), calls in called.items():
+        report[kind][path] = summary([added_ms(one, times) for one in calls])
+    if streams:
+        report["streams"] = {
+            name: {**lateness(one.exchanges, times), "front_cpu_us_a_token": round(one.cpu_us_a_token, 1)}
+            for name, one in streams.items()
+        }
+    return report
+
+
+def summary(values_ms: Sequence[float]) -> dict[str, float]:
+    """Median, 99th percentile and maximum, and of how many values; in milliseconds."""
+    percentiles = statistics.quantiles(values_ms, n=100, method="inclusive")
+    return {
+        "num": len(values_ms),
+        "median_ms": round(percentiles[49], 3),
+        "p99_ms": round(percentiles[98], 3),
+        "max_ms": round(max(values_ms), 3),
+    }
+
+
+def _known(engine_id: str) -> str:
+    """The call's id in a sequence's: the HTTP front puts ``#`` and a number behind it, both ``/``."""
+    return engine_id.rsplit("/", 1)[0].split("#")[0]
+
+
+def added_ms(call: Called, times: Times) -> float:
+    """What a call took beyond the engine's time, from the submission to the last token."""
+    kept = times[call.request_id]
+    return 1000 * float(call.seconds - (kept["sent_s"][-1] - kept["received_s"]))
+
+
+def lateness(exchanges: Sequence[Exchange], times: Times) -> dict[str, float]:
+    """How long after the engine's message each token of streams was with the client.
+
+    Raises:
+        RuntimeError: An answer has fewer events than tokens.
+    """
+    late_ms: list[float] = []
+    for exchange in exchanges:
+        sent_s = times[exchange.request_id]["sent_s"]
+        if len(exchange.event_s) < len(sent_s):
+            raise RuntimeError(f"{len(exchange.event_s)} events came of {len(sent_s)} tokens")
+        # OpenAI's end is an event of its own, after those of the tokens
+        pairs = zip(sent_s, exchange.event_s, strict=False)
+        late_ms += [1000 * (arrived_s - token_s) for token_s, arrived_s in pairs]
+    return summary(late_ms)
+
+
+def _tgi(num_tokens: int, stream: bool = True) -> Any:
+    return {"inputs": PROMPT, "parameters": {"max_new_tokens": num_tokens}, "stream": stream}
+
+
+def _openai(num_tokens: int) -> Any:
+    return {"prompt": PROMPT, "max_tokens": num_tokens, "temperature": 0, "stream": True}
+
+
+STREAMS = {"tgi": _tgi, "openai": _openai}
+"""How a stream of so many tokens is asked for, by schema."""
+
+
+async def _run(front: str, plan: Plan, service: Service) -> Any:
+    link = await EngineLink.connect(run_dir.engine_socket(service.directory))
+    called: dict[tuple[str, str], list[Called]] = {}
+    called["together", "socket"] = await _together("socket", [_socket_ask(link)] * plan.num_together, plan)
+    async with _connected(service.port, plan.num_together) as connections:
+        called["together", front] = await _together(front, list(map(_http_ask, connections)), plan)
+    async with _connected(service.port, 1) as (connection,):
+        called |= await _alone(front, _socket_ask(link), _http_ask(connection), plan)
+    streams = {}
+    for schema, document in STREAMS.items() if front == "http" else ():
+        async with _connected(service.port, plan.num_together) as connections:
+            streams[schema] = await _stream(schema, document, connections, plan, service.front_process)
+    await link.close()
+    return called, streams
+
+
+@contextlib.asynccontextmanager
+async def _connected(port: int, number: int) -> AsyncIterator[list[Connection]]:
+    """New connections: a front closes those that nothing comes on."""
+    connections = [await Connection.connect(port) for _ in range(number)]
+    yield connections
+    for connection in connections:
+        connection.close()
+
+
+async def _alone(
+    front: str, over_socket: Ask, over_http: Ask, plan: Plan
+) -> dict[tuple[str, str], list[Called]]:
+    called: dict[tuple[str, str], list[Called]] = {("alone", "socket"): [], ("alone", front): []}
+    for number in range(plan.num_calls):  # in turns, so that both meet the same moments
+        called["alone", "socket"].append(await over_socket(f"socket-a{number}", plan.num_tokens))
+        called["alone", front].append(await over_http(f"{front}-a{number}", plan.num_tokens))
+    return called
+
+
+async def _together(path: str, asks: Sequence[Ask], plan: Plan) -> list[Called]:
+    called: list[Called] = []
+    await asyncio.gather(*(ask(f"{path}-w{number}", 2) for number, ask in enumerate(asks)))
+    for turn in range(plan.num_rounds):
+        names = [f"{path}-{turn}.{number}" for number in range(len(asks))]
+        calls = (ask(name, plan.num_tokens) for name, ask in zip(names, asks, strict=True))
+        called += await asyncio.gather(*calls)
+    return called
+
+
+def _http_ask(connection: Connection) -> Ask:
+    async def ask(name: str, num_tokens: int) -> Called:
+        done = await connection.ask(_tgi(num_tokens, stream=False), name)
+        return Called(done.request_id, done.ended_s - done.asked_s)
+
+    return ask
+
+
+def _socket_ask(link: EngineLink) -> Ask:
+    async def ask(name: str, num_tokens: int) -> Called:
+        request = GenerationRequest(name, (1, 2, 3), SamplingParams(num_tokens))
+        started_s = time.monotonic()
+        with link.submit([request]) as events:
+            while not any(isinstance(event, EndEvent) for event in await events.next()):
+                pass
+        return Called(name, time.monotonic() - started_s)
+
+    return ask
+
+
+async def _stream(
+    schema: str,
+    document: Callable[[int], Any],
+    connections: Sequence[Connection],
+    plan: Plan,
+    process: psutil.Process,
+) -> Streamed:
+    num_tokens = int(plan.stream_s * TOKENS_PER_S)
+    names = [f"{schema}-s{number}" for number in range(len(connections))]
+    pairs = zip(names, connections, strict=True)
+    used = process.cpu_times()
+    done = await asyncio.gather(*(one.ask(document(num_tokens), name) for name, one in pairs))
+    now = process.cpu_times()
+    cpu_s = now.user + now.system - used.user - used.system
+    return Streamed(done, 1e6 * cpu_s / (num_tokens * len(connections)))
+
+
+if __name__ == "__main__":
+    main()

@@ -161,7 +161,7 @@ def test_kernels_of_another_gpu_are_said(tmp_path: Path) -> None:
     assert nvcc is not None
     if torch.cuda.get_device_capability()[0] == 7:
         pytest.skip("a GPU that runs what is built for 7.5")
-    compile_library(nvcc, ["7.5"], tmp_path / "kernels.so")
+    compile_library(nvcc, ["7.5"], tmp_path / "libfused.so")
     state = make_state(geometry(64))
     with pytest.raises(BackendDead, match="no kernel image"):
-        CudaKernels(tmp_path / "kernels.so", state).embed(batch(state, [1]).tokens)
+        CudaKernels(tmp_path / "libfused.so", state).embed(batch(state, [1]).tokens)

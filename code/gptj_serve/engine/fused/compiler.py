@@ -20,8 +20,11 @@ from gptj_serve.errors import StartupError
 logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
-PREBUILT = Path(__file__).parent / "kernels.so"
-"""Where an image keeps the library for all architectures; ``scripts/build-kernels fused`` makes it."""
+PREBUILT = Path(__file__).parent / "libfused.so"
+"""Where an image keeps the library for all architectures; ``scripts/build-kernels fused`` makes it.
+
+Not named like a module of this package, whose place it would take: Python looks for ``NAME.so`` before ``NAME.py``.
+"""
 
 DEFAULT_CUDA = Path("/usr/local/cuda")
 """Where CUDA is installed by default."""
@@ -81,7 +84,7 @@ def compile_library(nvcc: str, architectures: Sequence[str], library: Path) -> N
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as directory:
-            output = Path(directory) / "kernels.so"
+            output = Path(directory) / "libfused.so"
             _run_nvcc(nvcc, architectures, output)
             os.replace(output, library)
     except OSError as error:

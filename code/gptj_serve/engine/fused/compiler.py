@@ -23,7 +23,7 @@ SOURCES = Path(__file__).parent / "csrc"
 PREBUILT = Path(__file__).parent / "libfused.so"
 """Where an image keeps the library for all architectures; ``scripts/build-kernels fused`` makes it.
 
-Not named like a module of this package, whose place it would take: Python looks for ``NAME.so`` before ``NAME.py``.
+It has no module's name: Python would take ``NAME.so`` instead of ``NAME.py``.
 """
 
 DEFAULT_CUDA = Path("/usr/local/cuda")

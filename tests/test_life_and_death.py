@@ -337,13 +337,17 @@ def test_run_local_says_in_plain_words_what_is_wrong_with_a_model() -> None:
         assert server.log == "GPTJ_MODEL_DIR=/nowhere: no such directory\n"
 
 
-def test_run_local_shows_a_completion_and_ends_with_ctrl_c() -> None:
-    with contextlib.closing(Server("gptj_serve.run_local")) as server:
+@pytest.mark.parametrize("front", ["mms", "http"])
+def test_run_local_shows_a_completion_and_ends_with_ctrl_c(front: str) -> None:
+    with contextlib.closing(Server("gptj_serve.run_local", GPTJ_FRONT=front)) as server:
         deadline_s = time.monotonic() + 60
         while "Ctrl-C ends the server." not in server.log and time.monotonic() < deadline_s:
             time.sleep(0.05)
         assert "Completion:" in server.log
-        assert f"curl http://127.0.0.1:{server.port}/invocations" in server.log
+        url = f"http://127.0.0.1:{server.port}/"
+        assert f"curl {url}invocations" in server.log
+        assert (f"curl -N {url}invocations" in server.log) == (front == "http")
+        assert (f"In a browser: {url}\n" in server.log) == (front == "http")
         everything = server.descendants()
         assert everything
         os.killpg(server.process.pid, signal.SIGINT)  # as the terminal does it

@@ -44,7 +44,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: serve.terminate())
     url = f"http://{settings.local_host}:{settings.port}"
     if _wait_until_ready(serve, url):
-        _show_completion(url)
+        _show_completion(url, settings)
     return serve.wait()
 
 
@@ -58,7 +58,7 @@ def _wait_until_ready(serve: "subprocess.Popen[bytes]", url: str) -> bool:
     return False
 
 
-def _show_completion(url: str) -> None:
+def _show_completion(url: str, settings: Settings) -> None:
     body = json.dumps(REQUEST)
     started_s = time.monotonic()
     try:
@@ -70,8 +70,17 @@ def _show_completion(url: str) -> None:
     print(f"\nPrompt:      {REQUEST['inputs']}")
     print(f"Completion: {answer[0]['generated_text']}")
     print(f"             ({seconds:.2f} s)\n\nAsk for more:\n")
-    print(f"  curl {url}/invocations -H 'Content-Type: application/json' \\\n    -d '{body}'\n")
+    print(_curl(url, REQUEST))
+    if settings.front == "http":
+        print(f"Token by token:\n\n{_curl(url, {**REQUEST, 'stream': True}, '-N ')}")
+        if settings.page:
+            print(f"In a browser: {url}/\n")
     print("Ctrl-C ends the server.", flush=True)
+
+
+def _curl(url: str, document: dict[str, Any], options: str = "") -> str:
+    content = "-H 'Content-Type: application/json'"
+    return f"  curl {options}{url}/invocations {content} \\\n    -d '{json.dumps(document)}'\n"
 
 
 def _post(url: str, body: str) -> Any:

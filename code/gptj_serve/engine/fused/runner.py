@@ -4,9 +4,12 @@ A graph holds one batch size. Positions, cache places and block tables lie in de
 fills, so one graph serves every position. The host waits for nothing but results.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gptj_serve.engine.device_errors import batch_errors
@@ -18,7 +21,12 @@ from gptj_serve.engine.fused.plan import ContinuousStep, Row, RunnerLimits
 from gptj_serve.engine.fused.sampling import DeviceSampler, warm_up
 from gptj_serve.engine.fused.staging import upload
 from gptj_serve.engine.scheduler import Running, Sampled
+from gptj_serve.errors import StartupError
 from gptj_serve.request import GenerationRequest, SamplingParams
+
+CHECK_TOKENS = 40
+MAX_APART = 0.05
+"""Root mean square of what the two ways to decode may differ by, over that of the logits."""
 
 DECODE_SIZES = (*range(1, 17), 24, 32, 48, 64, 96, 128, 192, 256)
 """Batch sizes that have a graph; a batch is padded to the next one."""
@@ -58,7 +66,7 @@ class FusedRunner:
         self._check(step)
         parts: list[Part] = []
         num_prefills = sum(row.samples for row in step.prefills)
-        with batch_errors("a step"):
+        with batch_errors("a step"), self._memory_given_back():
             if step.prefills:
                 choice = self._prefill(step.prefills)
                 if choice is not None:
@@ -83,21 +91,67 @@ class FusedRunner:
                 with torch.cuda.graph(graph, pool=pool):
                     self._model.decode(tokens)
                 pool = pool or graph.pool()
+                graph.replay()  # the first time takes longer
                 self._graphs[size] = graph
         for num_tokens in PREFILL_SIZES:
             self._warm_up_prefill(num_tokens)
         logits_TV = self._state.scratch.logits_TV
         warm_up(logits_TV.device, logits_TV.dtype, self.limits)
 
+    @torch.inference_mode()
+    def check(self) -> None:
+        """Decode one token both ways, through the kernels and through cuBLAS.
+
+        Raises:
+            StartupError: The two are far apart, or not numbers: something is wrong with the kernels on this
+                GPU, or with the weights.
+        """
+        length = min(CHECK_TOKENS, self.limits.max_context - 1)
+        prompt_ids = tuple(number % self.limits.vocab_size for number in range(1, length + 1))
+        (row,) = self._prefill_alone(prompt_ids, (0,))
+        own_V, other_V = self._both_ways(replace(row, start=row.end, token_ids=None))
+        apart = float((own_V - other_V).norm() / other_V.norm())
+        if not apart <= MAX_APART:
+            raise StartupError(
+                f"the fused engine's kernels and cuBLAS do not agree on the next token ({apart:.1%} apart, "
+                f"{MAX_APART:.0%} allowed): wrong weights, or kernels that do not work on this GPU; "
+                "GPTJ_ENGINE=hf tells which"
+            )
+
+    def _both_ways(self, row: Row) -> list[torch.Tensor]:
+        """The logits of one decoded token, through the kernels and through cuBLAS."""
+        found = []
+        for through_cublas in (False, True):
+            words = upload(self._decode_host_words([row], 1), self._decode_words)
+            self._model.decode(self._decode_tokens(1, words), through_cublas=through_cublas)
+            found.append(self._state.scratch.logits_TV[0].clone())
+        return found
+
     def _warm_up_prefill(self, num_tokens: int) -> None:
-        """A prompt in two chunks, of which the second finds the first in the cache."""
+        """A prompt of that length, and one more chunk of it, which finds the first in the cache."""
         limits = self.limits
-        num_tokens = min(num_tokens, limits.max_prefill, limits.max_context // 2)
-        request = GenerationRequest("warm-up", (0,) * num_tokens, SamplingParams(1))
+        num_tokens = min(num_tokens, limits.max_prefill, limits.max_context - 1)
+        starts = (0, num_tokens) if 2 * num_tokens < limits.max_context else (0,)
+        self._prefill_alone((0,) * num_tokens, starts)
+
+    def _prefill_alone(self, token_ids: tuple[int, ...], starts: Sequence[int]) -> list[Row]:
+        """Prefill these tokens at each of these positions, in the cache's first blocks."""
+        request = GenerationRequest("warm-up", token_ids, SamplingParams(1))
         running = Running((0, request.request_id), request, call=0, arrived_s=0.0)
-        blocks = range(-(-2 * num_tokens // BLOCK_SIZE))
-        for start in (0, num_tokens):
-            self._prefill([Row(running, 0, blocks, start, request.prompt_ids, samples=True)])
+        blocks = range(-(-(starts[-1] + len(token_ids) + 1) // BLOCK_SIZE))
+        rows = [Row(running, 0, blocks, start, token_ids, samples=True) for start in starts]
+        for row in rows:
+            self._prefill([row])
+        return rows
+
+    @contextmanager
+    def _memory_given_back(self) -> Iterator[None]:
+        """After a step for which there was no memory: what lies about in pieces is of no use to the next."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            raise
 
     @property
     def _is_cuda(self) -> bool:
@@ -134,13 +188,25 @@ class FusedRunner:
         limit = self._kernels.max_decode_rows
         if len(rows) <= max(limit, 1):
             return [list(range(len(rows)))] if rows else []
-        apart = [place for place, row in enumerate(rows) if limit and row.running.request.reproducible]
-        groups = [apart[at : at + limit] for at in range(0, len(apart), limit or 1)]
-        rest = [place for place in range(len(rows)) if place not in set(apart)]
+        # others fill the last such group up: its bits do not depend on them
+        places = sorted(range(len(rows)), key=lambda place: not rows[place].running.request.reproducible)
+        num_reproducible = sum(row.running.request.reproducible for row in rows) if limit else 0
+        num_groups = -(-num_reproducible // max(limit, 1))
+        groups = [places[at * limit : (at + 1) * limit] for at in range(num_groups)]
+        rest = places[num_groups * limit :]
         return [*groups, rest] if rest else groups
 
     def _decode(self, rows: Sequence[Row]) -> Choice | GreedyChoice:
         size = next(size for size in self._decode_sizes if size >= len(rows))
+        words = upload(self._decode_host_words(rows, size), self._decode_words)
+        if self._graphs:
+            self._graphs[size].replay()
+        else:
+            self._model.decode(self._decode_tokens(size, words))
+        return self._choose(rows)
+
+    def _decode_host_words(self, rows: Sequence[Row], size: int) -> npt.NDArray[np.int32]:
+        """What a batch of this size, padding included, has to know, as `_decode_tokens` reads it."""
         words = np.zeros(size * (3 + self._table_width), dtype=np.int32)
         positions_T, cache_rows_T, history_rows_T = words[: 3 * size].reshape(3, size)
         tables_TW = words[3 * size :].reshape(size, self._table_width)
@@ -153,12 +219,7 @@ class FusedRunner:
             history_rows_T[place] = row.slot * stride + row.start
             num_blocks = -(-row.end // BLOCK_SIZE)
             tables_TW[place, :num_blocks] = row.blocks[:num_blocks]
-        on_device = upload(words, self._decode_words)
-        if self._graphs:
-            self._graphs[size].replay()
-        else:
-            self._model.decode(self._decode_tokens(size, on_device))
-        return self._choose(rows)
+        return words
 
     def _decode_tokens(self, size: int, words: torch.Tensor) -> Tokens:
         positions_T, cache_rows_T, history_rows_T = words[: 3 * size].view(3, size).unbind(0)

@@ -40,13 +40,13 @@ def test_no_java_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kernels_that_do_not_load_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("torch.version.cuda", "12.6")
     monkeypatch.setattr(self_check, "KERNELS", "gptj_serve.no_such_module")
-    monkeypatch.setattr(compiler, "PREBUILT", tmp_path / "kernels.so")
+    monkeypatch.setattr(compiler, "PREBUILT", tmp_path / "libfused.so")
     deepspeed, fused = self_check.check_kernels()
     assert deepspeed.startswith("DeepSpeed's kernels do not load: No module named")
-    assert fused == f"the fused engine's kernels are not there: {tmp_path}/kernels.so is missing"
+    assert fused == f"the fused engine's kernels are not there: {tmp_path}/libfused.so is missing"
     compiler.PREBUILT.write_text("no library")
     (fused,) = self_check.check_fused_kernels()
-    assert fused.startswith(f"the fused engine's kernels do not load: {tmp_path}/kernels.so: ")
+    assert fused.startswith(f"the fused engine's kernels do not load: {tmp_path}/libfused.so: ")
 
 
 def test_a_library_of_other_sources_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

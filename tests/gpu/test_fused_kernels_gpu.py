@@ -31,16 +31,19 @@ def device() -> torch.device:
     return torch.device("cuda", 0)
 
 
-@pytest.fixture(scope="session", params=["native", "7.5 as PTX"])
+@pytest.fixture(scope="session", params=["native", "7.5 as PTX", "no tensor cores"])
 def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library for this GPU, and the one for a T4, which the driver translates."""
+    """The library for this GPU, the one for a T4, which the driver translates, and what a V100 computes."""
+    major, minor = torch.cuda.get_device_capability()
     if request.param == "native":
-        major, minor = torch.cuda.get_device_capability()
         return find_library(os.environ, [f"{major}.{minor}"])
     nvcc = find_nvcc(os.environ)
     assert nvcc is not None
-    path = tmp_path_factory.mktemp("kernels") / "kernels-75.so"
-    compile_library(nvcc, ["7.5+PTX"], path)
+    path = tmp_path_factory.mktemp("kernels") / "kernels.so"
+    if request.param == "7.5 as PTX":
+        compile_library(nvcc, ["7.5+PTX"], path)
+    else:
+        compile_library(nvcc, [f"{major}.{minor}"], path, defines=["FUSED_NO_MMA"])
     return path
 
 
@@ -58,9 +61,7 @@ def decoded(
     state: State, kernels: CudaKernels | PlainKernels, of: Batch, *, large: bool = False
 ) -> torch.Tensor:
     """Logits of one step."""
-    if large:
-        kernels.max_decode_rows = 0  # type: ignore[misc]
-    FusedModel(state, kernels).decode(of.tokens)
+    FusedModel(state, kernels).decode(of.tokens, through_cublas=large)
     torch.cuda.synchronize()
     return state.scratch.logits_TV[: len(of.positions)].clone()
 
@@ -138,6 +139,12 @@ def test_other_widths(library: Path, inner: int) -> None:
     check(state, library, batch(state, [3, 40]), large=False)
 
 
+def test_kernels_overlap_only_where_their_code_waits(library: Path, request: pytest.FixtureRequest) -> None:
+    is_native = "7.5 as PTX" not in request.node.name
+    wanted = is_native and torch.cuda.get_device_capability() >= (9, 0)
+    assert CudaKernels(library, make_state(geometry(64))).overlap == wanted
+
+
 def test_a_nan_in_one_sequence_stays_there(library: Path) -> None:
     state = make_state(geometry(128))
     of = batch(state, [40, 41, 42])
@@ -161,7 +168,7 @@ def test_kernels_of_another_gpu_are_said(tmp_path: Path) -> None:
     assert nvcc is not None
     if torch.cuda.get_device_capability()[0] == 7:
         pytest.skip("a GPU that runs what is built for 7.5")
-    compile_library(nvcc, ["7.5"], tmp_path / "kernels.so")
+    compile_library(nvcc, ["7.5"], tmp_path / "libfused.so")
     state = make_state(geometry(64))
     with pytest.raises(BackendDead, match="no kernel image"):
-        CudaKernels(tmp_path / "kernels.so", state).embed(batch(state, [1]).tokens)
+        CudaKernels(tmp_path / "libfused.so", state).embed(batch(state, [1]).tokens)

@@ -26,7 +26,7 @@ def cuda_image() -> str:
 
 
 @pytest.mark.parametrize(
-    "find", ["/opt/venv -name 'transformer_inference_op*.so'", "/opt/gptj-serve -name kernels.so"]
+    "find", ["/opt/venv -name 'transformer_inference_op*.so'", "/opt/gptj-serve -name libfused.so"]
 )
 def test_kernels_are_there_for_every_architecture_asked_for(cuda_image: str, find: str) -> None:
     assert cuda_image == IMAGE
@@ -55,7 +55,7 @@ def test_the_fused_engines_kernels_load_where_they_will_run(cuda_image: str) -> 
         "print(library, cuda_kernels.open_library(library).fused_error(0).decode())"
     )
     found = run_in(cuda_image, "python", "-c", code)
-    assert found == "/opt/gptj-serve/gptj_serve/engine/fused/kernels.so no error\n"
+    assert found == "/opt/gptj-serve/gptj_serve/engine/fused/libfused.so no error\n"
     assert "The fused engine's kernels load" in run_in(cuda_image, "python", "-m", "gptj_serve.self_check")
 
 

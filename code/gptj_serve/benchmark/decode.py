@@ -63,11 +63,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = {**surroundings(), "read_tb_per_s": round(read_speed / 1e12, 3)}
     report["batch_1"] = {context: bench.decode(1, context, read_speed) for context in args.contexts}
     report["context_250"] = {size: bench.decode(size, BATCH_CONTEXT, read_speed) for size in args.batches}
-    bench.kernels.max_decode_rows = 0
+    bench.through_cublas = True
     report["context_250_cublas"] = {
         size: bench.decode(size, BATCH_CONTEXT, read_speed) for size in args.batches if size <= 16
     }
-    del bench.kernels.max_decode_rows
+    bench.through_cublas = False
     report["prefill_ms"] = {num: bench.prefill(num) for num in args.prompts}
     report["gpu_memory_gib"] = bench.memory_gib()
     if args.profile:
@@ -90,6 +90,7 @@ class Bench:
                 layer_NHSE.normal_()
         self.kernels = CudaKernels(library, self._state)
         self._model = FusedModel(self._state, self.kernels)
+        self.through_cublas = False
 
     def decode(self, size: int, context: int, read_speed: float) -> dict[str, float]:
         """One token for each of ``size`` sequences after ``context`` tokens."""
@@ -155,11 +156,11 @@ class Bench:
 
     def _graph(self, size: int, context: int) -> torch.cuda.CUDAGraph:
         tokens = self._tokens([context] * size, list(range(size)))
-        self._model.decode(tokens)
+        self._model.decode(tokens, through_cublas=self.through_cublas)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._model.decode(tokens)
+            self._model.decode(tokens, through_cublas=self.through_cublas)
         self._keep = tokens  # the graph reads them
         return graph
 

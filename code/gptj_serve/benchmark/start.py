@@ -71,7 +71,7 @@ def phases(log: Iterable[str]) -> dict[str, Any]:
         if record.get("event") in PHASES:
             found[record["event"]] = (datetime.fromisoformat(record["time"]) - first).total_seconds()
         if record.get("event") == "kernels_loaded":
-            found["kernels"] = record["origin"]
+            found.setdefault("kernels", record["origin"])  # found again, they are cached
     return found | {"parts": parts(records)}
 
 

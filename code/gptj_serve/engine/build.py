@@ -8,8 +8,9 @@ import torch
 
 from gptj_serve.engine import engine, sampler
 from gptj_serve.engine.backend import Backend, BackendLimits
-from gptj_serve.engine.choose import choose_engine
+from gptj_serve.engine.choose import Machine, choose_engine
 from gptj_serve.engine.engine import Engine
+from gptj_serve.engine.fused.compiler import find_library
 from gptj_serve.engine.fused.geometry import obstacle
 from gptj_serve.engine.fused.plan import RunnerLimits, StepRunner
 from gptj_serve.engine.fused.scheduler import ContinuousScheduler
@@ -21,6 +22,7 @@ from gptj_serve.engine.scheduler import Scheduler
 from gptj_serve.engine.server import EngineServer
 from gptj_serve.engine.static_scheduler import StaticScheduler
 from gptj_serve.engine.step_loop import StepLoop
+from gptj_serve.errors import StartupError
 from gptj_serve.request import ModelInfo
 from gptj_serve.settings import Settings
 
@@ -43,7 +45,7 @@ def build_engine(settings: Settings, checkpoint: Checkpoint, socket_path: Path) 
     """
     limit_threads(os.environ)
     machine = look_at_machine(os.environ)
-    name, reason = choose_engine(settings.engine, machine, obstacle(checkpoint))
+    name, reason = _choose(settings, machine, checkpoint)
     fields = {"event": "engine_chosen", "engine": name, "reason": reason, **describe(machine)}
     logger.info("engine %s (%s)", name, reason, extra={"fields": fields})
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -52,6 +54,19 @@ def build_engine(settings: Settings, checkpoint: Checkpoint, socket_path: Path) 
     backend = _load(name, settings, checkpoint, device)
     sampler.warm_up(device, backend.limits)
     return join_static(backend, settings, checkpoint, socket_path)
+
+
+def _choose(settings: Settings, machine: Machine, checkpoint: Checkpoint) -> tuple[str, str]:
+    """The engine and why; `auto` passes over kernels that turn out not to compile here."""
+    name, reason = choose_engine(settings.engine, machine, obstacle(checkpoint))
+    if (settings.engine, name) != ("auto", "fused"):
+        return name, reason
+    major, minor = machine.capability
+    try:
+        find_library(os.environ, [f"{major}.{minor}"])
+    except StartupError as error:
+        return choose_engine(settings.engine, machine, str(error))
+    return name, reason
 
 
 def join_static(

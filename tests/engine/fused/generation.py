@@ -29,6 +29,7 @@ class Driver:
     Attributes:
         steps: Every step that was launched.
         ended: Why each sequence ended.
+        tokens: Each sequence's tokens.
     """
 
     def __init__(self, runner: FusedRunner, **limits: int) -> None:
@@ -36,6 +37,7 @@ class Driver:
         self.name = runner.name
         self.steps: list[ContinuousStep] = []
         self.ended: dict[str, str] = {}
+        self.tokens: dict[str, list[Token]] = {}
         self._runner: StepRunner = runner
         self.scheduler = ContinuousScheduler(self.limits, max_queue=1000)
         self._loop = ContinuousStepLoop(self.scheduler, self, checks=True)
@@ -56,7 +58,7 @@ class Driver:
         Returns:
             Each sequence's tokens.
         """
-        tokens: dict[str, list[Token]] = {}
+        tokens = self.tokens
         number = 0
         while True:
             for name, request in arrivals.get(number, {}).items():

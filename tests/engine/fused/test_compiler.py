@@ -49,7 +49,7 @@ class Machine:
             "XDG_CACHE_HOME": str(folder / "cache"),
         }
         monkeypatch.setattr(compiler, "SOURCES", self.sources)
-        monkeypatch.setattr(compiler, "PREBUILT", folder / "kernels.so")
+        monkeypatch.setattr(compiler, "PREBUILT", folder / "libfused.so")
         monkeypatch.setattr(compiler, "DEFAULT_CUDA", folder / "no-cuda")
         for name, value in {
             "RECORD": self.record,
@@ -70,6 +70,12 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 def origins(log: pytest.LogCaptureFixture) -> list[str]:
     return [record.fields["origin"] for record in log.records if hasattr(record, "fields")]
+
+
+def test_the_library_takes_no_modules_place() -> None:
+    """Python looks for NAME.so before NAME.py."""
+    module, *_ = compiler.PREBUILT.name.split(".")
+    assert not compiler.PREBUILT.with_name(f"{module}.py").exists()
 
 
 class TestFinding:
@@ -249,7 +255,7 @@ class TestAheadOfTime:
         command = [sys.executable, "-S", "-m", "gptj_serve.engine.fused.compiler"]
         ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stderr
-        assert (tmp_path / "code/gptj_serve/engine/fused/kernels.so").read_text() == "halfwhole"
+        assert (tmp_path / "code/gptj_serve/engine/fused/libfused.so").read_text() == "halfwhole"
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +264,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nvcc = compiler.find_nvcc(os.environ)
     if nvcc is None:
         pytest.skip("there is no nvcc")
-    library = tmp_path_factory.mktemp("kernels") / "kernels.so"
+    library = tmp_path_factory.mktemp("kernels") / "libfused.so"
     compiler.compile_library(nvcc, ["7.5"], library)
     return library
 

@@ -12,7 +12,10 @@ from tiny import write_model
 from transformers import GPTJForCausalLM
 
 from gptj_serve.engine.backend import BackendDead
+from gptj_serve.engine.fused.kernels import State, Tokens
 from gptj_serve.engine.fused.load import load_fused
+from gptj_serve.engine.fused.model import FusedModel
+from gptj_serve.engine.fused.plain_kernels import PlainKernels
 from gptj_serve.engine.fused.runner import FusedRunner
 from gptj_serve.engine.hf import load_hf
 from gptj_serve.engine.model_dir import Checkpoint, find_checkpoint
@@ -148,6 +151,57 @@ def hf_tokens(checkpoint: Checkpoint, request: GenerationRequest) -> list:  # ty
         if one.token_id in request.eos_token_ids or len(found) == request.sampling.max_new_tokens:
             return found
         logits_BV = backend.decode([one.token_id])
+
+
+class OwnDecode(PlainKernels):
+    """Decodes a few rows itself, as the CUDA kernels do; `factor` makes it wrong."""
+
+    max_decode_rows = 2
+
+    def __init__(self, state: State, factor: float = 1.0) -> None:
+        super().__init__(state)
+        self._model = FusedModel(state, PlainKernels(state))
+        self._factor = factor
+        self.num_rows: list[int] = []
+
+    def decode(self, tokens: Tokens) -> None:
+        self.num_rows.append(tokens.num_tokens)
+        self._model.decode(tokens)
+        self._state.scratch.logits_TV[: tokens.num_tokens] *= self._factor
+
+
+def with_own_decode(checkpoint: Checkpoint, factor: float = 1.0) -> tuple[FusedRunner, OwnDecode]:
+    plain = load_fused(checkpoint, torch.device("cpu"), max_batch_size=6)
+    kernels = OwnDecode(plain._state, factor)
+    return FusedRunner(plain._state, kernels, plain.limits), kernels
+
+
+def test_two_ways_to_decode_that_agree_pass_the_check(checkpoint: Checkpoint) -> None:
+    with_own_decode(checkpoint)[0].check()
+
+
+@pytest.mark.parametrize("factor", [1.2, float("nan")])
+def test_kernels_that_compute_something_else_do_not_start(checkpoint: Checkpoint, factor: float) -> None:
+    with pytest.raises(StartupError, match="do not agree on the next token"):
+        with_own_decode(checkpoint, factor)[0].check()
+
+
+def test_seeded_sequences_are_decoded_in_small_groups_that_others_fill_up(checkpoint: Checkpoint) -> None:
+    """So that the bits of their logits do not depend on how many others there are."""
+    runner, kernels = with_own_decode(checkpoint)
+    seeded = GenerationRequest(
+        "", prompt(9), SamplingParams(8, do_sample=True, seed=3, temperature=2.0), reproducible=True
+    )
+    alone = ids(Driver(runner).run({0: {"a": seeded}})["a"])
+    kernels.num_rows.clear()
+    others = {f"{number}": greedy(prompt(5 + number), 20) for number in range(5)}
+    driver = Driver(runner)
+    assert ids(driver.run({0: others, 3: {"a": seeded}})["a"]) == alone
+    six = [step for step in driver.steps if len(step.decodes) == 6]
+    assert six
+    assert kernels.num_rows.count(2) >= len(six)
+    for number, (name, request) in enumerate(others.items()):
+        assert ids(driver.tokens[name]) == ids(Driver(runner).run({0: {"a": request}})["a"]), number
 
 
 def test_limits_are_checked(runner: FusedRunner) -> None:

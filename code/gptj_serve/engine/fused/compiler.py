@@ -20,8 +20,11 @@ from gptj_serve.errors import StartupError
 logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
-PREBUILT = Path(__file__).parent / "kernels.so"
-"""Where an image keeps the library for all architectures; ``scripts/build-kernels fused`` makes it."""
+PREBUILT = Path(__file__).parent / "libfused.so"
+"""Where an image keeps the library for all architectures; ``scripts/build-kernels fused`` makes it.
+
+It has no module's name: Python would take ``NAME.so`` instead of ``NAME.py``.
+"""
 
 DEFAULT_CUDA = Path("/usr/local/cuda")
 """Where CUDA is installed by default."""
@@ -71,18 +74,26 @@ def _find_library(env: Mapping[str, str], architectures: Sequence[str]) -> tuple
     return library, "compiled"
 
 
-def compile_library(nvcc: str, architectures: Sequence[str], library: Path) -> None:
+def compile_library(
+    nvcc: str, architectures: Sequence[str], library: Path, defines: Sequence[str] = ()
+) -> None:
     """Compile the library; it appears under its name whole or not at all.
+
+    Args:
+        nvcc: The compiler.
+        architectures: As of `find_library`.
+        library: Where to.
+        defines: Macros, for tests.
 
     Raises:
         StartupError: The compiler fails, and its output is in the log; or the library cannot be written.
         ValueError: One of the architectures is none.
     """
     try:
-        library.parent.mkdir(parents=True, exist_ok=True)
+        library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as directory:
-            output = Path(directory) / "kernels.so"
-            _run_nvcc(nvcc, architectures, output)
+            output = Path(directory) / "libfused.so"
+            _run_nvcc([nvcc, *(f"-D{name}" for name in defines)], architectures, output)
             os.replace(output, library)
     except OSError as error:
         raise StartupError(
@@ -91,13 +102,13 @@ def compile_library(nvcc: str, architectures: Sequence[str], library: Path) -> N
         ) from error
 
 
-def _run_nvcc(nvcc: str, architectures: Sequence[str], output: Path) -> None:
-    command = [nvcc, *_options(architectures), "-o", str(output), str(SOURCES / "fused.cu")]
+def _run_nvcc(nvcc: Sequence[str], architectures: Sequence[str], output: Path) -> None:
+    command = [*nvcc, *_options(architectures), "-o", str(output), str(SOURCES / "fused.cu")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         logger.error("nvcc failed: %s", (done.stderr or done.stdout).strip())
         raise StartupError(
-            f"the fused engine's kernels do not compile for {', '.join(architectures)} ({nvcc}); "
+            f"the fused engine's kernels do not compile for {', '.join(architectures)} ({nvcc[0]}); "
             "set GPTJ_ENGINE=deepspeed or hf"
         )
 
@@ -133,7 +144,7 @@ def _fingerprint(nvcc: str, architectures: Sequence[str]) -> str:
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
-    digest.update("\0".join([version, *architectures]).encode())
+    digest.update("\0".join([version, *_options(architectures)]).encode())
     return digest.hexdigest()[:16]
 
 

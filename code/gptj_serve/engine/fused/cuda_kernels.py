@@ -84,6 +84,7 @@ def open_library(library: Path) -> ctypes.CDLL:
         for name, types in _ARGUMENTS.items():
             getattr(functions, f"fused_{name}").argtypes = [*types, _pointer]
         functions.fused_error.restype = ctypes.c_char_p
+        functions.fused_can_overlap.restype = _int
     except AttributeError as error:
         raise RuntimeError(f"the kernel library lacks a function: {error}") from error
     return functions
@@ -113,8 +114,7 @@ class CudaKernels:
         self._structures = (_model(state), _cache(state), _scratch(state))
         self._model, self._cache, self._scratch = map(ctypes.addressof, self._structures)
         self._tokens: tuple[Tokens, _Tokens] | None = None
-        # a kernel may start while the one before it still runs, from Hopper on
-        self.overlap = torch.cuda.get_device_capability(state.history_SC.device) >= (9, 0)
+        self.overlap = bool(functions.fused_can_overlap())
 
     def decode(self, tokens: Tokens) -> None:
         """See `Kernels.decode`; 1..16 tokens."""

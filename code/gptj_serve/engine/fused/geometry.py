@@ -50,7 +50,7 @@ def read_geometry(checkpoint: Checkpoint) -> Geometry:
         rotary_dim=checkpoint.rotary_dim,
         inner=checkpoint.n_inner,
         vocab_size=checkpoint.vocab_size,
-        epsilon=float(raw.get("layer_norm_epsilon", 1e-5)),
+        epsilon=float(raw.get("layer_norm_epsilon") or 1e-5),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from gptj_serve.engine.backend import BackendDead
+from gptj_serve.engine.backend import BackendDead, BatchLost
 from gptj_serve.engine.fused.compiler import find_library
 from gptj_serve.engine.fused.cuda_kernels import CudaKernels
 from gptj_serve.engine.fused.geometry import Geometry, read_geometry
@@ -28,8 +28,14 @@ without on an H100 (12.3 against 4.0 ms, docs/benchmarks); three times is what i
 MAX_PREFILL = 2048
 
 GIB = 1 << 30
-RESERVE_BYTES = GIB
-"""GPU memory left for the temporaries of attention and the sampler, for cuBLAS and the graphs."""
+RESERVE_BYTES = 3 * GIB // 4
+"""GPU memory left for the temporaries of attention, for cuBLAS and the graphs."""
+
+SAMPLER_BYTES = 80
+"""And for the sampler, for each sequence and token of the vocabulary."""
+
+SMALL_GPU_BYTES = 20 * GIB
+"""GPUs with less memory are slower too: they get a quarter of the prompt tokens a step."""
 
 CPU_CACHE_TOKENS = 8192
 
@@ -60,15 +66,16 @@ def load_fused(
     weights = load_weights(checkpoint, device, torch.float16 if is_cuda else torch.float32)
     max_context = min(max_context or checkpoint.n_positions, checkpoint.n_positions)
     max_batch_size = max_batch_size or MAX_AUTO_BATCH_SIZE
-    state = make_state(geometry, weights, max_batch_size, max_context)
+    prefill_chunk, max_prefill = prefill_sizes(device)
+    state = make_state(geometry, weights, max_batch_size, max_context, max_prefill)
     limits = RunnerLimits(
         max_batch_size=max_batch_size,
         max_context=max_context,
         vocab_size=geometry.vocab_size,
         block_size=BLOCK_SIZE,
         num_blocks=state.cache.keys_LNHSE.shape[1],
-        prefill_chunk=PREFILL_CHUNK,
-        max_prefill=MAX_PREFILL,
+        prefill_chunk=prefill_chunk,
+        max_prefill=max_prefill,
     )
     kernels: Kernels = PlainKernels(state) if library is None else CudaKernels(library, state)
     runner = FusedRunner(state, kernels, limits)
@@ -77,12 +84,19 @@ def load_fused(
     return runner
 
 
+def prefill_sizes(device: torch.device) -> tuple[int, int]:
+    """Prompt tokens in one step at most: while sequences are decoded, and ever."""
+    if device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < SMALL_GPU_BYTES:
+        return PREFILL_CHUNK // 4, MAX_PREFILL // 4
+    return PREFILL_CHUNK, MAX_PREFILL
+
+
 def make_state(
     geometry: Geometry,
     weights: PackedWeights,
     max_batch_size: int,
     max_context: int,
-    num_blocks: int | None = None,
+    max_prefill: int = MAX_PREFILL,
 ) -> State:
     """Allocate everything that the model works on.
 
@@ -91,15 +105,19 @@ def make_state(
         weights: Its weights.
         max_batch_size: Slots.
         max_context: Positions of each.
-        num_blocks: Of the cache; None takes what there is memory for.
+        max_prefill: Prompt tokens in one step.
 
     Raises:
         StartupError: Not even one sequence of the longest context fits.
     """
     like = weights.embedding_VD
-    scratch = make_scratch(geometry, like, max(MAX_PREFILL, max_batch_size), max_batch_size)
-    if num_blocks is None:
-        num_blocks = _num_blocks(geometry, like, max_batch_size, max_context)
+    try:
+        scratch = make_scratch(geometry, like, max(max_prefill, max_batch_size), max_batch_size)
+    except torch.OutOfMemoryError as error:
+        raise StartupError(
+            f"{_gpu_name(like)}: no memory is left beside the weights; use a larger GPU"
+        ) from error
+    num_blocks = _num_blocks(geometry, like, max_batch_size, max_context)
     shape = (geometry.num_layers, num_blocks, geometry.num_heads, BLOCK_SIZE, geometry.head_dim)
     return State(
         geometry=geometry,
@@ -118,11 +136,12 @@ def _num_blocks(geometry: Geometry, like: torch.Tensor, max_batch_size: int, max
         return max(of_one, CPU_CACHE_TOKENS // BLOCK_SIZE)
     free_bytes, _ = torch.cuda.mem_get_info(like.device)
     block_bytes = 2 * geometry.num_layers * geometry.width * BLOCK_SIZE * like.element_size()
-    num_blocks = min((free_bytes - RESERVE_BYTES) // block_bytes, max_batch_size * of_one)
+    reserved_bytes = RESERVE_BYTES + max_batch_size * geometry.vocab_size * SAMPLER_BYTES
+    num_blocks = min((free_bytes - reserved_bytes) // block_bytes, max_batch_size * of_one)
     if num_blocks < of_one:
-        needed_bytes = of_one * block_bytes + RESERVE_BYTES
+        needed_bytes = of_one * block_bytes + reserved_bytes
         raise StartupError(
-            f"{torch.cuda.get_device_name(like.device)}: beside the weights {free_bytes / GIB:.2f} GiB are "
+            f"{_gpu_name(like)}: beside the weights {free_bytes / GIB:.2f} GiB are "
             f"free; a sequence of {max_context} tokens needs {needed_bytes / GIB:.2f} GiB: "
             "lower GPTJ_MAX_CONTEXT or use a larger GPU"
         )
@@ -132,11 +151,21 @@ def _num_blocks(geometry: Geometry, like: torch.Tensor, max_batch_size: int, max
 def _warm_up(runner: FusedRunner) -> None:
     try:
         runner.warm_up()
+        runner.check()
+    except (BatchLost, torch.OutOfMemoryError) as error:
+        raise StartupError(
+            f"the GPU's memory does not suffice for batches of {runner.limits.max_batch_size}: "
+            "lower GPTJ_MAX_BATCH_SIZE or use a larger GPU"
+        ) from error
     except BackendDead as error:
         cure = "set GPTJ_ENGINE=deepspeed or hf"
         if "no kernel image" in str(error):
             cure = f"build the image with this GPU's compute capability in KERNEL_ARCHS, or {cure}"
         raise StartupError(f"the fused engine's kernels could not be started ({error}); {cure}") from error
+
+
+def _gpu_name(like: torch.Tensor) -> str:
+    return torch.cuda.get_device_name(like.device)
 
 
 def _architecture(device: torch.device) -> str:

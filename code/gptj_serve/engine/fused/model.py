@@ -51,9 +51,9 @@ class FusedModel:
         ]
         self._head_DV = weights.head_weight_VD.T
 
-    def decode(self, tokens: Tokens) -> None:
+    def decode(self, tokens: Tokens, *, through_cublas: bool = False) -> None:
         """One token of each sequence: logits and chosen tokens go to the scratch memory."""
-        if tokens.num_tokens <= self._kernels.max_decode_rows:
+        if tokens.num_tokens <= self._kernels.max_decode_rows and not through_cublas:
             self._kernels.decode(tokens)
             return
         self._blocks(tokens, [])
@@ -135,14 +135,15 @@ class _PromptAttention:
 
 def _causal_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Attention of the last of all positions, [1, heads, positions, head_dim], as fast as PyTorch can."""
-    num_queries, num_keys = query.shape[2], keys.shape[2]
-    if num_queries == num_keys:
-        return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
     if query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0):
-        # what `torch.nn.attention.bias.causal_lower_right` calls; importing that takes two seconds
+        # Left to itself PyTorch may take cuDNN, which prepares each new length anew. The mask of later chunks
+        # is in `torch.nn.attention.bias`, which takes two seconds to import and calls the same.
         flash = torch.ops.aten._scaled_dot_product_flash_attention
         attention: torch.Tensor = flash(query, keys, values, 0.0, True)[0]
         return attention
+    num_queries, num_keys = query.shape[2], keys.shape[2]
+    if num_queries == num_keys:
+        return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
     mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril(
         num_keys - num_queries
     )

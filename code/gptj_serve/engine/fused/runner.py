@@ -4,21 +4,27 @@ A graph holds one batch size. Positions, cache places and block tables lie in de
 fills, so one graph serves every position. The host waits for nothing but results.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
-import numpy as np
 import torch
 
 from gptj_serve.engine.device_errors import batch_errors
 from gptj_serve.engine.fused.choice import Choice
 from gptj_serve.engine.fused.greedy import GreedyChoice, is_greedy
-from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Kernels, State, Tokens
-from gptj_serve.engine.fused.model import FusedModel, PromptPart
+from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Kernels, State
+from gptj_serve.engine.fused.model import FusedModel
 from gptj_serve.engine.fused.plan import ContinuousStep, Row, RunnerLimits
 from gptj_serve.engine.fused.sampling import DeviceSampler, warm_up
-from gptj_serve.engine.fused.staging import upload
+from gptj_serve.engine.fused.words import StepWords
 from gptj_serve.engine.scheduler import Running, Sampled
+from gptj_serve.errors import StartupError
 from gptj_serve.request import GenerationRequest, SamplingParams
+
+CHECK_TOKENS = 40
+MAX_APART = 0.05
+"""Root mean square of what the two ways to decode may differ by, over that of the logits."""
 
 DECODE_SIZES = (*range(1, 17), 24, 32, 48, 64, 96, 128, 192, 256)
 """Batch sizes that have a graph; a batch is padded to the next one."""
@@ -44,11 +50,13 @@ class FusedRunner:
         self._kernels = kernels
         self._model = FusedModel(state, kernels)
         self._sampler = DeviceSampler(state.history_SC, limits.vocab_size)
-        self._table_width = -(-limits.max_context // BLOCK_SIZE)
+        self._words = StepWords(limits, state.history_SC.shape[1])
         sizes = [size for size in DECODE_SIZES if size < limits.max_batch_size]
         self._decode_sizes = (*sizes, limits.max_batch_size)
         self._decode_words = torch.zeros(
-            limits.max_batch_size * (3 + self._table_width), dtype=torch.int32, device=state.history_SC.device
+            self._words.num_decode_words(limits.max_batch_size),
+            dtype=torch.int32,
+            device=state.history_SC.device,
         )
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
@@ -58,7 +66,7 @@ class FusedRunner:
         self._check(step)
         parts: list[Part] = []
         num_prefills = sum(row.samples for row in step.prefills)
-        with batch_errors("a step"):
+        with batch_errors("a step"), self._memory_given_back():
             if step.prefills:
                 choice = self._prefill(step.prefills)
                 if choice is not None:
@@ -73,9 +81,7 @@ class FusedRunner:
         """Run everything once and capture the graphs, the largest first: all use the memory of that one."""
         pool = None
         for size in reversed(self._decode_sizes):
-            tokens = self._decode_tokens(size, self._decode_words[: size * (3 + self._table_width)])
-            tokens.positions_T.fill_(-1)
-            tokens.history_rows_T.fill_(self._padding_row)
+            tokens = self._words.decode([], size, self._decode_words)
             self._model.decode(tokens)
             if self._is_cuda:
                 torch.cuda.synchronize()
@@ -83,30 +89,71 @@ class FusedRunner:
                 with torch.cuda.graph(graph, pool=pool):
                     self._model.decode(tokens)
                 pool = pool or graph.pool()
+                graph.replay()  # the first time takes longer
                 self._graphs[size] = graph
         for num_tokens in PREFILL_SIZES:
             self._warm_up_prefill(num_tokens)
         logits_TV = self._state.scratch.logits_TV
         warm_up(logits_TV.device, logits_TV.dtype, self.limits)
 
+    @torch.inference_mode()
+    def check(self) -> None:
+        """Decode one token both ways, through the kernels and through cuBLAS.
+
+        Raises:
+            StartupError: The two are far apart, or not numbers: something is wrong with the kernels on this
+                GPU, or with the weights.
+        """
+        length = min(CHECK_TOKENS, self.limits.max_context - 1)
+        prompt_ids = tuple(number % self.limits.vocab_size for number in range(1, length + 1))
+        (row,) = self._prefill_alone(prompt_ids, (0,))
+        own_V, other_V = self._both_ways(replace(row, start=row.end, token_ids=None))
+        apart = float((own_V - other_V).norm() / other_V.norm())
+        if not apart <= MAX_APART:
+            raise StartupError(
+                f"the fused engine's kernels and cuBLAS do not agree on the next token ({apart:.1%} apart, "
+                f"{MAX_APART:.0%} allowed): wrong weights, or kernels that do not work on this GPU; "
+                "GPTJ_ENGINE=hf tells which"
+            )
+
+    def _both_ways(self, row: Row) -> list[torch.Tensor]:
+        """The logits of one decoded token, through the kernels and through cuBLAS."""
+        found = []
+        for through_cublas in (False, True):
+            tokens = self._words.decode([row], 1, self._decode_words)
+            self._model.decode(tokens, through_cublas=through_cublas)
+            found.append(self._state.scratch.logits_TV[0].clone())
+        return found
+
     def _warm_up_prefill(self, num_tokens: int) -> None:
-        """A prompt in two chunks, of which the second finds the first in the cache."""
+        """A prompt of that length, and one more chunk of it, which finds the first in the cache."""
         limits = self.limits
-        num_tokens = min(num_tokens, limits.max_prefill, limits.max_context // 2)
-        request = GenerationRequest("warm-up", (0,) * num_tokens, SamplingParams(1))
+        num_tokens = min(num_tokens, limits.max_prefill, limits.max_context - 1)
+        starts = (0, num_tokens) if 2 * num_tokens < limits.max_context else (0,)
+        self._prefill_alone((0,) * num_tokens, starts)
+
+    def _prefill_alone(self, token_ids: tuple[int, ...], starts: Sequence[int]) -> list[Row]:
+        """Prefill these tokens at each of these positions, in the cache's first blocks."""
+        request = GenerationRequest("warm-up", token_ids, SamplingParams(1))
         running = Running((0, request.request_id), request, call=0, arrived_s=0.0)
-        blocks = range(-(-2 * num_tokens // BLOCK_SIZE))
-        for start in (0, num_tokens):
-            self._prefill([Row(running, 0, blocks, start, request.prompt_ids, samples=True)])
+        blocks = range(-(-(starts[-1] + len(token_ids) + 1) // BLOCK_SIZE))
+        rows = [Row(running, 0, blocks, start, token_ids, samples=True) for start in starts]
+        for row in rows:
+            self._prefill([row])
+        return rows
+
+    @contextmanager
+    def _memory_given_back(self) -> Iterator[None]:
+        """After a step for which there was no memory: what lies about in pieces is of no use to the next."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            raise
 
     @property
     def _is_cuda(self) -> bool:
         return self._decode_words.is_cuda
-
-    @property
-    def _padding_row(self) -> int:
-        """Where in the history the padding's ids are: the row after the last slot's."""
-        return self.limits.max_batch_size * self._state.history_SC.shape[1]
 
     def _check(self, step: ContinuousStep) -> None:
         limits = self.limits
@@ -134,84 +181,30 @@ class FusedRunner:
         limit = self._kernels.max_decode_rows
         if len(rows) <= max(limit, 1):
             return [list(range(len(rows)))] if rows else []
-        apart = [place for place, row in enumerate(rows) if limit and row.running.request.reproducible]
-        groups = [apart[at : at + limit] for at in range(0, len(apart), limit or 1)]
-        rest = [place for place in range(len(rows)) if place not in set(apart)]
+        # others fill the last such group up: its bits do not depend on them
+        places = sorted(range(len(rows)), key=lambda place: not rows[place].running.request.reproducible)
+        num_reproducible = sum(row.running.request.reproducible for row in rows) if limit else 0
+        num_groups = -(-num_reproducible // max(limit, 1))
+        groups = [places[at * limit : (at + 1) * limit] for at in range(num_groups)]
+        rest = places[num_groups * limit :]
         return [*groups, rest] if rest else groups
 
     def _decode(self, rows: Sequence[Row]) -> Choice | GreedyChoice:
         size = next(size for size in self._decode_sizes if size >= len(rows))
-        words = np.zeros(size * (3 + self._table_width), dtype=np.int32)
-        positions_T, cache_rows_T, history_rows_T = words[: 3 * size].reshape(3, size)
-        tables_TW = words[3 * size :].reshape(size, self._table_width)
-        positions_T[len(rows) :] = -1
-        history_rows_T[len(rows) :] = self._padding_row
-        stride = self._state.history_SC.shape[1]
-        for place, row in enumerate(rows):
-            positions_T[place] = row.start
-            cache_rows_T[place] = row.blocks[row.start // BLOCK_SIZE] * BLOCK_SIZE + row.start % BLOCK_SIZE
-            history_rows_T[place] = row.slot * stride + row.start
-            num_blocks = -(-row.end // BLOCK_SIZE)
-            tables_TW[place, :num_blocks] = row.blocks[:num_blocks]
-        on_device = upload(words, self._decode_words)
+        tokens = self._words.decode(rows, size, self._decode_words)
         if self._graphs:
             self._graphs[size].replay()
         else:
-            self._model.decode(self._decode_tokens(size, on_device))
+            self._model.decode(tokens)
         return self._choose(rows)
 
-    def _decode_tokens(self, size: int, words: torch.Tensor) -> Tokens:
-        positions_T, cache_rows_T, history_rows_T = words[: 3 * size].view(3, size).unbind(0)
-        tables_TW = words[3 * size :].view(size, self._table_width)
-        return Tokens(positions_T, cache_rows_T, history_rows_T, tables_TW)
-
     def _prefill(self, rows: Sequence[Row]) -> Choice | GreedyChoice | None:
-        words, parts = self._prompt_words(rows)
+        prompts = self._words.prompts(rows, self._decode_words.device)
         history_T = self._state.history_SC.view(-1)
-        history_T.index_copy_(0, words.history_rows_T.long(), words.ids_T.long())
-        tokens = Tokens(words.positions_T, words.cache_rows_T, words.history_rows_T)
-        last_R = words.last_R.long()
-        picked = [
-            part.index_select(0, last_R)
-            for part in (words.positions_T, words.cache_rows_T, words.history_rows_T)
-        ]
-        self._model.prefill(tokens, parts, last_R, Tokens(*picked))
+        history_T.index_copy_(0, prompts.tokens.history_rows_T.long(), prompts.ids_T.long())
+        self._model.prefill(prompts.tokens, prompts.parts, prompts.last_R, prompts.last)
         choosing = [row for row in rows if row.samples]
         return self._choose(choosing) if choosing else None
-
-    def _prompt_words(self, rows: Sequence[Row]) -> "tuple[_PromptWords, list[PromptPart]]":
-        """Everything that a prefill has to know, in one upload."""
-        stride = self._state.history_SC.shape[1]
-        positions = np.concatenate([np.arange(row.start, row.end) for row in rows])
-        blocks = np.concatenate(
-            [np.asarray(row.blocks)[np.arange(row.start, row.end) // BLOCK_SIZE] for row in rows]
-        )
-        slots = np.repeat([row.slot for row in rows], [row.end - row.start for row in rows])
-        ids = np.concatenate([np.asarray(row.token_ids) for row in rows])
-        ends = np.cumsum([row.end - row.start for row in rows])
-        last = [int(end) - 1 for row, end in zip(rows, ends, strict=True) if row.samples]
-        tables = [row.blocks[: -(-row.end // BLOCK_SIZE)] if row.start else [] for row in rows]
-        flat = np.concatenate(
-            [
-                positions,
-                blocks * BLOCK_SIZE + positions % BLOCK_SIZE,
-                slots * stride + positions,
-                ids,
-                last,
-                *tables,
-            ]
-        ).astype(np.int32)
-        words = upload(flat, torch.empty(flat.size, dtype=torch.int32, device=self._decode_words.device))
-        num = len(positions)
-        parts, at = [], 4 * num + len(last)
-        for row, end, table in zip(rows, ends, tables, strict=True):
-            blocks_N = words[at : at + len(table)].long() if table else None
-            at += len(table)
-            num_tokens = row.end - row.start
-            parts.append(PromptPart(int(end) - num_tokens, num_tokens, row.start, blocks_N))
-        return _PromptWords(
-            *words[: 4 * num].view(4, num).unbind(0), words[4 * num : 4 * num + len(last)]
-        ), parts
 
     def _choose(self, rows: Sequence[Row]) -> Choice | GreedyChoice:
         scratch = self._state.scratch
@@ -222,13 +215,6 @@ class FusedRunner:
             choice = self._sampler.choose(scratch.logits_TV[: len(rows)], rows)
         choice.to_host()  # now: what follows in this step writes to the same memory
         return choice
-
-
-class _PromptWords:
-    """Views of one upload, int32: what is known of T tokens, and the indexes of the R last ones."""
-
-    def __init__(self, *views: torch.Tensor) -> None:
-        self.positions_T, self.cache_rows_T, self.history_rows_T, self.ids_T, self.last_R = views
 
 
 class RunningStep:

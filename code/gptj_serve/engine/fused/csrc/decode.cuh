@@ -24,7 +24,8 @@ struct InPlace {
 };
 
 __device__ __forceinline__ InPlace look_up(const Model &model, const Tokens &tokens, int layer, int token, int row) {
-  InPlace place = {min(row / model.d, 3), 0, tokens.positions[token], tokens.cache_rows[token], 0.f, {1.f, 0.f}};
+  InPlace place = {min(row / model.d, 3), 0, __ldcg(tokens.positions + token), __ldcg(tokens.cache_rows + token), 0.f,
+                   {1.f, 0.f}};
   place.at = row - place.section * model.d;
   if (place.section == 3)
     place.bias = __half2float(model.in_bias[static_cast<int64_t>(layer) * model.inner + place.at]);
@@ -64,7 +65,7 @@ __device__ __forceinline__ AttentionRow attention_row(const Model &model, const 
           cache.keys + layer * cache.layer_stride,
           cache.values + layer * cache.layer_stride,
           tokens.tables + static_cast<int64_t>(token) * tokens.table_width,
-          tokens.positions[token] + 1,
+          __ldcg(tokens.positions + token) + 1,
           head,
           model.num_heads,
           scratch.mixed + static_cast<int64_t>(token) * (model.inner + model.d) + model.inner + head * model.head_dim,
@@ -72,9 +73,8 @@ __device__ __forceinline__ AttentionRow attention_row(const Model &model, const 
           scratch.arrived_splits + token_head};
 }
 
-// One thread block a token.
+// One thread block a token. Lets no kernel start early: what follows may be one that does not wait.
 __global__ void __launch_bounds__(THREADS) embed(const Model model, const Tokens tokens, const Scratch scratch) {
-  let_next_kernel_start();
   const int token = blockIdx.x, d = model.d;
   const half *row = model.embedding + tokens.history[tokens.history_rows[token]] * d;
   float *hidden = scratch.hidden + static_cast<int64_t>(token) * d;

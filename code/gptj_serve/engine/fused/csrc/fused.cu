@@ -89,8 +89,15 @@ EXPORT void fused_sizes(int32_t sizes[4]) {
 
 EXPORT const char *fused_error(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
+// Whether kernels may start while the one before still runs: their waits exist in code for compute capability 9.0
+// and newer alone, whatever the GPU is.
+EXPORT int fused_can_overlap() {
+  cudaFuncAttributes attributes = {};
+  return cudaFuncGetAttributes(&attributes, normalise) == cudaSuccess && attributes.ptxVersion >= 90;
+}
+
 // A whole decode step for 1..MAX_SMALL_BATCH tokens of as many sequences. `overlap`: kernels may start while
-// the one before still runs (compute capability 9.0 and newer only).
+// the one before still runs (only where `fused_can_overlap`).
 EXPORT int fused_decode(const Model *model, const Cache *cache, const Tokens *tokens, const Scratch *scratch,
                         int num_rows, int overlap, cudaStream_t stream) {
   const Start start = overlap ? Start::OVERLAPPING : Start::AFTER;

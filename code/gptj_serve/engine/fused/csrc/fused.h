@@ -55,7 +55,7 @@ struct Scratch {
   half *added;                      // [T, d]: the out-projection's result
   float *logits;                    // [T, vocab]
   int64_t *chosen;                  // [T]: the likeliest token
-  float *chosen_logit;              // [T]: its logit: not finite when any of the row's is not
+  float *chosen_logit;              // [T]: its logit: NaN or infinite when any of the row's is
   float *partial;                   // [T, num_heads, MAX_SPLITS, head_dim + 2]: attention's parts
   uint64_t *best;                   // [T], counters
   uint32_t *arrived_heads;          // [num_heads * 8], counters

@@ -50,7 +50,12 @@ struct HalfWeights {
   }
 };
 
-#if __CUDA_ARCH__ >= 800
+// FUSED_NO_MMA: for testing on any GPU what runs on those without such tensor cores
+#if __CUDA_ARCH__ >= 750 && !defined(FUSED_NO_MMA)
+#define FUSED_MMA
+#endif
+
+#if defined(FUSED_MMA) && __CUDA_ARCH__ >= 800
 __device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                     uint32_t b0, uint32_t b1) {
   asm volatile(
@@ -58,7 +63,7 @@ __device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uin
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
-#elif __CUDA_ARCH__ >= 750
+#elif defined(FUSED_MMA)
 __device__ __forceinline__ void mma_k8(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
   asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -74,7 +79,7 @@ __device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uin
 template <int TILES>
 using TileSums = float[WARPS][TILES * TILE_COLUMNS][TILE_ROWS];
 
-#if __CUDA_ARCH__ >= 750
+#ifdef FUSED_MMA
 // Sums of one warp: TILE_ROWS weight rows times up to TILES * TILE_COLUMNS rows of the batch.
 template <int TILES>
 struct Sums {

@@ -87,13 +87,13 @@ def is_right(report: dict[str, Any]) -> bool:
 async def soak(url: str, num_clients: int, seconds: float, pid: int | None) -> dict[str, Any]:
     """Run all clients and sum up."""
     run = Run(await _answers_alone(url), time.monotonic() + seconds)
-    before = _resources(pid)
+    before = await _resources_at_rest(pid)
     watch = asyncio.create_task(_watch(run, pid, seconds))
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=limits) as client:
         await asyncio.gather(*(_client(client, random.Random(seed), run) for seed in range(num_clients)))
     watch.cancel()
-    await asyncio.sleep(2)  # the engine tells its figures four times a second
+    after = await _resources_at_rest(pid)
     metrics = (await _get(url, "/metrics")).text
     return {
         "engine": next(line for line in metrics.splitlines() if line.startswith("gptj_engine_info")),
@@ -106,7 +106,7 @@ async def soak(url: str, num_clients: int, seconds: float, pid: int | None) -> d
         "preemptions": _metric(metrics, "gptj_preemptions_total"),
         "resources_before": before,
         "resources_meanwhile": run.samples,
-        "resources_after": _resources(pid),
+        "resources_after": after,
     }
 
 
@@ -195,6 +195,12 @@ async def _abandon(client: httpx.AsyncClient, prompt: str, after_s: float) -> No
             await asyncio.wait_for(answer.aread(), after_s)
     except asyncio.TimeoutError:
         return
+
+
+async def _resources_at_rest(pid: int | None) -> dict[str, Any] | None:
+    # the front has to see the ends of connections, and the engine tells its figures four times a second
+    await asyncio.sleep(2)
+    return _resources(pid)
 
 
 def _resources(pid: int | None) -> dict[str, Any] | None:

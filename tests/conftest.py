@@ -1,5 +1,6 @@
 """One server for all tests that do not end it."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+# tests and servers share few cores: threads that wait for each other there cost far more than they bring
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 for folder in ("engine", "engine/fused"):  # what their tests share is used by others too
     sys.path.insert(0, str(Path(__file__).parent / folder))
 

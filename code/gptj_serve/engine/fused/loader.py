@@ -106,7 +106,7 @@ def _log(
         "reader_read_seconds": round(uploaded.read_s, 3),
         "reader_put_seconds": round(uploaded.put_s, 3),
         "file_bytes": uploaded.num_bytes,
-        "gb_per_second": round(uploaded.num_bytes / phases["upload"] / 1e9, 2),
+        "gb_per_second": float(f"{uploaded.num_bytes / phases['upload'] / 1e9:.3g}"),
         "device": str(device),
         "device_bytes": weights.num_bytes,
         "host_peak_bytes": host_peak_bytes(),

@@ -4,13 +4,12 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 import torch
+from engine_socket import connected, until
 
 from gptj_serve import wire
 from gptj_serve.engine import server as server_module
@@ -77,23 +76,6 @@ def test_a_front_that_watches_is_told_again_and_again(tmp_path: Path) -> None:
 
 
 INFO = ModelInfo("fake", "/model", 32, 4, 10, (9,))
-
-
-@contextmanager
-def connected(path: Path) -> Iterator[tuple[socket.socket, BinaryIO]]:
-    with socket.socket(socket.AF_UNIX) as front:
-        front.settimeout(20)
-        front.connect(str(path))
-        with front.makefile("rb") as lines:
-            assert json.loads(lines.readline())["type"] == "hello"
-            yield front, lines
-
-
-def until(is_so: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    end_s = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < end_s
-        time.sleep(0.01)
 
 
 def test_columns_stay_when_the_longest_row_ends() -> None:

@@ -1,15 +1,13 @@
 """Continuous batching in the real engine: through the socket, with a runner that has no model."""
 
-import json
-import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+from engine_socket import connected, until
 from fake_runner import FakeRunner, alone, limits, request
 
 from gptj_serve import wire
@@ -52,23 +50,6 @@ def running(runner: FakeRunner, directory: Path, **environ: str) -> Iterator[tup
         loop.join(timeout=20)
         engine.close()
     assert not loop.is_alive()
-
-
-@contextmanager
-def connected(path: Path) -> Iterator[tuple[socket.socket, BinaryIO]]:
-    with socket.socket(socket.AF_UNIX) as front:
-        front.settimeout(20)
-        front.connect(str(path))
-        with front.makefile("rb") as lines:
-            assert json.loads(lines.readline())["type"] == "hello"
-            yield front, lines
-
-
-def until(is_so: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    end_s = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < end_s
-        time.sleep(0.005)
 
 
 def named(one: GenerationRequest, name: str) -> GenerationRequest:

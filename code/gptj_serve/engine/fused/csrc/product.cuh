@@ -2,8 +2,8 @@
 //
 // A thread block computes TILE_ROWS rows of the weight matrix for all rows of the batch; its warps share the
 // columns. In a step of STEP_COLUMNS columns a load of a warp takes whole lines of 128 bytes from four weight
-// rows, eight lanes a row: half lines of eight rows, as the tensor cores' fragments want them, come more slowly
-// from memory. So a fragment's row `lane / 4` holds weight row `lane / 8`, the left
+// rows, eight lanes a row: the tensor cores' fragments want four lanes a row, which would be half lines of
+// eight rows. So a fragment's row `lane / 4` holds weight row `lane / 8`, the left
 // half of the step's columns in even rows and the right half in odd ones. Each fragment is multiplied with
 // the activations of both halves; even rows of the first product and odd rows of the second are kept, and
 // added at the end. The other halves of the products are waste, which costs nothing next to the memory.
@@ -172,7 +172,7 @@ struct Sums {
 #endif
 
 // Compute one tile. The first weights are asked for before `before_reading` is called, which has to wait for
-// whatever wrote the activations. Two steps are in flight: three or four, or more thread blocks, were slower.
+// whatever wrote the activations. Two steps are in flight.
 // All threads must call; the sums of all warps are there afterwards.
 template <int TILES, class Weights, class BeforeReading>
 __device__ __forceinline__ void multiply_tile(const Weights &weights, int num_columns, const Activations &x,

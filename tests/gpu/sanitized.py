@@ -3,15 +3,14 @@
 import os
 
 import torch
-from states import batch, copy_of, random_state
+from states import batch, copy_of, mixed_step, random_state
 
 from gptj_serve import demo
 from gptj_serve.engine.fused.compiler import find_library
 from gptj_serve.engine.fused.cuda_kernels import CudaKernels
 from gptj_serve.engine.fused.geometry import read_geometry
-from gptj_serve.engine.fused.kernels import Tokens
 from gptj_serve.engine.fused.loader import load_weights
-from gptj_serve.engine.fused.model import FusedModel, PromptPart
+from gptj_serve.engine.fused.model import FusedModel
 from gptj_serve.engine.model_dir import find_checkpoint
 
 BATCHES = ((300,), (0, 15, 16, 200), tuple(range(1, 160, 10)), (*range(0, 400, 20), -1))
@@ -29,13 +28,7 @@ def main() -> None:
     for positions in BATCHES:
         one = copy_of(state)
         FusedModel(one, CudaKernels(library, one)).decode(batch(one, positions).tokens)
-    prompt = batch(state, range(40)).tokens
-    tokens = Tokens(
-        prompt.positions_T, torch.arange(40, dtype=torch.int32, device=device), prompt.history_rows_T
-    )
-    last = Tokens(*(part[-1:] for part in (tokens.positions_T, tokens.cache_rows_T, tokens.history_rows_T)))
-    model = FusedModel(state, CudaKernels(library, state))
-    model.prefill(tokens, [PromptPart(0, 40, 0, None)], torch.tensor([39], device=device), last)
+    FusedModel(state, CudaKernels(library, state)).prefill(mixed_step(state))
     torch.cuda.synchronize()
     print("done")
 

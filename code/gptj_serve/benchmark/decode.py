@@ -23,7 +23,8 @@ from gptj_serve.engine.fused.cuda_kernels import CudaKernels
 from gptj_serve.engine.fused.geometry import Geometry
 from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Tokens
 from gptj_serve.engine.fused.load import make_state
-from gptj_serve.engine.fused.model import FusedModel, PromptPart
+from gptj_serve.engine.fused.model import FusedModel, Prefill
+from gptj_serve.engine.fused.prompt_attention import PromptPart
 from gptj_serve.engine.fused.weights import PackedWeights
 
 GPT_J_6B = Geometry(
@@ -107,11 +108,10 @@ class Bench:
         positions = list(range(num_tokens))
         tokens = self._tokens(positions, [0] * num_tokens)
         last_R = torch.tensor([num_tokens - 1], device=self._device)
-        last = Tokens(
-            *(getattr(tokens, name)[last_R] for name in ("positions_T", "cache_rows_T", "history_rows_T"))
-        )
+        borders = torch.tensor([0, num_tokens], dtype=torch.int32, device=self._device)
         parts = [PromptPart(0, num_tokens, 0, None)]
-        return round(_time(lambda: self._model.prefill(tokens, parts, last_R, last), 3) * 1e3, 3)
+        step = Prefill(tokens, None, tokens.history_rows_T, parts, borders, last_R, tokens.select(last_R))
+        return round(_time(lambda: self._model.prefill(step), 3) * 1e3, 3)
 
     def read_bytes_per_s(self) -> float:
         """How fast this GPU reads: the sum of 6.6 GB."""

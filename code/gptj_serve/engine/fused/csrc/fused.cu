@@ -75,10 +75,15 @@ int decode_tiles(const Model &model, const Cache &cache, const Tokens &tokens, c
 
 template <int HEAD_DIM>
 int attend(const Model &model, const Cache &cache, const Tokens &tokens, const Scratch &scratch, int num_rows,
-           int layer, cudaStream_t stream) {
-  return launch(attend_rows<HEAD_DIM>, dim3(MAX_SPLITS, model.num_heads, num_rows), stream, Start::AFTER, model,
-                cache, tokens, scratch, layer);
+           int layer, Start start, cudaStream_t stream) {
+  // many rows fill the GPU with one thread block a head
+  const bool is_small = num_rows <= MAX_SMALL_BATCH;
+  const int blocks = is_small ? MAX_SPLITS : num_rows <= 2 * MAX_SMALL_BATCH ? 2 : 1;
+  return launch(attend_rows<HEAD_DIM>, dim3(blocks, model.num_heads, num_rows), stream, start, model, cache, tokens,
+                scratch, is_small ? SPLIT_POSITIONS : LONG_SPLIT_POSITIONS, layer);
 }
+
+Start start_of(int overlap) { return overlap ? Start::OVERLAPPING : Start::AFTER; }
 
 }  // namespace
 
@@ -96,11 +101,12 @@ EXPORT int fused_can_overlap() {
   return cudaFuncGetAttributes(&attributes, normalise) == cudaSuccess && attributes.ptxVersion >= 90;
 }
 
-// A whole decode step for 1..MAX_SMALL_BATCH tokens of as many sequences. `overlap`: kernels may start while
-// the one before still runs (only where `fused_can_overlap`).
+// `overlap` below: kernels may start while the one before still runs (only where `fused_can_overlap`).
+
+// A whole decode step for 1..MAX_SMALL_BATCH tokens of as many sequences.
 EXPORT int fused_decode(const Model *model, const Cache *cache, const Tokens *tokens, const Scratch *scratch,
                         int num_rows, int overlap, cudaStream_t stream) {
-  const Start start = overlap ? Start::OVERLAPPING : Start::AFTER;
+  const Start start = start_of(overlap);
   if (num_rows < 1 || num_rows > MAX_SMALL_BATCH) return cudaErrorInvalidValue;
   switch (model->head_dim) {
     case 64: return decode_tiles<64>(*model, *cache, *tokens, *scratch, num_rows, start, stream);
@@ -118,32 +124,33 @@ EXPORT int fused_embed(const Model *model, const Tokens *tokens, const Scratch *
 
 // See `finish_in_rows`.
 EXPORT int fused_finish_in(const Model *model, const Cache *cache, const Tokens *tokens, const Scratch *scratch,
-                           int num_rows, int layer, cudaStream_t stream) {
+                           int num_rows, int layer, int overlap, cudaStream_t stream) {
   // a few tokens would leave most of the GPU idle
   const int blocks_per_token = num_rows >= 512 ? 1 : num_rows >= 128 ? 4 : 16;
-  return launch(finish_in_rows, dim3(num_rows, blocks_per_token), stream, Start::AFTER, *model, *cache, *tokens,
-                *scratch, layer);
+  return launch(finish_in_rows, dim3(num_rows, blocks_per_token), stream, start_of(overlap), *model, *cache,
+                *tokens, *scratch, layer);
 }
 
 // See `attend_rows`.
 EXPORT int fused_attend(const Model *model, const Cache *cache, const Tokens *tokens, const Scratch *scratch,
-                        int num_rows, int layer, cudaStream_t stream) {
+                        int num_rows, int layer, int overlap, cudaStream_t stream) {
+  const Start start = start_of(overlap);
   switch (model->head_dim) {
-    case 64: return attend<64>(*model, *cache, *tokens, *scratch, num_rows, layer, stream);
-    case 128: return attend<128>(*model, *cache, *tokens, *scratch, num_rows, layer, stream);
-    case 256: return attend<256>(*model, *cache, *tokens, *scratch, num_rows, layer, stream);
+    case 64: return attend<64>(*model, *cache, *tokens, *scratch, num_rows, layer, start, stream);
+    case 128: return attend<128>(*model, *cache, *tokens, *scratch, num_rows, layer, start, stream);
+    case 256: return attend<256>(*model, *cache, *tokens, *scratch, num_rows, layer, start, stream);
   }
   return cudaErrorInvalidValue;
 }
 
 // See `add_and_normalise_rows`.
-EXPORT int fused_add_and_normalise(const Model *model, const Scratch *scratch, int num_rows, int layer,
+EXPORT int fused_add_and_normalise(const Model *model, const Scratch *scratch, int num_rows, int layer, int overlap,
                                    cudaStream_t stream) {
-  return launch(add_and_normalise_rows, dim3(num_rows), stream, Start::AFTER, *model, *scratch, layer);
+  return launch(add_and_normalise_rows, dim3(num_rows), stream, start_of(overlap), *model, *scratch, layer);
 }
 
 // See `choose_rows`.
-EXPORT int fused_choose(const Model *model, const Tokens *tokens, const Scratch *scratch, int num_rows,
+EXPORT int fused_choose(const Model *model, const Tokens *tokens, const Scratch *scratch, int num_rows, int overlap,
                         cudaStream_t stream) {
-  return launch(choose_rows, dim3(num_rows), stream, Start::AFTER, *model, *tokens, *scratch);
+  return launch(choose_rows, dim3(num_rows), stream, start_of(overlap), *model, *tokens, *scratch);
 }

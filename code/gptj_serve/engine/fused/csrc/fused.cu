@@ -54,12 +54,12 @@ template <int TILES, int HEAD_DIM>
 int decode(const Model &model, const Cache &cache, const Tokens &tokens, const Scratch &scratch, int num_rows,
            Start start, cudaStream_t stream) {
   const InGrid grid = in_grid(model, num_rows);
-  TRY(launch(embed, dim3(num_rows), stream, Start::AFTER, model, tokens, scratch));
+  const Layout normed = {model.d, num_rows};
+  TRY(launch(embed, dim3(num_rows), stream, Start::AFTER, model, tokens, scratch, normed));
   for (int layer = 0; layer < model.num_layers; layer++) {
     TRY(launch(in_projection<TILES, HEAD_DIM>, dim3(grid.num_tiles + grid.num_attention), stream, start, model, cache,
                tokens, scratch, grid, num_rows, layer));
     TRY(launch(out_projection<TILES>, dim3(model.d / TILE_ROWS), stream, start, model, scratch, num_rows, layer));
-    if (num_rows > 1) TRY(launch(normalise, dim3(num_rows), stream, start, model, scratch, layer + 1));
   }
   TRY(launch(head<TILES>, dim3((model.vocab + TILE_ROWS - 1) / TILE_ROWS), stream, start, model, tokens, scratch,
              num_rows));
@@ -98,7 +98,7 @@ EXPORT const char *fused_error(int error) { return cudaGetErrorString(static_cas
 // and newer alone, whatever the GPU is.
 EXPORT int fused_can_overlap() {
   cudaFuncAttributes attributes = {};
-  return cudaFuncGetAttributes(&attributes, normalise) == cudaSuccess && attributes.ptxVersion >= 90;
+  return cudaFuncGetAttributes(&attributes, add_and_normalise_rows) == cudaSuccess && attributes.ptxVersion >= 90;
 }
 
 // `overlap` below: kernels may start while the one before still runs (only where `fused_can_overlap`).
@@ -119,7 +119,7 @@ EXPORT int fused_decode(const Model *model, const Cache *cache, const Tokens *to
 // hidden and normed of T tokens.
 EXPORT int fused_embed(const Model *model, const Tokens *tokens, const Scratch *scratch, int num_rows,
                        cudaStream_t stream) {
-  return launch(embed, dim3(num_rows), stream, Start::AFTER, *model, *tokens, *scratch);
+  return launch(embed, dim3(num_rows), stream, Start::AFTER, *model, *tokens, *scratch, Layout{model->d, 0});
 }
 
 // See `finish_in_rows`.

@@ -67,7 +67,7 @@ attend_rows(const Model model, const Cache cache, const Tokens tokens, const Scr
   __shared__ typename Attention<HEAD_DIM>::Memory memory;
   wait_for_previous_kernel();
   const AttentionRow row = attention_row(model, cache, tokens, scratch, scratch.projected, 3 * model.d + model.inner,
-                                         layer, blockIdx.z, blockIdx.y);
+                                         {model.inner + model.d, 0}, layer, blockIdx.z, blockIdx.y);
   if (row.length < 1) return;
   const int splits = num_splits(row.length, split_positions);
   for (int split = blockIdx.x; split < splits; split += gridDim.x) {
@@ -95,7 +95,8 @@ add_and_normalise_rows(const Model model, const Scratch scratch, const int layer
     *place = hidden[i];
   }
   normalise_vectors(hidden, model.norm_weight + static_cast<int64_t>(layer + 1) * d,
-                    model.norm_bias + static_cast<int64_t>(layer + 1) * d, scratch.normed + at, d, model.epsilon);
+                    model.norm_bias + static_cast<int64_t>(layer + 1) * d, scratch.normed, {d, 0}, blockIdx.x,
+                    model.epsilon);
 }
 
 // logits += bias, and the likeliest token. One thread block a token.

@@ -2,12 +2,13 @@
 
 Usage: python -m gptj_serve.benchmark.offline --out F [--together 4,16,64] [--runs 5]
 
-What other engines call offline: all requests are there at once, in one process, and tokens are counted from
-then until the last is known on the host. Then one sequence is decoded while long prompts come in, and the time
+What other engines call offline: all requests are there at once, in one process, and the time is taken until
+the last token is known on the host. Then one sequence is decoded while long prompts come in, and the time
 between its tokens is taken.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -88,7 +89,7 @@ def _disturbed(runner: FusedRunner) -> dict[str, Any]:
             times_s.append(time.perf_counter())
             if len(times_s) % (DISTURBED_TOKENS // NUM_DISTURBING) == 1:
                 add(DISTURBING_PROMPT, 1)
-    gaps_ms = sorted((later - sooner) * 1e3 for sooner, later in zip(times_s, times_s[1:], strict=False))
+    gaps_ms = sorted((later - sooner) * 1e3 for sooner, later in itertools.pairwise(times_s))
     median, p99 = statistics.median(gaps_ms), gaps_ms[int(0.99 * len(gaps_ms))]
     return {
         "prompts": f"{NUM_DISTURBING} of {DISTURBING_PROMPT} tokens while {DISTURBED_TOKENS} are decoded",

@@ -5,7 +5,7 @@ import sys
 
 COMMANDS = {
     "run": ("run", "measure servers: grid, latency, throughput, start and memory"),
-    "report": ("report", "tables and figures from files of results"),
+    "report": ("report.command", "tables and figures from files of results"),
     "random-6b": ("random_model", "write a GPT-J-6B-shaped model with random weights (12 GB)"),
     "front": ("front", "what the fronts add, with an engine that has no model"),
     "soak": ("soak", "many clients for a long time: is every answer right?"),

@@ -51,11 +51,12 @@ class Nowhere(asyncio.Transport):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_events_are_counted_however_they_are_cut(size: int) -> None:
-    head = b"HTTP/1.1 200 OK\r\nX-Request-Id: r\r\ncontent-type: text/event-stream\r\n\r\n"
+    head = b"HTTP/1.1 200 OK\r\nX-Request-Id: r\r\ncontent-type: text/event-stream\r\n"
+    head += b"transfer-encoding: chunked\r\n\r\n"
     body = b"9\r\ndata: 1\n\n\r\n12\r\ndata: 2\n\ndata: 3\n\n\r\n0\r\n\r\n"
 
     async def exchange() -> Exchange:
-        connection = Connection()
+        connection = Connection("localhost")
         connection.connection_made(Nowhere())
         asked = asyncio.create_task(connection.ask({}, "r"))
         await asyncio.sleep(0)
@@ -66,3 +67,4 @@ def test_events_are_counted_however_they_are_cut(size: int) -> None:
 
     found = asyncio.run(exchange())
     assert (found.request_id, found.status, len(found.event_s)) == ("r", 200, 3)
+    assert found.body == b"data: 1\n\ndata: 2\n\ndata: 3\n\n"

@@ -1,6 +1,6 @@
 """The fused engine's forward passes alone, on random weights of GPT-J-6B's shape: no scheduler, no HTTP.
 
-Usage: python -m gptj_serve.benchmark.decode --out F [--contexts 50,500] [--batches 1,2] [--prompts 50]
+Usage: scripts/benchmark decode --out F [--contexts 50,500] [--batches 1,2] [--prompts 50]
 
 Milliseconds are medians over CUDA events around many replays of one CUDA graph. ``share`` is that of the
 limit: the weights (embedding aside) and the cache of the context read once, at the speed at which this GPU
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from gptj_serve.benchmark.latency import surroundings
+from gptj_serve.benchmark.surroundings import surroundings
 from gptj_serve.engine.fused.compiler import find_library
 from gptj_serve.engine.fused.cuda_kernels import CudaKernels
 from gptj_serve.engine.fused.geometry import Geometry
@@ -37,10 +37,10 @@ STEPS = 24
 REPEATS = 5
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="gptj_serve.benchmark.decode", description=(__doc__ or "").splitlines()[0]
+        prog="scripts/benchmark decode", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--contexts", type=numbers, default=[50, 500, 1000, 2000], help="at batch 1")
     parser.add_argument(
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=numbers, default=[50, 256, 500, 1000, 2000], help="prompt tokens")
     parser.add_argument("--profile", action="store_true", help="also time each kernel")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     with torch.inference_mode():
         report = measure(args)
     args.out.write_text(json.dumps(report, indent=1))

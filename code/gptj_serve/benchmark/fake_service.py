@@ -2,27 +2,24 @@
 
 import contextlib
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from gptj_serve import demo, run_dir
-from gptj_serve.ports import check_port_is_free
+from gptj_serve.benchmark import processes
 from gptj_serve.serving import mms
 from gptj_serve.serving.client import EngineClient
 from gptj_serve.serving.http import front as http_front
 from gptj_serve.settings import Settings
 
 START_TIMEOUT_S = 60.0
-END_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +46,7 @@ def running(front: str, tokens_per_s: float, log: Path) -> Iterator[Service]:
         tokens_per_s: What every sequence gets.
         log: Where the engine writes what it has kept.
     """
-    port = random.randint(20000, 32000)
-    check_port_is_free("127.0.0.1", port)
+    port = processes.free_port()
     env = {**os.environ, "GPTJ_FRONT": front, "GPTJ_HOST": "127.0.0.1", "GPTJ_PORT": str(port)}
     with contextlib.ExitStack() as stack:
         directory = run_dir.make()
@@ -58,7 +54,7 @@ def running(front: str, tokens_per_s: float, log: Path) -> Iterator[Service]:
         socket_path = run_dir.engine_socket(directory)
         command = [sys.executable, "-m", "gptj_serve.benchmark.fake_engine", "--socket", str(socket_path)]
         command += ["--model", str(demo.MODEL_DIR), "--tokens-per-s", str(tokens_per_s), "--log", str(log)]
-        engine = stack.enter_context(_process(command, env))
+        engine = stack.enter_context(processes.running(command, env))
         _wait_for(engine, socket_path.exists)
         start = _start_http if front == "http" else _start_mms
         process = stack.enter_context(start(Settings.from_env(env), directory, env))
@@ -71,7 +67,7 @@ def _start_http(
 ) -> Iterator["subprocess.Popen[bytes]"]:
     reader, go = os.pipe()
     command, front_env = http_front.prepare(settings, demo.MODEL_DIR, reader, directory, env)
-    with _process(command, front_env, [reader]) as process:
+    with processes.running(command, front_env, pass_fds=[reader]) as process:
         os.close(reader)
         os.write(go, b"\n")
         os.close(go)
@@ -86,29 +82,10 @@ def _start_mms(
     with contextlib.closing(EngineClient(run_dir.engine_socket(directory))) as client:
         info = client.info
     command, front_env = mms.prepare(settings, info, directory, env)
-    with _process(command, front_env) as process:
+    with processes.running(command, front_env) as process:
         _wait_for(process, lambda: mms.is_listening(settings))
         mms.warm_up(settings, info, directory, lambda: None)
         yield process
-
-
-@contextlib.contextmanager
-def _process(
-    command: Sequence[str], env: Mapping[str, str], pass_fds: Sequence[int] = ()
-) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that is ended at exit, and whatever it has started."""
-    process = subprocess.Popen(
-        command, env=env, stdout=subprocess.DEVNULL, pass_fds=pass_fds, start_new_session=True
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(END_TIMEOUT_S)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _wait_for(process: "subprocess.Popen[bytes]", condition: Callable[[], bool]) -> None:

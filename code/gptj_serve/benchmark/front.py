@@ -1,6 +1,6 @@
 """What a front adds to the engine's own time, and whether it keeps up, with an engine that has no model.
 
-Usage: scripts/benchmark --front [--out front.json]
+Usage: scripts/benchmark front [--out front.json]
 
 Each front runs over an engine process that gives every sequence its tokens at a fixed rate and keeps when
 (`gptj_serve.benchmark.fake_engine`); this process is the client. What a whole call adds is its client's
@@ -27,7 +27,7 @@ import uvloop
 from gptj_serve import run_dir
 from gptj_serve.benchmark.event_client import Connection, Exchange
 from gptj_serve.benchmark.fake_service import Service, running
-from gptj_serve.benchmark.latency import surroundings
+from gptj_serve.benchmark.surroundings import surroundings
 from gptj_serve.request import EndEvent, GenerationRequest, SamplingParams
 from gptj_serve.serving.http.link import EngineLink
 
@@ -79,7 +79,7 @@ Times = dict[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="scripts/benchmark --front", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="scripts/benchmark front", description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=FRONTS, help="one of the fronts (default: both)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """Writes a GPT-J-6B-shaped model directory with random weights: it costs exactly what the real one costs.
 
-Usage: python -m gptj_serve.benchmark.random_model DIR
+Usage: scripts/benchmark random-6b DIR
 
 The tokenizer is the demo model's: prompts of any length can be made with it, and most answers, ids
 beyond its vocabulary, have no text. There is no end-of-sequence token: answers have the length asked for.
@@ -9,7 +9,7 @@ beyond its vocabulary, have no text. There is no end-of-sequence token: answers 
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -87,11 +87,13 @@ def _shards() -> Iterator[dict[str, tuple[int, ...]]]:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="gptj_serve.benchmark.random_model")
-    parser.add_argument("directory", type=Path)
-    write(parser.parse_args().directory)
+    parser = argparse.ArgumentParser(
+        prog="scripts/benchmark random-6b", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("directory", type=Path, help="where to; 12.1 GB")
+    write(parser.parse_args(arguments).directory)
 
 
 if __name__ == "__main__":

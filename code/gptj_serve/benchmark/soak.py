@@ -1,6 +1,6 @@
 """Many clients, for a long time, doing everything at once: is every answer the one its prompt gets alone?
 
-Usage: python -m gptj_serve.benchmark.soak --url URL [--clients 64] [--seconds 600] [--pid PID] [--out F]
+Usage: scripts/benchmark soak --url URL [--clients 64] [--seconds 600] [--pid PID] [--out F]
 
 Each client mixes short, long, streamed, abandoned and bad requests against a running HTTP front. Greedy
 answers are compared with those that the prompts got alone before. What an overloaded server refuses or
@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 import psutil
 
-from gptj_serve.benchmark.latency import surroundings
+from gptj_serve.benchmark.surroundings import surroundings
 
 PROMPTS = tuple(
     f"{start} {end}" for start in ("In the", "And he", "A hacker", "The king") for end in ("", "day", "of")
@@ -63,7 +63,7 @@ class Run:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="gptj_serve.benchmark.soak", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="scripts/benchmark soak", description=__doc__.splitlines()[0])
     parser.add_argument("--url", required=True, help="where the HTTP front listens")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=600)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj_serve import logs
-from gptj_serve.engine.import_log import logged_import
+from gptj_serve.engine.start_log import logged_import
 from gptj_serve.errors import StartupError
 from gptj_serve.settings import Settings
 

@@ -15,11 +15,11 @@ from gptj_serve.engine.fused.geometry import obstacle
 from gptj_serve.engine.fused.plan import RunnerLimits, StepRunner
 from gptj_serve.engine.fused.scheduler import ContinuousScheduler
 from gptj_serve.engine.fused.step_loop import ContinuousStepLoop
-from gptj_serve.engine.import_log import logged_import
 from gptj_serve.engine.machine import describe, limit_threads, look_at_machine
 from gptj_serve.engine.model_dir import Checkpoint
 from gptj_serve.engine.scheduler import Scheduler
 from gptj_serve.engine.server import EngineServer
+from gptj_serve.engine.start_log import logged_import
 from gptj_serve.engine.static_scheduler import StaticScheduler
 from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.errors import StartupError

@@ -31,6 +31,7 @@ from gptj_serve.engine.deepspeed_rules import (
     choose_context,
 )
 from gptj_serve.engine.device_errors import batch_errors, is_out_of_memory
+from gptj_serve.engine.start_log import logged_warm_up
 from gptj_serve.errors import StartupError
 
 logger = logging.getLogger(__name__)
@@ -203,7 +204,8 @@ def load_deepspeed(
         limits = BackendLimits(batch_size, max_context, shape.vocab_size)
         backend = DeepSpeedBackend(model, [bind_block(block) for block in blocks], limits)
         _take_workspace(backend, blocks)
-        _warm_up(backend)
+        with logged_warm_up():
+            _warm_up(backend)
         error = probe.check(backend)
     fields = {"event": "deepspeed_loaded", "relative_error": error, "max_batch_size": batch_size}
     logger.info("the model runs on DeepSpeed's kernels", extra={"fields": fields})

@@ -3,8 +3,6 @@
 Shape suffixes: B rows of the batch, T columns of the prompt, C columns that may be filled, V vocabulary.
 """
 
-import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +14,8 @@ from gptj_serve.engine.backend import BackendDead, BackendLimits, BatchLost
 from gptj_serve.engine.device_errors import batch_errors
 from gptj_serve.engine.loader import load_model
 from gptj_serve.engine.model_dir import Checkpoint
+from gptj_serve.engine.start_log import logged_warm_up
 from gptj_serve.errors import StartupError
-
-logger = logging.getLogger(__name__)
 
 MAX_AUTO_BATCH_SIZE = 8
 
@@ -47,7 +44,8 @@ def load_hf(
     if max_batch_size is None:
         max_batch_size = _auto_batch_size(checkpoint, device, max_context)
     backend = HfBackend(model, BackendLimits(max_batch_size, max_context, checkpoint.vocab_size))
-    warm_up(backend)
+    with logged_warm_up():
+        warm_up(backend)
     return backend
 
 
@@ -187,7 +185,6 @@ def warm_up(backend: HfBackend) -> None:
     Raises:
         StartupError: The model gives logits that are not finite numbers, or the device fails.
     """
-    started_s = time.monotonic()
     prompts = [[0, 0], [0]][: backend.limits.max_batch_size]
     try:
         logits_BV = backend.prefill(prompts)
@@ -200,5 +197,3 @@ def warm_up(backend: HfBackend) -> None:
         backend.reset()
     if not is_finite:
         raise StartupError("the warm-up gave logits that are not finite numbers: the weights are damaged")
-    fields = {"event": "warmed_up", "seconds": round(time.monotonic() - started_s, 3)}
-    logger.info("the model is warmed up", extra={"fields": fields})

@@ -7,6 +7,7 @@ a CPU the mapped pages are the weights. Weights of another type are converted on
 
 import logging
 import time
+from collections.abc import Mapping
 from pickle import UnpicklingError
 from typing import Any
 
@@ -40,11 +41,12 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
     try:
         with room_for_weights(needed_bytes(checkpoint, dtype), device):
             model = _from_files(checkpoint, dtype)
+            read_s = time.monotonic() - started_s
             model.to(device)  # type: ignore[arg-type]  # its decorator hides that this is a method
     except (OSError, UnpicklingError) as error:
         raise StartupError(f"{checkpoint.directory}: changed since it was checked; not loaded") from error
     model.requires_grad_(False)
-    _log(model, device, time.monotonic() - started_s)
+    _log(model, device, {"read": read_s, "upload": time.monotonic() - started_s - read_s})
     return model
 
 
@@ -78,11 +80,13 @@ def _from_files(checkpoint: Checkpoint, dtype: torch.dtype) -> GPTJForCausalLM:
     return model
 
 
-def _log(model: GPTJForCausalLM, device: torch.device, seconds: float) -> None:
+def _log(model: GPTJForCausalLM, device: torch.device, phases: Mapping[str, float]) -> None:
     tensors = [*model.parameters(), *model.buffers()]
     fields = {
         "event": "model_loaded",
-        "seconds": round(seconds, 3),
+        "seconds": round(sum(phases.values()), 3),
+        # files are only mapped, unless weights are converted: then uploading reads them
+        **{f"{phase}_seconds": round(seconds, 3) for phase, seconds in phases.items()},
         "device": str(device),
         "device_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         "host_peak_bytes": host_peak_bytes(),

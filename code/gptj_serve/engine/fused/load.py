@@ -17,6 +17,7 @@ from gptj_serve.engine.fused.plan import RunnerLimits
 from gptj_serve.engine.fused.runner import FusedRunner
 from gptj_serve.engine.fused.weights import PackedWeights
 from gptj_serve.engine.model_dir import Checkpoint
+from gptj_serve.engine.start_log import logged_warm_up
 from gptj_serve.errors import StartupError
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,8 @@ def load_fused(
     )
     kernels: Kernels = PlainKernels(state) if library is None else CudaKernels(library, state)
     runner = FusedRunner(state, kernels, limits)
-    _warm_up(runner)
+    with logged_warm_up():
+        _warm_up(runner)
     _log(limits, state)
     return runner
 

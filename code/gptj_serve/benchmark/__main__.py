@@ -1,0 +1,33 @@
+"""``scripts/benchmark``: one command for all that is measured."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "run": ("run", "measure servers: grid, latency, throughput, start and memory"),
+    "report": ("report.command", "tables and figures from files of results"),
+    "random-6b": ("random_model", "write a GPT-J-6B-shaped model with random weights (12 GB)"),
+    "front": ("front", "what the fronts add, with an engine that has no model"),
+    "soak": ("soak", "many clients for a long time: is every answer right?"),
+    "decode": ("decode", "the fused engine's forward passes alone"),
+    "bandwidth": ("bandwidth", "how fast this GPU reads its memory"),
+}
+"""Names, their modules, and what they do."""
+
+
+def main() -> int:
+    """Run a command; returns its exit code."""
+    names = [*COMMANDS]
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print("usage: scripts/benchmark COMMAND [OPTION…]    (COMMAND --help tells its options)\n")
+        print("\n".join(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()))
+        return 0 if len(sys.argv) > 1 else 2
+    if sys.argv[1] not in names:
+        print(f"scripts/benchmark: {sys.argv[1]!r} is none of {', '.join(names)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"gptj_serve.benchmark.{COMMANDS[sys.argv[1]][0]}")
+    return module.main(sys.argv[2:]) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""A server that speaks our API, by its URL."""
+
+import asyncio
+import contextlib
+import ssl
+import time
+import urllib.request
+import uuid
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
+
+from gptj_serve.benchmark import completions
+from gptj_serve.benchmark.event_client import Connection, Exchange
+from gptj_serve.benchmark.target import Answer, Ask, document
+from gptj_serve.errors import StartupError
+
+DEFAULT_PATH = "/invocations"
+MANY = 1 << 16
+
+
+class HttpTarget:
+    """Meets `gptj_serve.benchmark.target.Target`. Connections are kept, and made before the clock runs.
+
+    Args:
+        name: In results.
+        url: Where it listens; the path is that of `/invocations` unless there is one.
+        timeout_s: For an answer.
+        facts: For the file of results.
+        fields: What each request has besides.
+
+    Raises:
+        StartupError: The URL is none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        timeout_s: float,
+        facts: dict[str, Any],
+        fields: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise StartupError(f"{url}: must be an address such as http://127.0.0.1:8080")
+        self.name = name
+        self.facts = facts
+        self.max_together = MANY
+        self._host = parts.hostname
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._path = parts.path if parts.path.strip("/") else DEFAULT_PATH
+        self._timeout_s = timeout_s
+        self._fields = dict(fields)
+        self._idle: list[Connection] = []
+
+    async def ask(self, ask: Ask) -> Answer:
+        """See `Target`."""
+        asked_s = time.monotonic()
+        try:
+            connection = await asyncio.wait_for(self._connection(), self._timeout_s)
+            try:
+                asked = connection.exchange(document(ask) | self._fields, uuid.uuid4().hex, self._path)
+                exchange = await asyncio.wait_for(asked, self._timeout_s)
+            except BaseException:
+                connection.close()
+                raise
+        except asyncio.TimeoutError:
+            return Answer(asked_s, self._timeout_s, 0, error=f"no answer within {self._timeout_s:g} s")
+        except OSError as error:
+            return Answer(asked_s, time.monotonic() - asked_s, 0, error=str(error))
+        self._idle.append(connection)
+        return _answer(exchange, ask)
+
+    async def close(self) -> None:
+        """See `Target`."""
+        for connection in self._idle:
+            connection.close()
+        self._idle.clear()
+
+    async def _connection(self) -> Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_open:
+                return connection
+        return await Connection.connect(self._port, self._host, self._tls)
+
+
+def _answer(exchange: Exchange, ask: Ask) -> Answer:
+    seconds = exchange.ended_s - exchange.asked_s
+    if exchange.status != 200:
+        error = f"status {exchange.status}: {completions.error_text(completions.read(exchange.body))}"
+        return Answer(exchange.asked_s, seconds, exchange.status, error=error)
+    if not ask.stream:
+        prompt_tokens, completion_tokens = completions.usage(completions.read(exchange.body))
+        return Answer(exchange.asked_s, seconds, 200, (), prompt_tokens, completion_tokens)
+    found, num_other, event_error = completions.stream_end(exchange.body)
+    token_s = completions.token_times(exchange.event_s, num_other, exchange.asked_s)
+    return Answer(exchange.asked_s, seconds, 200, token_s, *completions.usage(found), event_error)
+
+
+def engine_facts(url: str) -> dict[str, str]:
+    """What a server's `/metrics` tell of its engine and build; nothing if it has none."""
+    parts = urlsplit(url)
+    facts: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):
+        with urllib.request.urlopen(f"{parts.scheme}://{parts.netloc}/metrics", timeout=10) as answer:
+            lines: list[str] = answer.read().decode("utf-8", "replace").splitlines()
+        for line in lines:
+            if line.startswith(("gptj_engine_info{", "gptj_build_info{")):
+                labels = line[line.index("{") + 1 : line.rindex("}")].split(",")
+                facts |= {name: value.strip('"') for name, _, value in (one.partition("=") for one in labels)}
+    return facts

@@ -1,0 +1,102 @@
+"""How much memory a server's processes hold, and the most they held while somebody watched."""
+
+import contextlib
+import subprocess
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+INTERVAL_S = 0.25
+
+
+class MemoryWatch:
+    """Looks at a process and all its descendants again and again; a context manager.
+
+    Args:
+        pid: Of the first process.
+
+    Attributes:
+        peaks: Most bytes at one moment. ``rss`` counts what processes share once a process, ``pss`` once;
+            ``gpu`` is what the driver counts for these processes, or, where it does not see them (in some
+            containers), what the whole GPU holds more than at the beginning (``gpu_counts`` says which).
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.peaks: dict[str, Any] = {}
+        self._pid = pid
+        self._gpu_before = _whole_gpu_bytes()
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
+
+    def __enter__(self) -> "MemoryWatch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._is_over.is_set():
+            self._look()
+            self._is_over.wait(INTERVAL_S)
+
+    def _look(self) -> None:
+        pids = _tree(self._pid)
+        found: dict[str, int] = {
+            "rss_bytes": sum(map(_rss_bytes, pids)),
+            "pss_bytes": sum(map(_pss_bytes, pids)),
+        }
+        if self._gpu_before is not None:
+            own = _gpu_bytes(pids)
+            self.peaks["gpu_counts"] = "processes" if own else "whole GPU"
+            found["gpu_bytes"] = own or (_whole_gpu_bytes() or 0) - self._gpu_before
+        for name, value in found.items():
+            self.peaks[name] = max(value, self.peaks.get(name, 0))
+
+
+def _tree(pid: int) -> list[int]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    return []
+
+
+def _rss_bytes(pid: int) -> int:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return int(psutil.Process(pid).memory_info().rss)
+    return 0
+
+
+def _pss_bytes(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _gpu_bytes(pids: Sequence[int]) -> int:
+    rows = _nvidia_smi("--query-compute-apps=pid,used_memory")
+    return sum(_mib(used) for pid, used in rows if int(pid) in pids)
+
+
+def _whole_gpu_bytes() -> int | None:
+    """What all GPUs hold; None without a GPU."""
+    rows = _nvidia_smi("--query-gpu=memory.used")
+    return sum(_mib(used) for (used,) in rows) if rows else None
+
+
+def _nvidia_smi(query: str) -> list[list[str]]:
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+
+
+def _mib(raw: str) -> int:
+    return int(raw) << 20 if raw.isdigit() else 0

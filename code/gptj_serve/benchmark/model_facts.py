@@ -1,0 +1,29 @@
+"""What a file of results says of the model: enough to know it again and to compute its limits."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from gptj_serve.engine.model_dir import CONFIG, find_checkpoint
+
+
+def model_facts(root: Path) -> dict[str, Any]:
+    """A model's dimensions and a fingerprint of its configuration and files' names and sizes.
+
+    Raises:
+        StartupError: There is no whole model.
+    """
+    checkpoint = find_checkpoint(root)
+    files = sorted(
+        (path.name, path.stat().st_size) for path in checkpoint.directory.iterdir() if path.is_file()
+    )
+    config = (checkpoint.directory / CONFIG).read_bytes()
+    return {
+        "fingerprint": hashlib.sha256(config + repr(files).encode()).hexdigest()[:16],
+        "num_layers": checkpoint.n_layer,
+        "width": checkpoint.n_embd,
+        "inner": checkpoint.n_inner,
+        "vocab_size": checkpoint.vocab_size,
+        "max_context": checkpoint.n_positions,
+        "num_weights": checkpoint.num_weights,
+    }

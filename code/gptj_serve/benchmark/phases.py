@@ -1,0 +1,58 @@
+"""What a start's log says: when each phase was over, and what took how long."""
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+PHASES = ("starting", "engine_chosen", "kernels_loaded", "model_loaded", "engine_ready", "ready")
+PARTS = {"imports": "imported", "kernels": "kernels_loaded", "load": "model_loaded", "warm_up": "warmed_up"}
+"""Names of the parts of a start, and the events whose ``seconds`` they are."""
+
+
+def records(log: Iterable[str]) -> list[dict[str, Any]]:
+    """The log's records; other lines are left out."""
+    found = []
+    for line in log:
+        if line.startswith("{"):
+            found.append(json.loads(line))
+    return found
+
+
+def phases(log: Iterable[str]) -> dict[str, Any]:
+    """Seconds from the first line of a log to the event that ends each phase, and what took how long.
+
+    Returns:
+        Seconds by event; ``kernels``: where they came from; ``parts``: see `parts`; ``loading``: what
+        the load says of itself, in seconds (reading, converting and uploading overlap).
+    """
+    known = records(log)
+    first = datetime.fromisoformat(known[0]["time"])
+    found: dict[str, Any] = {}
+    loading: dict[str, float] = {}
+    for record in known:
+        event = record.get("event")
+        if event in PHASES:
+            found[event] = round((datetime.fromisoformat(record["time"]) - first).total_seconds(), 3)
+        if event == "kernels_loaded":
+            found.setdefault("kernels", record["origin"])  # found again, they are cached
+        if event == "model_loaded":
+            loading = {name[:-8]: value for name, value in record.items() if name.endswith("_seconds")}
+    return found | {"parts": parts(known), "loading": loading}
+
+
+def parts(known: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Seconds by what they were spent on: those that the log names, the front, and all the rest."""
+    took = {name: _sum(known, event) for name, event in PARTS.items()}
+    ready = {event: _sum(known, event) for event in ("engine_ready", "ready")}
+    if not all(ready.values()):
+        return took
+    ended = {record["event"]: record["time"] for record in known if record.get("event") in ready}
+    front = datetime.fromisoformat(ended["ready"]) - datetime.fromisoformat(ended["engine_ready"])
+    took["front"] = round(front.total_seconds(), 3)
+    return took | {"other": round(ready["ready"] - sum(took.values()), 3)}
+
+
+def _sum(known: Sequence[dict[str, Any]], event: str) -> float:
+    seconds: Iterable[float] = (record["seconds"] for record in known if record.get("event") == event)
+    return round(sum(seconds), 3)

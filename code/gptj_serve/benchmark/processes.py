@@ -1,0 +1,74 @@
+"""Processes that a measurement starts: ended at exit with all that they have started."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO
+
+from gptj_serve.errors import StartupError
+from gptj_serve.ports import check_port_is_free
+
+END_TIMEOUT_S = 10.0
+TETHER = (
+    "import ctypes, os, signal, sys; PR_SET_PDEATHSIG = 1; "
+    "ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0); os.execvp(sys.argv[1], sys.argv[1:])"
+)
+"""Becomes the command given to it, with SIGTERM when we die: it would keep its GPU. A function for the child
+to call would do the same, but a process with threads should have none."""
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    stdin: int | None = subprocess.DEVNULL,
+    stdout: int | IO[bytes] | None = subprocess.DEVNULL,
+    stderr: int | IO[bytes] | None = None,
+    pass_fds: Sequence[int] = (),
+    end_timeout_s: float = END_TIMEOUT_S,
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process in a session of its own: Ctrl-C reaches us alone, and we end it.
+
+    Args:
+        command: Program and arguments.
+        env: Its whole environment.
+        stdin, stdout, stderr: As `subprocess.Popen` takes them.
+        pass_fds: Descriptors that it inherits.
+        end_timeout_s: After SIGTERM, how long it has before SIGKILL.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", TETHER, *command],
+        env=dict(env),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(end_timeout_s)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on, below the ephemeral ones."""
+    while True:
+        port = random.randint(20000, 32000)
+        with contextlib.suppress(StartupError):
+            check_port_is_free("127.0.0.1", port)
+            return port

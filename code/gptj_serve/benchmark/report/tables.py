@@ -1,0 +1,266 @@
+"""The report's tables, in Markdown."""
+
+import statistics as plain
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gptj_serve.benchmark.report import statistics
+from gptj_serve.benchmark.report.measured import Measured, bad_cells, good_cells, good_levels
+from gptj_serve.benchmark.results import Cell, Run
+from gptj_serve.benchmark.surroundings import UNKNOWN
+
+PERCENTILES = (50, 90, 99)
+GIB = 1 << 30
+NOTHING = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the reader wants to know besides.
+
+    Attributes:
+        baseline: Target that others are compared with; None: nobody.
+        usd_per_hour: Price of the machine, by target; may be empty.
+    """
+
+    baseline: str | None
+    usd_per_hour: Mapping[str, float]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def surroundings(measured: Measured) -> str:
+    """On what, with what and when it was measured."""
+    hardware, parts = measured.hardware, ("target", "gpu", "cpu")
+    machine = [str(hardware[part]) for part in parts if hardware.get(part, "none") != "none"]
+    if "num_cpus" in hardware:
+        machine.append(f"{hardware['num_cpus']} CPUs, {hardware['memory_gib']} GiB")
+    rows = [
+        [f"`{stem}`", head["when"], head["commit"][:12], _versions(head["versions"])]
+        for stem, head in measured.heads.items()
+    ]
+    lines = ["; ".join(machine) + "."]
+    if measured.read_bytes_per_s:
+        lines.append(f"Its memory is read at {measured.read_bytes_per_s / 1e12:.3f} TB/s.")
+    return " ".join(lines) + "\n\n" + table(["file", "date", "commit", "versions"], rows)
+
+
+def grid_summary(measured: Measured, wanted: Wanted) -> str:
+    """A line a target: pace, reduction, share of the limit, cost."""
+    cells = good_cells(measured.of("grid"))
+    head = ["target", "cells", "runs", "tokens/s, mean", "SD"]
+    if wanted.baseline:
+        head += [f"latency less than `{wanted.baseline}`", "SD", "best cell", "worst cell"]
+    head += ["share of the limit"] if measured.read_bytes_per_s else []
+    head += ["USD a million tokens"] if wanted.usd_per_hour else []
+    return table(head, [_grid_row(measured, wanted, cells, name) for name in measured.targets("grid")])
+
+
+def _grid_row(
+    measured: Measured, wanted: Wanted, cells: Mapping[tuple[str, Cell], list[Run]], name: str
+) -> list[str]:
+    own = {cell: runs for (target, cell), runs in cells.items() if target == name}
+    runs = [run for found in own.values() for run in found]
+    if not runs:
+        return [f"`{name}`", "0", "0"]
+    pace = statistics.tokens_per_s(runs)
+    row = [f"`{name}`", str(len(own)), str(len(runs)), f"{pace.mean:.1f}", f"{pace.sd:.1f}"]
+    if wanted.baseline:
+        row += _reduction(cells, name, wanted.baseline)
+    if measured.read_bytes_per_s:
+        shares = [_call_share(measured, name, cell, found) for cell, found in own.items()]
+        row.append(_percent_range([share for share in shares if share is not None]))
+    if wanted.usd_per_hour:
+        row.append(_usd(wanted, name, pace.mean))
+    return row
+
+
+def _reduction(cells: Mapping[tuple[str, Cell], list[Run]], name: str, baseline: str) -> list[str]:
+    found = statistics.reduction(
+        statistics.mean_seconds(cells, name), statistics.mean_seconds(cells, baseline)
+    )
+    if found is None or name == baseline:
+        return [NOTHING] * 4
+    (best, most), (worst, least) = found.best, found.worst
+    row = [f"{found.spread.mean:.1%}", f"{found.spread.sd:.1%}"]
+    return [*row, f"{most:.1%} ({best})", f"{least:.1%} ({worst})"]
+
+
+def _call_share(measured: Measured, name: str, cell: Cell, runs: Sequence[Run]) -> float | None:
+    least_s = _limit_s(measured, name, cell)
+    return None if least_s is None else least_s / plain.fmean(run.seconds for run in runs)
+
+
+def _limit_s(measured: Measured, name: str, cell: Cell) -> float | None:
+    if measured.model is None or not measured.read_bytes_per_s:
+        return None
+    weights = statistics.weight_bytes_read(measured.model, measured.facts[name])
+    if weights is None:
+        return None
+    return statistics.limit_seconds(measured.model, weights, cell, measured.read_bytes_per_s)
+
+
+def grid_cells(measured: Measured) -> str:
+    """A line a cell: mean whole call and tokens/s of every target."""
+    cells, names = good_cells(measured.of("grid")), measured.targets("grid")
+    head = ["input x output", *(f"`{name}`: ms (SD)" for name in names)]
+    head += [f"`{name}`: tokens/s" for name in names]
+    rows = []
+    for cell in sorted({run.cell for run in measured.of("grid")}):
+        found = [cells.get((name, cell)) for name in names]
+        spreads = [runs and statistics.Spread.of([1000 * run.seconds for run in runs]) for runs in found]
+        times = [f"{one.mean:.1f} ({one.sd:.1f})" if one else "failed or not run" for one in spreads]
+        paces = [f"{statistics.tokens_per_s(runs).mean:.1f}" if runs else NOTHING for runs in found]
+        rows.append([str(cell), *times, *paces])
+    return table(head, rows)
+
+
+def latency(measured: Measured) -> str:
+    """A line a target and cell: percentiles of streams."""
+    marks = "/".join(f"P{percent}" for percent in PERCENTILES)
+    head = ["target", "input x output", "runs", f"first token, ms: {marks}", f"a token, ms: {marks}"]
+    head += [f"end to end, ms: {marks}", "very first request: first token, ms"]
+    head += ["decoding: share of the limit"] if measured.read_bytes_per_s else []
+    rows = []
+    for (name, cell), runs in good_cells(measured.of("latency")).items():
+        first_s = [run.ttft_s for run in runs if run.ttft_s is not None]
+        token_s = [run.tpot_s for run in runs if run.tpot_s is not None]
+        if not first_s or not token_s:
+            continue
+        row = [f"`{name}`{_how(measured, name)}", str(cell), str(len(runs)), _marks(first_s)]
+        row += [_marks(token_s, 2), _marks([run.seconds for run in runs]), _first(measured, name)]
+        share = _decode_share(measured, name, cell, plain.median(token_s))
+        rows.append([*row, share] if measured.read_bytes_per_s else row)
+    return table(head, rows)
+
+
+def _first(measured: Measured, name: str) -> str:
+    found = [run.ttft_s for run in measured.runs if run.is_first and run.target == name and run.ttft_s]
+    return ", ".join(f"{1000 * one:.0f}" for one in found) or NOTHING
+
+
+def _decode_share(measured: Measured, name: str, cell: Cell, token_s: float) -> str:
+    whole_s, first_s = _limit_s(measured, name, cell), _limit_s(measured, name, Cell(cell.input_tokens, 1))
+    if whole_s is None or first_s is None or cell.output_tokens == 1:
+        return NOTHING
+    return f"{(whole_s - first_s) / (token_s * (cell.output_tokens - 1)):.2f}"
+
+
+def _how(measured: Measured, name: str) -> str:
+    return "" if measured.facts[name].get("streams", True) else " (first token: a call for one)"
+
+
+def throughput(measured: Measured) -> str:
+    """A line a level: pace, percentiles and refusals of every target."""
+    levels, names = good_levels(measured.of("throughput")), measured.targets("throughput")
+    head = ["requests", "input x output"]
+    for name in names:
+        head += [f"`{name}`: tokens/s", "P50 / P99, s", "refused"]
+    rows = []
+    for cell, level in dict.fromkeys((run.cell, run.level) for run in measured.of("throughput")):
+        row = [str(level), str(cell)]
+        for name in names:
+            row += _level(levels.get((name, cell, level)))
+        rows.append(row)
+    return table(head, rows)
+
+
+def _level(runs: Sequence[Run] | None) -> list[str]:
+    if not runs:
+        return [NOTHING] * 3
+    seconds, refused = (
+        [run.seconds for run in runs if not run.is_refused],
+        sum(run.is_refused for run in runs),
+    )
+    marks = (
+        [f"{statistics.percentile(seconds, percent):.2f}" for percent in (50, 99)] if seconds else [NOTHING]
+    )
+    pace = f"{statistics.level_tokens_per_s(runs):.0f}"
+    return [pace, " / ".join(marks) or NOTHING, f"{refused} of {len(runs)}" if refused else "0"]
+
+
+def best_levels(measured: Measured, wanted: Wanted) -> str:
+    """A line a target: what a million tokens cost with as many clients as is best."""
+    rows = []
+    for name in measured.targets("throughput"):
+        paces = {
+            level: statistics.level_tokens_per_s(runs)
+            for (target, _, level), runs in good_levels(measured.of("throughput")).items()
+            if target == name and level.concurrency is not None
+        }
+        if paces and name in wanted.usd_per_hour:
+            level = max(paces, key=paces.__getitem__)
+            rows.append([f"`{name}`", str(level), f"{paces[level]:.0f}", _usd(wanted, name, paces[level])])
+    return table(["target", "requests", "tokens/s", "USD a million tokens"], rows) if rows else ""
+
+
+def starts(measured: Measured) -> str:
+    """A line a target: seconds from start to ready, medians."""
+    parts = list(dict.fromkeys(part for one in measured.starts for part in one["parts"]))
+    loading = list(dict.fromkeys(part for one in measured.starts for part in one["loading"]))
+    head = ["target", "starts", "ready, s: P50", *(part.replace("_", " ") for part in parts)]
+    rows = []
+    for name in dict.fromkeys(one["target"] for one in measured.starts):
+        own = [one for one in measured.starts if one["target"] == name]
+        row = [f"`{name}`", str(len(own)), f"{plain.median(one['seconds'] for one in own):.1f}"]
+        row += [_median(own, "parts", part) for part in parts]
+        rows.append([*row, *(_median(own, "loading", part) for part in loading)])
+    return table([*head, *(f"load: {part.replace('_', ' ')}" for part in loading)], rows)
+
+
+def memory(measured: Measured) -> str:
+    """A line a target: most memory, while starting and under load."""
+    kinds = {"gpu_bytes": "GPU", "pss_bytes": "host (shared pages once)", "rss_bytes": "host (RSS)"}
+    head = ["target", *(f"{what}, GiB: {when}" for what in kinds.values() for when in ("start", "load"))]
+    rows = [
+        [
+            f"`{one['target']}`{' (GPU: all of it)' if one['load'].get('gpu_counts') == 'whole GPU' else ''}",
+            *(_gib(one[when].get(kind)) for kind in kinds for when in ("start", "load")),
+        ]
+        for one in measured.memory
+    ]
+    return table(head, rows)
+
+
+def failures(measured: Measured) -> str:
+    """A line a cell in which something went wrong; nothing of it is in any average."""
+    rows = [
+        [load, f"`{name}`", str(cell), str(number), problem.replace("|", "\\|")]
+        for load, name, cell, number, problem in bad_cells(measured.runs)
+    ]
+    return table(["load", "target", "input x output", "failed runs", "the first one"], rows) if rows else ""
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items()) or UNKNOWN
+
+
+def _median(own: Sequence[Mapping[str, Mapping[str, float]]], kind: str, part: str) -> str:
+    found = [one[kind][part] for one in own if part in one[kind]]
+    return f"{plain.median(found):.2f}" if found else NOTHING
+
+
+def _marks(seconds: Sequence[float], digits: int = 1) -> str:
+    found = [1000 * statistics.percentile(seconds, percent) for percent in PERCENTILES]
+    return " / ".join(f"{value:.{digits}f}" for value in found)
+
+
+def _percent_range(shares: Sequence[float]) -> str:
+    if not shares:
+        return NOTHING
+    low, high = f"{min(shares):.2f}", f"{max(shares):.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _usd(wanted: Wanted, name: str, pace: float) -> str:
+    if name not in wanted.usd_per_hour:
+        return NOTHING
+    return f"{statistics.usd_per_million_tokens(wanted.usd_per_hour[name], pace):.2f}"
+
+
+def _gib(value: float | None) -> str:
+    return NOTHING if value is None else f"{value / GIB:.2f}"

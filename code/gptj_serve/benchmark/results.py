@@ -1,0 +1,244 @@
+"""The file of results: every single run, and where it was made. Written so that no interrupt can harm it."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from gptj_serve.errors import StartupError
+
+SCHEMA = 1
+SAVE_INTERVAL_S = 1.0
+REFUSED = (429, 503)
+"""Statuses that say: too much at once."""
+
+SAME = ("commit", "hardware", "versions", "model", "seed")
+"""Parts of a file's head that have to be the same for runs to be comparable."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cell:
+    """What a request is of: tokens of its prompt and of its answer."""
+
+    input_tokens: int
+    output_tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.input_tokens}x{self.output_tokens}"
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How many requests come at once: of so many clients that wait for their answers, or so many a second."""
+
+    concurrency: int | None = None
+    rate: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.concurrency} at once" if self.rate is None else f"{self.rate:g} a second"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One request. Times are as its client saw them.
+
+    Attributes:
+        load: "grid", "latency" or "throughput".
+        target: Who answered.
+        input_tokens, output_tokens: What was asked for.
+        number: Counts the runs of a cell, or of a level.
+        started_s: When it was sent, or should have been where that came first (seconds since 1970).
+        seconds: From then to the whole answer.
+        status: Of the HTTP answer; 0 if there was none.
+        ttft_s: From sending to the first token.
+        tpot_s: Between two tokens, on average, from the first on.
+        prompt_tokens, completion_tokens: The server's own usage.
+        concurrency, rate: The `Level` of a throughput run.
+        is_first: The very first request to a server.
+        problem: Why it measures nothing: an error, or a wrong length.
+    """
+
+    load: str
+    target: str
+    input_tokens: int
+    output_tokens: int
+    number: int
+    started_s: float
+    seconds: float
+    status: int
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    concurrency: int | None = None
+    rate: float | None = None
+    is_first: bool = False
+    problem: str | None = None
+
+    @property
+    def cell(self) -> Cell:
+        """What was asked for."""
+        return Cell(self.input_tokens, self.output_tokens)
+
+    @property
+    def level(self) -> Level:
+        """Of a throughput run."""
+        return Level(self.concurrency, self.rate)
+
+    @property
+    def is_refused(self) -> bool:
+        """The server had no room for it."""
+        return self.status in REFUSED
+
+    @property
+    def has_failed(self) -> bool:
+        """Its cell or level measures nothing: open loops may be refused, nothing else may go wrong."""
+        return self.problem is not None and not (self.rate is not None and self.is_refused)
+
+
+class Results:
+    """A file of results that is being written; made by `Results.open`. Use it as a context manager.
+
+    Attributes:
+        head: All but the measurements.
+        runs: Of requests.
+        starts: What `gptj_serve.benchmark.phases` found of each start, with its ``target``.
+        memory: Peaks, each with its ``target``.
+    """
+
+    def __init__(self, path: Path, head: dict[str, Any]) -> None:
+        self.head = head
+        self.runs: list[Run] = []
+        self.starts: list[dict[str, Any]] = []
+        self.memory: list[dict[str, Any]] = []
+        self._path = path
+        self._saved_s = 0.0
+
+    @staticmethod
+    def open(path: Path, head: Mapping[str, Any], *, retry_failed: bool = False) -> "Results":
+        """Begin a file, or go on with one that is there.
+
+        Args:
+            path: The file.
+            head: With the keys of `SAME`, ``targets`` (facts by name) and more.
+            retry_failed: Forget runs that failed, so that they are made again.
+
+        Raises:
+            StartupError: The file is none of ours, or was made elsewhere or of something else; says what
+                differs.
+        """
+        results = Results(path, {"schema": SCHEMA, **head})
+        if path.exists():
+            old = read(path)
+            _check_same(path, old.head, results.head)
+            results.head["targets"] = {**old.head["targets"], **head["targets"]}
+            results.head["when"] = old.head["when"]
+            results.runs = [run for run in old.runs if not (retry_failed and run.has_failed)]
+            results.starts, results.memory = old.starts, old.memory
+        results.save()  # better known now than after an hour that it cannot be written
+        return results
+
+    def __enter__(self) -> "Results":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.save()
+
+    def add(self, runs: Iterable[Run]) -> None:
+        """Keep runs; a second later at most they are in the file."""
+        self.runs += runs
+        if time.monotonic() - self._saved_s > SAVE_INTERVAL_S:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file anew, all or nothing.
+
+        Raises:
+            StartupError: It cannot be written.
+        """
+        new = self._path.with_name(f"{self._path.name}.new")
+        try:
+            new.write_text(self._text())
+            os.replace(new, self._path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                new.unlink()
+            raise StartupError(f"--out {self._path}: {error.strerror}") from None
+        self._saved_s = time.monotonic()
+
+    def _text(self) -> str:
+        """JSON, a run a line."""
+        lists = {
+            "starts": self.starts,
+            "memory": self.memory,
+            "runs": [_without_defaults(run) for run in self.runs],
+        }
+        head = json.dumps(self.head, indent=1)[:-2]
+        return head + "".join(f',\n "{name}": {_lines(values)}' for name, values in lists.items()) + "\n}\n"
+
+
+def read(path: Path) -> Results:
+    """Read a file of results.
+
+    Raises:
+        StartupError: It is none; says where it is wrong.
+    """
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StartupError(f"{path}: no file of results ({error})") from None
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        raise StartupError(f"{path}: no file of results of schema {SCHEMA}")
+    lists = {name: raw.pop(name, None) for name in ("runs", "starts", "memory")}
+    for name in ("targets", "when", *SAME):
+        if name not in raw:
+            raise StartupError(f"{path}: {name!r} is missing")
+    for name, values in lists.items():
+        if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+            raise StartupError(f"{path}: {name!r} is no list of objects")
+    results = Results(path, raw)
+    results.runs = [_run(path, number, one) for number, one in enumerate(lists["runs"])]
+    results.starts, results.memory = lists["starts"], lists["memory"]
+    return results
+
+
+def _run(path: Path, number: int, raw: Mapping[str, Any]) -> Run:
+    hints = get_type_hints(Run)
+    for name, value in raw.items():
+        if name not in hints:
+            raise StartupError(f"{path}: runs[{number}] has {name!r}, which is no field of a run")
+        allowed = (int, float) if hints[name] in (float, float | None) else hints[name]
+        if not isinstance(value, allowed):
+            raise StartupError(f"{path}: runs[{number}].{name} is {value!r}")
+    try:
+        return Run(**raw)
+    except TypeError as error:
+        raise StartupError(f"{path}: runs[{number}]: {error}") from None
+
+
+def _check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    differing = [f"{name} ({old[name]} then, {new[name]} now)" for name in SAME if old[name] != new[name]]
+    for name, facts in new["targets"].items():
+        before = old["targets"].get(name, facts)
+        differing += [
+            f"{key} of {name} ({before.get(key)} then, {facts[key]} now)"
+            for key in facts
+            if key in before and before[key] != facts[key]
+        ]
+    if differing:
+        raise StartupError(
+            f"--out {path} was measured with another {', another '.join(differing)}: take a new file"
+        )
+
+
+def _without_defaults(run: Run) -> dict[str, Any]:
+    defaults = {field.name: field.default for field in fields(Run)}
+    return {name: value for name, value in asdict(run).items() if value != defaults[name]}
+
+
+def _lines(values: Sequence[Mapping[str, Any]]) -> str:
+    return "[\n  " + ",\n  ".join(map(json.dumps, values)) + "\n ]" if values else "[]"

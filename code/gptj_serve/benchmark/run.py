@@ -1,0 +1,212 @@
+"""``scripts/benchmark run``: starts what has to be started, measures, keeps every run."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import uvloop
+
+from gptj_serve.benchmark import alone, together
+from gptj_serve.benchmark.bandwidth import measure_in_child
+from gptj_serve.benchmark.http_target import HttpTarget, engine_facts
+from gptj_serve.benchmark.memory import MemoryWatch
+from gptj_serve.benchmark.model_facts import model_facts
+from gptj_serve.benchmark.options import Options, parse
+from gptj_serve.benchmark.progress import Progress
+from gptj_serve.benchmark.results import Level, Results, read
+from gptj_serve.benchmark.session import Session, TargetGone, vocabularies
+from gptj_serve.benchmark.spawn import Spawn, Spawned, spawned
+from gptj_serve.benchmark.surroundings import surroundings
+from gptj_serve.benchmark.target import Target, close_all
+from gptj_serve.benchmark.turns import Turn, left, turns
+from gptj_serve.errors import StartupError
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+MEMORY_LEVEL = Level(concurrency=8)
+MAX_NAMED = 10
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    options = parse(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return measure(options)
+    except (StartupError, TargetGone) as error:
+        print(f"scripts/benchmark: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on from {options.out}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def measure(options: Options) -> int:
+    """Measure what is not measured yet; returns the exit code."""
+    with Results.open(options.out, _head(options), retry_failed=options.retry_failed) as results:
+        tokens: Counter[str] = sum(
+            (left(turn, options, results).tokens for turn in turns(options)), Counter()
+        )
+        progress = Progress(tokens)
+        with contextlib.closing(progress):
+            for turn in turns(options):
+                if not left(turn, options, results).is_nothing:
+                    _take_turn(turn, options, results, progress)
+            if "load" in options.loads:
+                _starts(options, results, progress)
+    return _sum_up(options, results)
+
+
+def _head(options: Options) -> dict[str, Any]:
+    """All of a file of results that is known before anything is measured."""
+    known = surroundings()
+    known["commit"] = options.overrides.get("commit", known["commit"])
+    targets: dict[str, Any] = {
+        name: {"kind": "url", "url": url, **engine_facts(url)} for name, url in options.urls.items()
+    }
+    targets |= {spawn.name: spawn.facts(os.environ) for spawn in options.spawns}
+    model = None if options.model is None else model_facts(options.model)
+    return {
+        **known,
+        "model": model,
+        "seed": options.seed,
+        "read_bytes_per_s": _read_bytes_per_s(options),
+        "targets": targets,
+    }
+
+
+def _read_bytes_per_s(options: Options) -> float | None:
+    """Given, measured before, or measured now, while the GPU has room."""
+    if "read_bytes_per_s" in options.overrides:
+        return float(options.overrides["read_bytes_per_s"])
+    if options.out.exists() and (known := read(options.out).head.get("read_bytes_per_s")):
+        return float(known)
+    return measure_in_child() if options.spawns else None
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """Targets that run.
+
+    Attributes:
+        targets: By name.
+        spawned: Those that we started.
+    """
+
+    targets: Mapping[str, Target]
+    spawned: Mapping[str, Spawned]
+
+
+@contextlib.contextmanager
+def _up(turn: Turn, options: Options, results: Results, progress: Progress) -> Iterator[Up]:
+    """Start what has to be started, one after the other: each looks at how much memory is left."""
+    targets: dict[str, Target] = {}
+    started: dict[str, Spawned] = {}
+    facts = results.head["targets"]
+    with contextlib.ExitStack() as stack:
+        for name, url in turn.urls.items():
+            targets[name] = HttpTarget(name, url, options.timeout_s, facts[name])
+        for spawn in turn.spawns:
+            progress.say(f"starting {spawn.name}")
+            one = stack.enter_context(_start(spawn, options))
+            started[spawn.name] = one
+            facts[spawn.name] |= one.facts
+            if len(turn.spawns) == 1:  # beside another server a start is slower
+                results.starts.append({"target": spawn.name, **one.start})
+            targets[spawn.name] = HttpTarget(spawn.name, one.url, options.timeout_s, facts[spawn.name])
+        yield Up(targets, started)
+
+
+def _start(spawn: Spawn, options: Options) -> contextlib.AbstractContextManager[Spawned]:
+    assert options.model is not None
+    watch = "memory" in options.loads
+    return spawned(spawn, options.model, watch_memory=watch, forget_kernels=options.forget_kernels)
+
+
+def _take_turn(turn: Turn, options: Options, results: Results, progress: Progress) -> None:
+    with _up(turn, options, results, progress) as up:
+        uvloop.run(_measure_all(turn, up, options, results, progress))
+
+
+async def _measure_all(turn: Turn, up: Up, options: Options, results: Results, progress: Progress) -> None:
+    streaming = await _first_requests(up, results)
+    words = await vocabularies(up.targets)
+    session = Session(up.targets, words, results, progress, options.seed)
+    todo = left(turn, options, results)
+    await alone.warm_up(session, sorted({step.cell for step in todo.steps}))
+    if "grid" in options.loads:
+        await alone.grid(session, options.cells, turn.share(options.runs))
+    if "latency" in options.loads:
+        await alone.latency(session, options.latency_cells, turn.share(options.latency_runs), streaming)
+    if todo.levels:
+        load = together.Load(options.throughput_cell, options.per_client, options.open_s)
+        await together.throughput(session, load, options.levels, streaming)
+    for name in todo.memory:
+        await _memory(session, name, up, options)
+    await close_all(list(up.targets.values()))
+
+
+async def _first_requests(up: Up, results: Results) -> list[str]:
+    """What the very first request takes; returns the targets that stream."""
+    streaming = []
+    for name, target in up.targets.items():
+        number = sum(run.is_first and run.target == name for run in results.runs)
+        run, can_stream = await alone.first_request(target, number)
+        if run.status == 0:
+            raise TargetGone(f"{name} does not answer: {run.problem}")
+        results.add([run])
+        results.head["targets"][name]["streams"] = can_stream
+        streaming += [name] if can_stream else []
+    return streaming
+
+
+async def _memory(session: Session, name: str, up: Up, options: Options) -> None:
+    """The most that is held with the longest request alone, and with several."""
+    one = up.spawned[name]
+    longest = max(
+        (*options.cells, options.throughput_cell), key=lambda cell: cell.input_tokens + cell.output_tokens
+    )
+    with MemoryWatch(one.pid) as watch:
+        await together.burst(session, name, longest, Level(concurrency=1))
+        await together.burst(session, name, options.throughput_cell, MEMORY_LEVEL)
+    found = {
+        "target": name,
+        "start": one.start_peaks,
+        "load": watch.peaks,
+        "cells": [str(longest), f"{MEMORY_LEVEL} {options.throughput_cell}"],
+    }
+    session.results.memory.append(found)
+
+
+def _starts(options: Options, results: Results, progress: Progress) -> None:
+    """Start every server until there are as many starts of it as wanted, one server after the other."""
+    for number in range(options.starts):
+        for spawn in options.spawns:
+            if sum(start["target"] == spawn.name for start in results.starts) > number:
+                continue
+            progress.say(f"start {number + 1} of {options.starts}: {spawn.name}")
+            with _start(spawn, options) as one:
+                results.head["targets"][spawn.name] |= one.facts
+                results.starts.append({"target": spawn.name, **one.start})
+            results.save()
+
+
+def _sum_up(options: Options, results: Results) -> int:
+    """Say what there is now, and what went wrong; returns the exit code."""
+    failed = [run for run in results.runs if run.has_failed]
+    for run in failed[:MAX_NAMED]:
+        print(f"{run.load} {run.cell} {run.target}, run {run.number}: {run.problem}", file=sys.stderr)
+    if failed:
+        cure = "their cells measure nothing; --retry-failed makes them again"
+        print(f"{len(failed)} of {len(results.runs)} runs failed; {cure}", file=sys.stderr)
+    print(f"{options.out}: {len(results.runs)} runs; scripts/benchmark report {options.out}")
+    return EXIT_FAILED if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

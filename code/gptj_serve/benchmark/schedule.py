@@ -1,0 +1,68 @@
+"""In which order requests are made. Nothing here measures."""
+
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from gptj_serve.benchmark.results import Cell, Run
+
+WARM_UP_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One request of a cell.
+
+    Attributes:
+        load: "grid" or "latency".
+        target: Who is asked.
+        cell: What for.
+        number: Counts the cell's requests.
+    """
+
+    load: str
+    target: str
+    cell: Cell
+    number: int
+
+
+def steps(load: str, cells: Sequence[Cell], numbers: Mapping[str, Collection[int]], seed: int) -> list[Step]:
+    """All requests: each number's cells in an order of their own, in each cell one target after the other.
+
+    So all targets meet the same moments (A B A B), and no cell is always first.
+
+    Args:
+        load: For the steps.
+        cells: What is asked for.
+        numbers: By target, which of a cell's requests it gets.
+        seed: Of the cells' order.
+    """
+    found = []
+    for number in sorted(set().union(*numbers.values())):
+        shuffled = random.Random(f"{seed}/{load}/{number}").sample(cells, len(cells))
+        found += [
+            Step(load, target, cell, number)
+            for cell in shuffled
+            for target, wanted in numbers.items()
+            if number in wanted
+        ]
+    return found
+
+
+def left(wanted: Sequence[Step], runs: Sequence[Run]) -> list[Step]:
+    """The steps that there are no runs of yet."""
+    done = {Step(run.load, run.target, run.cell, run.number) for run in runs}
+    return [step for step in wanted if step not in done]
+
+
+def share(num_runs: int, turn: int, num_turns: int) -> range:
+    """The numbers that fall into one of several rounds, which get as many as each other."""
+    return range(num_runs * turn // num_turns, num_runs * (turn + 1) // num_turns)
+
+
+def warm_up(cells: Sequence[Cell]) -> list[Cell]:
+    """What a server is asked before anything counts: each length of a prompt, for few tokens."""
+    return [
+        Cell(num, min(WARM_UP_TOKENS, max(cell.output_tokens for cell in cells if cell.input_tokens == num)))
+        for num in sorted({cell.input_tokens for cell in cells})
+    ]

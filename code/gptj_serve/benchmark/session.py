@@ -1,0 +1,130 @@
+"""Targets that are up at the same time, and single requests to them as runs."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gptj_serve.benchmark.progress import Progress
+from gptj_serve.benchmark.prompts import Vocabulary, calibrate
+from gptj_serve.benchmark.results import Cell, Level, Results, Run
+from gptj_serve.benchmark.schedule import Step
+from gptj_serve.benchmark.target import Answer, Ask, Target
+from gptj_serve.errors import StartupError
+
+NO_LEVEL = Level()
+MAX_SILENT = 3
+"""Requests without any answer after which a target is given up."""
+
+
+class TargetGone(Exception):
+    """A target does not answer any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What loads work with.
+
+    Attributes:
+        targets: By name, in the order in which they take turns.
+        vocabularies: What each one's prompts are made of.
+        results: Where runs go.
+        progress: What it is told.
+        seed: Of prompts and orders.
+    """
+
+    targets: Mapping[str, Target]
+    vocabularies: Mapping[str, Vocabulary]
+    results: Results
+    progress: Progress
+    seed: int
+
+    def prompt(self, target: str, cell: Cell, number: int, *, load: str) -> str:
+        """The prompt of a run: the same for all targets that count tokens alike."""
+        return self.vocabularies[target].prompt(cell.input_tokens, f"{self.seed}/{load}/{cell}/{number}")
+
+    async def run(self, step: Step, *, stream: bool) -> Run:
+        """Make a step's request."""
+        prompt = self.prompt(step.target, step.cell, step.number, load=step.load)
+        answer = await self.targets[step.target].ask(Ask(prompt, step.cell.output_tokens, stream))
+        run = as_run(step, answer)
+        self.progress.advance(
+            step.target, step.cell.output_tokens, run.seconds, f"{step.load} {step.cell} {step.target}"
+        )
+        return run
+
+
+async def vocabularies(targets: Mapping[str, Target]) -> dict[str, Vocabulary]:
+    """What each target's prompts are made of.
+
+    Raises:
+        StartupError: A target does not answer, or does not say how many tokens a prompt has.
+    """
+    return {name: await _vocabulary(target) for name, target in targets.items()}
+
+
+async def _vocabulary(target: Target) -> Vocabulary:
+    async def count_tokens(text: str) -> int:
+        answer = await target.ask(Ask(text, 1))
+        if answer.error is not None:
+            raise StartupError(f"{target.name}: {answer.error}")
+        if answer.prompt_tokens is None:
+            raise StartupError(
+                f"{target.name} does not say how many tokens a prompt has (usage.prompt_tokens)"
+            )
+        return answer.prompt_tokens
+
+    return await calibrate(count_tokens)
+
+
+def as_run(
+    step: Step, answer: Answer, *, level: Level = NO_LEVEL, is_first: bool = False, late_s: float = 0.0
+) -> Run:
+    """A request and its answer as a run.
+
+    Args:
+        step: What was asked.
+        answer: What came back.
+        level: Of a throughput run.
+        is_first: See `Run`.
+        late_s: How long after its time it was sent.
+    """
+    times = answer.token_s
+    started_s = time.time() - (time.monotonic() - answer.asked_s) - late_s
+    return Run(
+        load=step.load,
+        target=step.target,
+        input_tokens=step.cell.input_tokens,
+        output_tokens=step.cell.output_tokens,
+        number=step.number,
+        started_s=round(started_s, 6),
+        seconds=round(answer.seconds + late_s, 6),
+        status=answer.status,
+        ttft_s=round(times[0], 6) if times else None,
+        tpot_s=round((times[-1] - times[0]) / (step.cell.output_tokens - 1), 7) if len(times) > 1 else None,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        concurrency=level.concurrency,
+        rate=level.rate,
+        is_first=is_first,
+        problem=_problem(step.cell, answer),
+    )
+
+
+def _problem(cell: Cell, answer: Answer) -> str | None:
+    if answer.error is not None:
+        return answer.error
+    got = (answer.prompt_tokens, answer.completion_tokens)
+    if got != (cell.input_tokens, cell.output_tokens):
+        return f"{got[0]} tokens in and {got[1]} out, not {cell.input_tokens} and {cell.output_tokens}"
+    return None
+
+
+def check_alive(runs: list[Run], name: str) -> None:
+    """Give a target up when its last runs had no answer at all.
+
+    Raises:
+        TargetGone: It is.
+    """
+    last = [run for run in runs if run.target == name][-MAX_SILENT:]
+    if len(last) == MAX_SILENT and not any(run.status for run in last):
+        raise TargetGone(f"{name} does not answer any more: {last[-1].problem}")

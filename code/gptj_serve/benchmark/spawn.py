@@ -1,0 +1,167 @@
+"""Starts ``serve`` on this machine and measures the start."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gptj_serve.benchmark import phases, processes
+from gptj_serve.benchmark.memory import MemoryWatch
+from gptj_serve.errors import StartupError
+
+START_TIMEOUT_S = 1800.0
+DEFAULTS = {
+    "GPTJ_FRONT": "http",
+    "GPTJ_HOST": "127.0.0.1",
+    "GPTJ_REQUEST_TIMEOUT_S": "600",
+    "GPTJ_STREAM_TIMEOUT_S": "600",
+}
+NUM_LAST_LINES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """A server to start.
+
+    Attributes:
+        name: In results.
+        engine: Value for ``GPTJ_ENGINE``, or a peer's name.
+        settings: Further ``GPTJ_*`` and other variables of its environment.
+    """
+
+    name: str
+    engine: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def environment(self, env: Mapping[str, str]) -> dict[str, str]:
+        """What it is started with, but for the port: ours over `DEFAULTS`, its own over both."""
+        return {**DEFAULTS, **env, **self.settings, "GPTJ_ENGINE": self.engine}
+
+    def facts(self, env: Mapping[str, str]) -> dict[str, Any]:
+        """For the file of results."""
+        environment = self.environment(env)
+        own = {
+            name: environment[name]
+            for name in environment
+            if name.startswith("GPTJ_") or name in self.settings
+        }
+        own.pop("GPTJ_MODEL_DIR", None)
+        own.pop("GPTJ_PORT", None)
+        return {"kind": "spawn", "engine": self.engine, "settings": dict(sorted(own.items()))}
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """A server that is ready.
+
+    Attributes:
+        url: Where it listens.
+        pid: Of its first process.
+        start: What `phases.phases` makes of its log, and ``seconds`` until it was ready.
+        start_peaks: Memory while it started; empty unless that was watched.
+        facts: What its log says of the model as it runs.
+    """
+
+    url: str
+    pid: int
+    start: dict[str, Any]
+    start_peaks: dict[str, Any]
+    facts: dict[str, Any]
+
+
+@contextlib.contextmanager
+def spawned(
+    spawn: Spawn, model: Path, *, watch_memory: bool = False, forget_kernels: bool = False
+) -> Iterator[Spawned]:
+    """Start ``serve``, wait until it is ready, end it at exit.
+
+    Args:
+        spawn: What to start.
+        model: Model directory.
+        watch_memory: Watch the start's memory.
+        forget_kernels: Do not use kernels that an earlier start has compiled.
+
+    Raises:
+        StartupError: It ended, or was not ready in time; has what it said.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
+        port = processes.free_port()
+        env = spawn.environment(os.environ) | {"GPTJ_MODEL_DIR": str(model), "GPTJ_PORT": str(port)}
+        if forget_kernels:
+            env |= {"TORCH_EXTENSIONS_DIR": folder, "XDG_CACHE_HOME": folder}
+        command = [sys.executable, "-m", "gptj_serve"]
+        process = stack.enter_context(
+            processes.running(
+                command, env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, end_timeout_s=30
+            )
+        )
+        log = _Log(process)
+        watch = MemoryWatch(process.pid)
+        with watch if watch_memory else contextlib.nullcontext():
+            log.wait_until_ready(spawn.name)
+        known = phases.records(log.lines)
+        yield Spawned(
+            f"http://127.0.0.1:{port}", process.pid, _start(log.lines, known), watch.peaks, _facts(known)
+        )
+
+
+class _Log:
+    """What a server prints, read by a thread of its own."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.lines: list[str] = []
+        self._process = process
+        self._is_ready = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="log", daemon=True)
+        self._thread.start()
+
+    def wait_until_ready(self, name: str) -> None:
+        give_up_s = time.monotonic() + START_TIMEOUT_S
+        while not self._is_ready.wait(0.1):
+            if self._process.poll() is not None:
+                self._thread.join(5)
+                raise StartupError(f"{name} did not start:\n{self._last()}")
+            if time.monotonic() > give_up_s:
+                raise StartupError(f"{name} was not ready within {START_TIMEOUT_S:g} s:\n{self._last()}")
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with contextlib.suppress(ValueError):  # closed at the end
+            for raw in self._process.stdout:
+                line = raw.decode("utf-8", "replace")
+                self.lines.append(line)
+                if '"event": "ready"' in line:
+                    self._is_ready.set()
+
+    def _last(self) -> str:
+        messages = []
+        for line in self.lines[-NUM_LAST_LINES:]:
+            try:
+                messages.append(f"  {json.loads(line)['message']}")
+            except (ValueError, KeyError, TypeError):
+                messages.append(f"  {line.rstrip()}")
+        return "\n".join(messages)
+
+
+def _start(lines: list[str], known: list[dict[str, Any]]) -> dict[str, Any]:
+    (ready,) = (record for record in known if record.get("event") == "ready")
+    return {"seconds": ready["seconds"], **phases.phases(lines)}
+
+
+def _facts(known: list[dict[str, Any]]) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for record in known:
+        if record.get("event") == "model_loaded":
+            facts["weight_bytes"] = record["device_bytes"]
+        if record.get("event") == "ready":
+            facts["engine"] = record["engine"]
+    return facts

@@ -1,0 +1,77 @@
+"""What is measured: something that answers prompts with an exact number of tokens."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request.
+
+    Attributes:
+        prompt: Its text.
+        num_tokens: How many new tokens, no fewer and no more.
+        stream: Tokens are wanted as they come.
+    """
+
+    prompt: str
+    num_tokens: int
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back; times in seconds.
+
+    Attributes:
+        asked_s: When the request was sent, on the monotonic clock.
+        seconds: Until the answer was whole.
+        status: Of HTTP; 0 if there was no answer.
+        token_s: After how long each token came; empty unless it was a stream.
+        prompt_tokens, completion_tokens: The server's own usage.
+        error: What it said instead.
+    """
+
+    asked_s: float
+    seconds: float
+    status: int
+    token_s: Sequence[float] = ()
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    error: str | None = None
+
+
+class Target(Protocol):
+    """Answers requests.
+
+    Attributes:
+        name: In results.
+        facts: What is known of it, for the file of results; never a secret.
+        max_together: Requests that it takes at the same time.
+    """
+
+    name: str
+    facts: dict[str, Any]
+    max_together: int
+
+    async def ask(self, ask: Ask) -> Answer:
+        """Ask once. Errors are answers, too."""
+        ...
+
+    async def close(self) -> None:
+        """Give connections back."""
+        ...
+
+
+def document(ask: Ask) -> dict[str, Any]:
+    """A request in OpenAI's completions schema. The end of text is held back until all tokens are there."""
+    length = {"max_tokens": ask.num_tokens, "min_tokens": ask.num_tokens}
+    asked: dict[str, Any] = {"prompt": ask.prompt, **length, "temperature": 0}
+    return asked | {"stream": True, "stream_options": {"include_usage": True}} if ask.stream else asked
+
+
+async def close_all(targets: Sequence[Target]) -> None:
+    """Close every one."""
+    await asyncio.gather(*(target.close() for target in targets))

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from gptj_serve.benchmark.decode import MAX_BATCH, MAX_CONTEXT, Bench, numbers
-from gptj_serve.benchmark.latency import surroundings
+from gptj_serve.benchmark.surroundings import surroundings
 from gptj_serve.engine.fused.kernels import BLOCK_SIZE
 from gptj_serve.engine.fused.load import MAX_PREFILL, PREFILL_CHUNK
 from gptj_serve.engine.fused.plan import RunnerLimits

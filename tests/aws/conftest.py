@@ -4,6 +4,7 @@ import os
 import urllib.request
 from collections.abc import Iterator
 
+import moto_sagemaker
 import pytest
 from commands import NOWHERE, fake_environment
 from moto.server import ThreadedMotoServer
@@ -25,6 +26,7 @@ def moto_url() -> Iterator[str]:
     """Where moto's server listens: real HTTP, one for all tests of a process."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    moto_sagemaker.install()
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
@@ -35,5 +37,6 @@ def aws(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> Aws:
     """An account with nothing in it; commands, in this process or their own, reach the same."""
     reset = urllib.request.Request(f"{moto_url}/moto-api/reset", method="POST")
     urllib.request.urlopen(reset, timeout=10).close()
+    moto_sagemaker.reset()
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_url)
     return connect()

@@ -1,5 +1,6 @@
 """AWS as a server on loopback, and commands that are run against it."""
 
+import functools
 import os
 import urllib.request
 from collections.abc import Iterator
@@ -39,4 +40,10 @@ def aws(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> Aws:
     urllib.request.urlopen(reset, timeout=10).close()
     moto_sagemaker.reset()
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_url)
+    return _connect(moto_url)
+
+
+@functools.cache
+def _connect(_url: str) -> Aws:
+    """Once for all tests: clients take long to make."""
     return connect()

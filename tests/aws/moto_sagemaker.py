@@ -1,7 +1,7 @@
 """What moto's SageMaker lacks: updates, endpoints that take time or fail, names that are taken.
 
-`install` teaches it to moto once a process; what an endpoint shall do next is a `Script`, which each test sets
-anew. The answers go through moto's serialiser and botocore's parser, so their shapes are SageMaker's.
+`install` teaches it to moto once a process; what an endpoint shall do next is a `Script`, which each test
+sets anew. The answers go through moto's serialiser and botocore's parser, so their shapes are SageMaker's.
 """
 
 from collections.abc import Iterator
@@ -42,6 +42,8 @@ def install() -> None:
     if getattr(SageMakerResponse, "knows_updates", False):
         return
     SageMakerResponse.knows_updates = True
+    # botocore checks the types before; moto's list is an old one
+    FakeEndpointConfig.validate_instance_type = lambda *_: None
     for operation, method in _methods():
         setattr(SageMakerResponse, operation, method)
 
@@ -95,7 +97,9 @@ def _methods() -> Iterator[tuple[str, Any]]:
         name = self._get_param("EndpointName")
         endpoint = self.sagemaker_backend.endpoints.get(name)
         if endpoint and endpoint.endpoint_status in ("Creating", "Updating"):
-            raise ValidationError(message=f'Cannot delete endpoint "{name}" while it is {endpoint.endpoint_status}')
+            raise ValidationError(
+                message=f'Cannot delete endpoint "{name}" while it is {endpoint.endpoint_status}'
+            )
         self.sagemaker_backend.delete_endpoint(name)
         return EmptyResult()
 

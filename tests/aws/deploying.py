@@ -107,3 +107,25 @@ def failing(operation: str, code: str, message: str, times: int = 1) -> Iterator
 
     with patch.object(BaseClient, "_make_api_call", refuse):
         yield
+
+
+CHANGES = ("Create", "Put", "Update", "Delete", "Register", "Tag", "Add")
+"""What the names of calls that change something begin with."""
+
+
+@contextmanager
+def cut_off(after: int, by: type[BaseException]) -> Iterator[None]:
+    """Inside, an exception comes when so many calls have changed something: the answer gets lost."""
+    original = BaseClient._make_api_call
+    left = [after]
+
+    def count(self: Any, operation: str, request: Mapping[str, Any]) -> Any:
+        answer = original(self, operation, request)
+        if operation.startswith(CHANGES):
+            left[0] -= 1
+            if left[0] == 0:
+                raise by
+        return answer
+
+    with patch.object(BaseClient, "_make_api_call", count):
+        yield

@@ -214,7 +214,9 @@ class TestFailures:
         logs = aws.client("logs")
         logs.create_log_group(logGroupName=group)
         logs.create_log_stream(logGroupName=group, logStreamName="main/i-1")
-        events = [{"timestamp": int(time.time() * 1000), "message": '{"event": "not_started", "why": "no GPU"}'}]
+        events = [
+            {"timestamp": int(time.time() * 1000), "message": '{"event": "not_started", "why": "no GPU"}'}
+        ]
         logs.put_log_events(logGroupName=group, logStreamName="main/i-1", logEvents=events)
         script.creations = ["The container for production variant main did not pass the ping health check."]
         result = deploy(image)

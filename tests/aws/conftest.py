@@ -4,13 +4,32 @@ import functools
 import os
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import boto3
 import moto_sagemaker
 import pytest
 from commands import NOWHERE, fake_environment
+from docker_engine import Engine
 from moto.server import ThreadedMotoServer
 
 from gptj_serve.aws.clients import Aws, connect
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _read_models_once() -> Iterator[None]:
+    """Each command makes a session, which would read botocore's descriptions of the services anew."""
+    loader = boto3.Session()._session.get_component("data_loader")
+
+    class Session(boto3.Session):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self._session.register_component("data_loader", loader)
+
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr("boto3.Session", Session)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +66,9 @@ def aws(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> Aws:
 def _connect(_url: str) -> Aws:
     """Once for all tests: clients take long to make."""
     return connect()
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """A Docker engine without an image."""
+    return Engine(tmp_path / "engine", monkeypatch)

@@ -80,20 +80,6 @@ class FakeTime:
 
 
 @contextmanager
-def recorded() -> Iterator[list[tuple[str, str]]]:
-    """The calls of AWS that are made inside: service and operation, as botocore names them."""
-    calls: list[tuple[str, str]] = []
-    original = BaseClient._make_api_call
-
-    def record(self: Any, operation: str, request: Mapping[str, Any]) -> Any:
-        calls.append((self.meta.service_model.service_name, operation))
-        return original(self, operation, request)
-
-    with patch.object(BaseClient, "_make_api_call", record):
-        yield calls
-
-
-@contextmanager
 def failing(operation: str, code: str, message: str, times: int = 1, skip: int = 0) -> Iterator[None]:
     """Inside, the first calls of an operation (after those to skip) are refused."""
     original = BaseClient._make_api_call

@@ -20,6 +20,7 @@ from deploying import (
     upload,
 )
 from moto_sagemaker import script
+from permissions import recorded
 
 from gptj_serve.aws import deploy as deploy_module
 from gptj_serve.aws import waiting

@@ -1,0 +1,39 @@
+"""AWS as a server on loopback, and commands that are run against it."""
+
+import os
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from commands import NOWHERE, fake_environment
+from moto.server import ThreadedMotoServer
+
+from gptj_serve.aws.clients import Aws, connect
+
+
+@pytest.fixture(autouse=True)
+def _no_real_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine is set up for: made-up credentials, and nothing answers unless `aws` is used."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in fake_environment(NOWHERE).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def moto_url() -> Iterator[str]:
+    """Where moto's server listens: real HTTP, one for all tests of a process."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def aws(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> Aws:
+    """An account with nothing in it; commands, in this process or their own, reach the same."""
+    reset = urllib.request.Request(f"{moto_url}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset, timeout=10).close()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_url)
+    return connect()

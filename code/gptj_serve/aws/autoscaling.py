@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gptj_serve.aws.endpoints import alarm_prefix
 from gptj_serve.aws.plan import Action
 
 SERVICE = "application-autoscaling"
 FOLLOW_POLICY = "gptj-serve-follow-load"
 WAKE_POLICY = "gptj-serve-from-zero"
-POLICIES = (FOLLOW_POLICY, WAKE_POLICY)
-WAKE_SUFFIX = "-from-zero"
 
 POLICY_ARN = "(the PolicyARN that put_scaling_policy returned)"
 """Stands in an alarm's request until the policy that it sets off exists."""
@@ -64,7 +63,7 @@ class Scalable:
     @property
     def alarm(self) -> str:
         """Name of the alarm that takes it from zero."""
-        return f"{self.endpoint}{WAKE_SUFFIX}"
+        return f"{alarm_prefix(self.endpoint)}from-zero"
 
 
 def variant(endpoint: str, name: str) -> Scalable:

@@ -34,24 +34,17 @@ def install() -> None:
     names["SAGEMAKER_COMPONENT"] = "sagemaker:inference-component:DesiredCopyCount"
     for module in (scaling_models, scaling_responses):
         module.ScalableDimensionValueSet = Enum("ScalableDimensionValueSet", names)  # type: ignore[attr-defined]
-    # its own takes the third part of a component's ARN for the name of a collection
-    plain = SageMakerModelBackend._get_resource_from_arn
+    check = SageMakerModelBackend.validate_production_variants
 
-    def resource(self: SageMakerModelBackend, arn: str) -> Any:
-        kind, name = arn.split(":")[-1].split("/")
-        return _Tagged(_of(self)[name]) if kind == "inference-component" else plain(self, arn)
+    def check_models(self: SageMakerModelBackend, variants: list[dict[str, Any]]) -> None:
+        check(self, [one for one in variants if "ModelName" in one])
 
-    SageMakerModelBackend._get_resource_from_arn = resource  # type: ignore[method-assign]
+    SageMakerModelBackend.validate_production_variants = check_models  # type: ignore[method-assign]
 
 
 def components(account: str = "123456789012", region: str = "eu-west-1") -> dict[str, Component]:
     """Every component there is, by name, as it is described: a test may change it."""
     return _of(sagemaker_backends[account][region])
-
-
-class _Tagged:
-    def __init__(self, component: Component) -> None:
-        self.tags = component["Tags"]
 
 
 def _create_inference_component(self: SageMakerResponse) -> ActionResult:

@@ -224,7 +224,7 @@ def _put_alarm(it: Scalable, existing: Existing, tags: Mapping[str, str]) -> lis
         "Namespace": "AWS/SageMaker",
         "MetricName": it.wake_metric,
         "Dimensions": [{"Name": name, "Value": value} for name, value in it.wake_dimensions.items()],
-        "Statistic": "Maximum",
+        "Statistic": "Sum",
         "Period": ALARM_PERIOD_S,
         "EvaluationPeriods": 1,
         "DatapointsToAlarm": 1,

@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from botocore.exceptions import ClientError
-
 from gptj_serve.aws import autoscaling
 from gptj_serve.aws.clients import Aws
-from gptj_serve.aws.endpoints import Resources, find_alarms, find_resources, is_missing
+from gptj_serve.aws.endpoints import Resources, find_alarms, find_resources, or_none
 
 Description = Mapping[str, Any]
 
@@ -71,13 +69,7 @@ def find_components(aws: Aws, name: str) -> tuple[Description, ...]:
 
 def describe_component(sagemaker: Any, name: str) -> Description | None:
     """An inference component's description, None if there is none."""
-    try:
-        found: Description = sagemaker.describe_inference_component(InferenceComponentName=name)
-        return found
-    except ClientError as error:
-        if is_missing(error):
-            return None
-        raise
+    return or_none(sagemaker.describe_inference_component, InferenceComponentName=name)
 
 
 def find_scaling(aws: Aws, name: str, components: list[str]) -> tuple[Scaling, ...]:

@@ -1,10 +1,13 @@
 """AWS as a server on loopback, and commands that are run against it."""
 
+import functools
 import os
 import urllib.request
 from collections.abc import Iterator
 
+import moto_components
 import pytest
+from botocore.loaders import JSONFileLoader
 from commands import NOWHERE, fake_environment
 from moto.server import ThreadedMotoServer
 
@@ -37,3 +40,18 @@ def aws(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> Aws:
     urllib.request.urlopen(reset, timeout=10).close()
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_url)
     return connect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _inference_components() -> None:
+    """moto has none."""
+    moto_components.install()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _services_are_read_once() -> Iterator[None]:
+    """Most of the time that a command takes in this process is botocore reading its models again."""
+    read = functools.cache(JSONFileLoader().load_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", lambda _, path: read(path))
+        yield

@@ -2,12 +2,19 @@
 
 from typing import Any
 
+from moto.sagemaker.models import sagemaker_backends
+
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.endpoints import TAG, VARIANT
 
 ROLE = "arn:aws:iam::123456789012:role/gptj"
 IMAGE = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/gptj-serve@sha256:" + "ab" * 32
 DATA = "s3://models/gpt-j-6b/"
+
+
+def endpoint_in_moto(name: str) -> Any:
+    """moto's own object: a test may change its state."""
+    return sagemaker_backends["123456789012"]["eu-west-1"].endpoints[name]
 
 
 def make_endpoint(
@@ -19,11 +26,27 @@ def make_endpoint(
     environment: dict[str, str] | None = None,
     component: bool = False,
     least: int = 0,
+    asynchronous: bool = False,
+    tagged: bool = True,
+    status: str = "InService",
 ) -> None:
-    """Make model, configuration and endpoint; with ``component`` one that hosts the model so."""
+    """Make model, configuration and endpoint.
+
+    Args:
+        aws: Where.
+        name: The endpoint's.
+        instance_type: One that moto knows.
+        digits: The end of the names of model and configuration.
+        environment: The model's.
+        component: It hosts the model as an inference component.
+        least: Instances at least, of such an endpoint.
+        asynchronous: It is an asynchronous one.
+        tagged: It looks as if ``scripts/deploy`` had made it.
+        status: The endpoint's.
+    """
     sagemaker = aws.client("sagemaker")
     made = f"{name}-{digits}"
-    tags = [{"Key": TAG, "Value": name}]
+    tags = [{"Key": TAG, "Value": name}] if tagged else []
     source = {"S3Uri": DATA, "S3DataType": "S3Prefix", "CompressionType": "None"}
     container: dict[str, Any] = {
         "Image": IMAGE,
@@ -43,11 +66,14 @@ def make_endpoint(
         del variant["ModelName"]
         variant["ManagedInstanceScaling"] = managed
         config["ExecutionRoleArn"] = ROLE
+    if asynchronous:
+        config["AsyncInferenceConfig"] = {"OutputConfig": {"S3OutputPath": "s3://models/out/"}}
     sagemaker.create_endpoint_config(**config)
     sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=made, Tags=tags)
+    endpoint_in_moto(name).endpoint_status = status
     if component:
         sagemaker.create_inference_component(
-            InferenceComponentName=made,
+            InferenceComponentName=name,
             EndpointName=name,
             VariantName=VARIANT,
             Specification={

@@ -1,7 +1,7 @@
-"""Inference components for moto, which has none: the same server, real HTTP, requests that botocore has checked.
+"""Inference components for moto, which has none: the same server, real HTTP, botocore's own requests.
 
-Answers are checked against botocore's model of SageMaker: one that lacks a member, or has one of its own, is an
-error. As in SageMaker, a component outlives its endpoint, and one that changes cannot be deleted.
+Answers are checked against botocore's model of SageMaker: one that lacks a member, or has one of its own, is
+an error. As in SageMaker, a component outlives its endpoint, and one that changes cannot be deleted.
 """
 
 from enum import Enum
@@ -94,8 +94,8 @@ def _delete_inference_component(self: SageMakerResponse) -> ActionResult:
     found = _find(self)
     if found["InferenceComponentStatus"] in ("Creating", "Updating"):
         raise ValidationError(
-            message=f"Cannot delete inference component {found['InferenceComponentName']} while it is in state "
-            "UPDATE_RC_IN_PROGRESS."
+            message="Cannot delete inference component "
+            f"{found['InferenceComponentName']} while it is in state UPDATE_RC_IN_PROGRESS."
         )
     del _of(self.sagemaker_backend)[found["InferenceComponentName"]]
     return EmptyResult()
@@ -105,9 +105,7 @@ def _find(self: SageMakerResponse) -> Component:
     name = self._get_param("InferenceComponentName")
     found = _of(self.sagemaker_backend).get(name)
     if found is None:
-        arn = arn_formatter(
-            "inference-component", name, self.sagemaker_backend.account_id, self.region
-        )
+        arn = arn_formatter("inference-component", name, self.sagemaker_backend.account_id, self.region)
         raise ValidationError(message=f"Could not find inference component '{arn}'.")
     return found
 

@@ -4,8 +4,8 @@ Requests only; who sends them is no matter here. What scales is a variant's inst
 inference components, a component's copies. Both follow the number of requests that are inside at once, every
 10 seconds. An asynchronous endpoint follows its backlog instead.
 
-Nothing divides by zero instances, so a target that may shrink to zero has a second policy: an alarm on what could
-not be served takes it to one.
+Nothing divides by zero instances, so what may shrink to zero has a second policy: an alarm on requests that
+found nothing takes it to one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -165,7 +165,7 @@ def plan(it: Scalable, wanted: Wanted, existing: Existing, tags: Mapping[str, st
 
 
 def removal(it: Scalable, existing: Existing) -> list[Action]:
-    """The calls that end all scaling of it, in order; what Application Auto Scaling made itself goes with them."""
+    """The calls that end all scaling of it, in order; AWS's own alarms go with the policies."""
     actions = [_delete_policy(it, found["PolicyName"]) for found in existing.policies]
     if existing.target:
         note = f"{it.what} of {it.resource_id} stay as many as there are"
@@ -258,9 +258,7 @@ def contains(found: Any, asked: Any) -> bool:
     if isinstance(asked, Mapping):
         return isinstance(found, Mapping) and all(contains(found.get(key), asked[key]) for key in asked)
     if isinstance(asked, list):
-        return (
-            isinstance(found, list) and len(found) == len(asked) and all(map(contains, found, asked))
-        )
+        return isinstance(found, list) and len(found) == len(asked) and all(map(contains, found, asked))
     return bool(found == asked)
 
 

@@ -1,27 +1,21 @@
 """How many requests an instance works on at once, which decides when another one is worth its price.
 
-Figures are GPT-J-6B's in FP16 (docs/benchmarks, docs/architecture.md); what the service really has is in its log
+The arithmetic is that of `fit`, for GPT-J-6B in FP16; what the service really has is in its log
 (``cache_ready``) and in ``/metrics``.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gptj_serve.aws.instances import InstanceType
+from gptj_serve.aws.fit import ELEMENT_BYTES, GPT_J_6B, need_of, usable_bytes
+from gptj_serve.aws.instances import Gpu, InstanceType
+from gptj_serve.engine.fused import room
 
-GIB = 1 << 30
-WEIGHTS_GIB = 11.3
-"""The weights as the GPU holds them."""
-WORKSPACE_GIB = 1.1
-"""GPU memory beyond weights and cache, as measured."""
-CACHE_BYTES_PER_TOKEN = 458_752
-"""Keys and values of 28 blocks, 4096 wide, two bytes each."""
-
-CONTINUOUS_ROWS, STATIC_ROWS = 64, 8
-"""Sequences at once if GPTJ_MAX_BATCH_SIZE does not say: of the fused engine, of the other two."""
+STATIC_ROWS = 8
+"""Sequences in a batch of the other two engines if GPTJ_MAX_BATCH_SIZE does not say."""
 
 SHARE = 0.7
-"""Of what an instance works on at once, the share that scaling keeps it near: another one takes minutes to start."""
+"""Of what an instance works on at once: scaling keeps it near that, as another one takes minutes to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +49,21 @@ def capacity(environment: Mapping[str, str], instance: InstanceType | None, requ
     if asked.isdigit() and int(asked) > 0:
         batch = Capacity(int(asked), f"GPTJ_MAX_BATCH_SIZE={asked}")
     else:
-        rows = CONTINUOUS_ROWS if continuous else STATIC_ROWS
+        rows = room.MAX_AUTO_BATCH_SIZE if continuous else STATIC_ROWS
         batch = Capacity(rows, f"the engine's own batch size, {rows}")
     if not continuous or instance is None or instance.gpu is None:
         return batch
-    num_tokens = cache_tokens(instance)
+    num_tokens = cache_tokens(instance.gpu, batch.num_requests)
     fitting = max(1, num_tokens // request_tokens)
     if fitting >= batch.num_requests:
         return batch
-    why = f"{fitting} requests of {request_tokens} tokens fit into the {instance.gpu.name}'s cache of {num_tokens}"
+    where = f"{num_tokens} tokens of cache on the {instance.gpu.name}"
+    why = f"{where} hold that many requests of {request_tokens}"
     return Capacity(fitting, why)
 
 
-def cache_tokens(instance: InstanceType) -> int:
-    """Tokens that the cache holds on one GPU of it, 0 if the weights leave no room."""
-    free_gib = (instance.gpu.memory_gib if instance.gpu else 0.0) - WEIGHTS_GIB - WORKSPACE_GIB
-    return max(0, int(free_gib * GIB / CACHE_BYTES_PER_TOKEN))
+def cache_tokens(gpu: Gpu, batch_size: int) -> int:
+    """Tokens that the fused engine's cache holds on a GPU, 0 if the weights leave no room."""
+    left_bytes = usable_bytes(gpu) - need_of(GPT_J_6B, gpu, 0, batch_size).total_bytes
+    of_block = room.block_bytes(GPT_J_6B.n_layer, GPT_J_6B.n_embd, ELEMENT_BYTES)
+    return max(0, left_bytes // of_block * room.BLOCK_SIZE)

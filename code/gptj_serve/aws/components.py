@@ -1,8 +1,8 @@
-"""Requests for an endpoint that hosts the model as an inference component, and so can shrink to zero instances.
+"""Requests for an endpoint that hosts the model as an inference component, and so can shrink to zero.
 
-Then the endpoint's variant is a pool of instances without a model. The model is in a component, which says what one
-copy of it takes; SageMaker puts copies on instances and adds or removes those. What a model-based variant says of the
-model's start, network and role moves: timeouts to the component, the rest to the endpoint configuration. SageMaker
+Then the endpoint's variant is a pool of instances without a model. The model is in a component, which says
+what one copy of it takes; SageMaker puts copies on instances, and adds or removes those. What else a variant
+says of its model moves: timeouts to the component, network and role to the endpoint configuration. SageMaker
 cannot turn an endpoint of one kind into the other.
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 COPY_MEMORY_MB = 1024
-"""Memory of the instance that a copy reserves. It is no limit: a copy may use more. Small, because an instance offers
-much less than it has, and refuses a copy whose reservation does not fit."""
+"""Memory of the instance that a copy reserves. It is no limit: a copy may use more. Small, because an
+instance offers much less than it has, and refuses a copy whose reservation does not fit."""
 
 _TIMEOUTS = ("ModelDataDownloadTimeoutInSeconds", "ContainerStartupHealthCheckTimeoutInSeconds")
 
@@ -30,7 +30,9 @@ def component_config(
         ValueError: Asynchronous endpoints cannot have components.
     """
     if "AsyncInferenceConfig" in config:
-        raise ValueError("an asynchronous endpoint has no inference components: its variant itself goes to zero")
+        raise ValueError(
+            "an asynchronous endpoint has no inference components: its variant itself goes to zero"
+        )
     (variant,) = config["ProductionVariants"]
     moved = {"ModelName", *_TIMEOUTS}
     pool = {key: value for key, value in variant.items() if key not in moved}

@@ -55,6 +55,7 @@ def _delete(arguments: argparse.Namespace, console: Console) -> None:
     more = Belongings()
     if arguments.all:
         more = find_belongings(aws, inventory, arguments.model_data, arguments.repository)
+        _hint(console, arguments, inventory)
     for one in more.kept:
         console.progress(f"kept: {one}")
     # the models name data and repository, so they go after these
@@ -75,6 +76,13 @@ def _delete(arguments: argparse.Namespace, console: Console) -> None:
     _finish(aws, console, inventory, actions, more)
 
 
+def _hint(console: Console, arguments: argparse.Namespace, inventory: Inventory) -> None:
+    if not inventory.resources.models and not (arguments.model_data and arguments.repository):
+        console.progress(
+            "No model is left that names its data and its repository: --model-data and --repository do."
+        )
+
+
 def _check_ours(aws: Aws, inventory: Inventory) -> None:
     endpoint = inventory.resources.endpoint
     if endpoint and not has_tag(aws.client("sagemaker"), endpoint["EndpointArn"], inventory.name):
@@ -93,7 +101,12 @@ def _ask(name: str, actions: Sequence[Action]) -> None:
     if not sys.stdin.isatty():
         raise CommandError("--all deletes model data and images for good", "--yes says that this is meant")
     lines = "\n".join(f"  {describe(action)}" for action in actions)
-    print(f"This deletes, for good:\n{lines}\nType the endpoint's name to go on: ", end="", file=sys.stderr, flush=True)
+    print(
+        f"This deletes, for good:\n{lines}\nType the endpoint's name to go on: ",
+        end="",
+        file=sys.stderr,
+        flush=True,
+    )
     if sys.stdin.readline().strip() != name:
         raise CommandError("that is not its name: nothing was deleted")
 
@@ -101,13 +114,11 @@ def _ask(name: str, actions: Sequence[Action]) -> None:
 def _finish(
     aws: Aws, console: Console, inventory: Inventory, actions: Sequence[Action], more: Belongings
 ) -> None:
-    """Look again: something may have been made while it was deleted."""
-    left = take_inventory(aws, inventory.name) if actions else inventory
-    if not left.is_empty:
-        raise CommandError(f"something of {inventory.name} is there again", "run the same command again")
     deleted = [describe(action) for action in actions]
     fields = {"endpoint": inventory.name, "deleted": deleted, "kept": list(more.kept)}
-    text = f"{inventory.name} is gone." if actions else f"Nothing of {inventory.name} was there in {aws.region}."
+    text = (
+        f"{inventory.name} is gone." if actions else f"Nothing of {inventory.name} was there in {aws.region}."
+    )
     console.result(fields, text)
 
 

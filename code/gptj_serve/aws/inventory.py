@@ -1,6 +1,5 @@
-"""Everything that belongs to an endpoint: what `endpoints` finds, its inference components and its scaling."""
+"""Everything that belongs to an endpoint: what `endpoints` finds, its components and its scaling."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,17 +77,16 @@ def find_scaling(aws: Aws, name: str, components: list[str]) -> tuple[Scaling, .
     Args:
         aws: Where.
         name: The endpoint's.
-        components: Names of its components; others of its name, which are gone already, are found too.
+        components: Names of its components; the one of its own name is looked for even if it is gone.
     """
     client = aws.client(autoscaling.SERVICE)
-    ours = re.compile(rf"endpoint/{re.escape(name)}/variant/.*|inference-component/{re.escape(name)}-[0-9a-f]{{8}}")
-    ids = {f"inference-component/{one}" for one in components}
+    ids = {f"inference-component/{one}" for one in (name, *components)}
     pages = client.get_paginator("describe_scalable_targets").paginate(ServiceNamespace="sagemaker")
     targets = [
         target
         for page in pages
         for target in page["ScalableTargets"]
-        if target["ResourceId"] in ids or ours.fullmatch(target["ResourceId"])
+        if target["ResourceId"] in ids or target["ResourceId"].startswith(f"endpoint/{name}/variant/")
     ]
     return tuple(Scaling(target, _policies(client, target)) for target in targets)
 

@@ -1,7 +1,7 @@
 """Deleting, in an order that an interruption cannot spoil: what names the rest goes last.
 
-A call that finds nothing is content. One that is refused because something is changing is made again. What takes
-time is waited for.
+A call that finds nothing is content. One that is refused because something is changing is made again. What
+takes time is waited for.
 """
 
 import re
@@ -19,7 +19,8 @@ from gptj_serve.aws.errors import CommandError
 from gptj_serve.aws.inventory import Inventory, describe_component
 from gptj_serve.aws.plan import Action
 
-POLL_S = 10.0
+POLL_S = 5.0
+SAY_S = 30.0
 TIMEOUT_S = 3600.0
 """SageMaker gives an endpoint an hour to start, and refuses to delete it while it changes."""
 
@@ -74,29 +75,55 @@ def remove(aws: Aws, console: Console, action: Action) -> None:
         ClientError: AWS refuses for another reason.
     """
     console.progress(f"deleting {describe(action)}")
-    end_s = time.monotonic() + TIMEOUT_S
-    is_there = _looking_for(aws, action)
+    is_there, patience = _looking_for(aws, action), _Patience(console, action)
     while True:
         try:
-            action.apply(aws)
+            _check_objects(action.apply(aws))
             break
         except ClientError as error:
             if is_gone(error):
                 return
             if not is_changing(error):
                 raise
-            if not is_there():  # it was on its way out already
-                return
-        _wait(console, action, end_s, "it is changing, and cannot be deleted yet")
+        if not is_there():  # it was on its way out already
+            return
+        patience.wait("it changes, and cannot be deleted yet")
     while is_there():
-        _wait(console, action, end_s, "still there")
+        patience.wait("still there")
+
+
+class _Patience:
+    """Waits, says so now and then, and ends at last."""
+
+    def __init__(self, console: Console, action: Action) -> None:
+        self._console, self._what = console, describe(action)
+        self._start_s = self._said_s = time.monotonic()
+
+    def wait(self, why: str) -> None:
+        now_s = time.monotonic()
+        if now_s - self._start_s > TIMEOUT_S:
+            minutes = TIMEOUT_S / 60
+            raise CommandError(
+                f"{self._what}: {why}, after {minutes:.0f} minutes", "run the same command again later"
+            )
+        if now_s - self._said_s >= SAY_S:
+            self._console.progress(f"  {self._what}: {why}, after {now_s - self._start_s:.0f} s")
+            self._said_s = now_s
+        time.sleep(POLL_S)
 
 
 def describe(action: Action) -> str:
     """What an action deletes, in words."""
-    names = [value for key, value in action.request.items() if key not in ("ServiceNamespace", "ScalableDimension")]
-    shown = ", ".join(", ".join(value) if isinstance(value, list) else str(value) for value in names if value is not True)
-    return f"{action.note} {shown}"
+    request = action.request
+    if "Delete" in request:
+        return f"{action.note} ({len(request['Delete']['Objects'])} objects)"
+    if "AlarmNames" in request:
+        return f"{action.note} {', '.join(request['AlarmNames'])}"
+    if "ResourceId" in request:
+        return (
+            f"{action.note} {' of '.join(filter(None, (request.get('PolicyName'), request['ResourceId'])))}"
+        )
+    return f"{action.note} {next(iter(request.values()))}"
 
 
 def is_gone(error: ClientError) -> bool:
@@ -110,8 +137,18 @@ def is_changing(error: ClientError) -> bool:
     """Whether it can be deleted later."""
     details = error.response.get("Error", {})
     message = str(details.get("Message", ""))
-    busy = re.search(r"(?i)in-progress|in progress|while it is in state|currently in state|IN_PROGRESS", message)
+    busy = re.search(
+        r"(?i)in-progress|in progress|while it is in state|currently in state|IN_PROGRESS", message
+    )
     return details.get("Code") in _CHANGING or busy is not None
+
+
+def _check_objects(answer: Mapping[str, Any]) -> None:
+    """S3 says of each object whether it was deleted, and that all is well."""
+    for error in answer.get("Errors", []):
+        raise CommandError(
+            f"s3:DeleteObject of {error.get('Key')} was refused: {error.get('Message') or error.get('Code')}"
+        )
 
 
 def _looking_for(aws: Aws, action: Action) -> Callable[[], bool]:
@@ -123,15 +160,6 @@ def _looking_for(aws: Aws, action: Action) -> Callable[[], bool]:
         ),
     }
     return lambda: action.operation in look and look[action.operation]() is not None
-
-
-def _wait(console: Console, action: Action, end_s: float, why: str) -> None:
-    if time.monotonic() > end_s:
-        raise CommandError(
-            f"{describe(action)}: {why}, after {TIMEOUT_S / 60:.0f} minutes", "run the same command again later"
-        )
-    console.progress(f"  {describe(action)}: {why}; looking again in {POLL_S:g} s")
-    time.sleep(POLL_S)
 
 
 def _sagemaker(operation: str, key: str, name: str) -> Action:

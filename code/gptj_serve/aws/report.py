@@ -9,7 +9,9 @@ from gptj_serve.aws.endpoints import alarm_prefix
 from gptj_serve.aws.instances import find_instance
 from gptj_serve.aws.inventory import Description, Inventory, Scaling
 
-ECR_IMAGE = re.compile(r"(?P<account>\d{12})\.dkr\.ecr\.[\w-]+\.[\w.]+/(?P<repository>[^@:]+)[@:].*")
+ECR_IMAGE = re.compile(
+    r"(?P<account>\d{12})\.dkr\.ecr(?:-fips)?\.(?P<region>[\w-]+)\.[\w.]+/(?P<repository>[^@:]+)[@:].*"
+)
 HOURS_A_DAY = 24
 
 
@@ -93,9 +95,7 @@ class Report:
     usd_an_hour: float | None
 
 
-def make_report(
-    inventory: Inventory, config: Description | None, models: tuple[Description, ...]
-) -> Report:
+def make_report(inventory: Inventory, config: Description | None, models: tuple[Description, ...]) -> Report:
     """Put it together; asks nothing.
 
     Args:
@@ -116,7 +116,7 @@ def make_report(
         config=endpoint.get("EndpointConfigName"),
         update=_update(endpoint),
         fleets=fleets,
-        models=tuple(map(_model, models)),
+        models=tuple(map(report_model, models)),
         components=tuple(map(_component, inventory.components)),
         scaling=tuple(map(_scaling, inventory.scaling)),
         alarms=tuple(_alarms(inventory, endpoint)),
@@ -137,10 +137,11 @@ def hints(report: Report) -> Iterator[str]:
     if report.status is None:
         yield f"there is no endpoint {name}; `scripts/delete {name}` removes what is left"
     if report.status in ("Failed", "UpdateRollbackFailed", "OutOfService"):
-        yield f"it costs nothing to look: the log is /aws/sagemaker/Endpoints/{name}; delete it and deploy again"
+        yield f"the container's log is /aws/sagemaker/Endpoints/{name}; delete it and deploy again"
     for fleet in report.fleets:
         if fleet.current != fleet.desired:
-            yield f"{fleet.current} of {fleet.desired} instances are there: it grows, shrinks, or AWS has none left"
+            there = f"{fleet.current} of {fleet.desired} instances are there"
+            yield f"{there}: it grows, shrinks, or AWS has none left"
     for component in report.components:
         if component.failure:
             yield f"component {component.name}: {component.failure}"
@@ -180,7 +181,8 @@ def _update(endpoint: Description) -> str | None:
     return f"to {pending['EndpointConfigName']}" + (f": {', '.join(states)}" if states else "")
 
 
-def _model(model: Description) -> ModelReport:
+def report_model(model: Description) -> ModelReport:
+    """What of a model matters here."""
     container = model.get("PrimaryContainer", {})
     source = container.get("ModelDataSource", {}).get("S3DataSource", {})
     # only our own settings: an environment may hold somebody's secrets

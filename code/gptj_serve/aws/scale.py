@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gptj_serve.aws import autoscaling
-from gptj_serve.aws.autoscaling import Existing, Scalable, Wanted
+from gptj_serve.aws.autoscaling import Scalable, Wanted
 from gptj_serve.aws.capacity import capacity
 from gptj_serve.aws.clients import Aws, connect
 from gptj_serve.aws.command import make_parser, run
@@ -45,23 +45,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("scale", DESCRIPTION, EXAMPLES)
-    parser.add_argument("name", nargs="?", default="gpt-j", help="the endpoint (default: gpt-j)")
-    parser.add_argument("--min", type=int, help="instances at least (default: 1; 0 with --to-zero)")
-    parser.add_argument("--max", type=int, help="instances at most")
-    parser.add_argument("--target", type=float, help="requests inside each instance at once (default: 70 %% of "
-                        "what its engine works on at once)")  # fmt: skip
-    parser.add_argument("--request-tokens", type=int, default=REQUEST_TOKENS, metavar="N",
-                        help=f"tokens of a usual request, prompt and answer together, to find the target where "
-                        f"the GPU's memory is the limit (default: {REQUEST_TOKENS})")  # fmt: skip
-    parser.add_argument("--out-cooldown", type=int, default=OUT_COOLDOWN_S, metavar="SECONDS",
-                        help=f"after growing, wait before growing again (default: {OUT_COOLDOWN_S})")  # fmt: skip
-    parser.add_argument("--in-cooldown", type=int, default=IN_COOLDOWN_S, metavar="SECONDS",
-                        help=f"after any change, wait before shrinking (default: {IN_COOLDOWN_S})")  # fmt: skip
-    parser.add_argument("--to-zero", action="store_true",
-                        help="shrink to no instance at all; for endpoints with an inference component, and "
-                        "asynchronous ones")  # fmt: skip
-    parser.add_argument("--off", action="store_true", help="no scaling any more")
+    add = parser.add_argument
+    add("name", nargs="?", default="gpt-j", help="the endpoint (default: gpt-j)")
+    add("--min", type=int, help="instances at least (default: 1; 0 with --to-zero)")
+    add("--max", type=int, help="instances at most")
+    what = "requests inside each instance at once (default: 70 %% of what its engine works on at once)"
+    add("--target", type=float, help=what)
+    what = "tokens of a usual request, prompt and answer together: says how many fit a small GPU at once"
+    add("--request-tokens", type=int, default=REQUEST_TOKENS, metavar="N", help=_default(what))
+    what = "seconds between growing and growing again"
+    add("--out-cooldown", type=int, default=OUT_COOLDOWN_S, metavar="S", help=_default(what))
+    what = "seconds between any change and shrinking"
+    add("--in-cooldown", type=int, default=IN_COOLDOWN_S, metavar="S", help=_default(what))
+    what = "shrink to no instance at all: endpoints with an inference component, and asynchronous ones"
+    add("--to-zero", action="store_true", help=what)
+    add("--off", action="store_true", help="no scaling any more")
     return parser
+
+
+def _default(what: str) -> str:
+    return f"{what} (default: %(default)s)"
 
 
 def _scale(arguments: argparse.Namespace, console: Console) -> None:
@@ -108,9 +111,18 @@ def _limits(arguments: argparse.Namespace) -> tuple[int, int] | None:
         (arguments.max >= 1, f"--max {arguments.max}: must be 1 or more"),
         (0 <= smallest <= arguments.max, f"--min {smallest}: must be from 0 to --max {arguments.max}"),
         (arguments.target is None or arguments.target > 0, f"--target {arguments.target}: must be above 0"),
-        (1 <= arguments.request_tokens <= 2048, f"--request-tokens {arguments.request_tokens}: must be from 1 to 2048"),
-        (0 <= arguments.out_cooldown <= 3600, f"--out-cooldown {arguments.out_cooldown}: must be from 0 to 3600"),
-        (0 <= arguments.in_cooldown <= 3600, f"--in-cooldown {arguments.in_cooldown}: must be from 0 to 3600"),
+        (
+            1 <= arguments.request_tokens <= 2048,
+            f"--request-tokens {arguments.request_tokens}: must be from 1 to 2048",
+        ),
+        (
+            0 <= arguments.out_cooldown <= 3600,
+            f"--out-cooldown {arguments.out_cooldown}: must be from 0 to 3600",
+        ),
+        (
+            0 <= arguments.in_cooldown <= 3600,
+            f"--in-cooldown {arguments.in_cooldown}: must be from 0 to 3600",
+        ),
     )
     for holds, message in checks:
         if not holds:
@@ -122,10 +134,14 @@ def _find(aws: Aws, name: str) -> _Found:
     sagemaker = aws.client("sagemaker")
     endpoint = describe_endpoint(sagemaker, name)
     if endpoint is None:
-        raise CommandError(f"there is no endpoint {name} in {aws.region}", "`scripts/status` shows those there are")
+        raise CommandError(
+            f"there is no endpoint {name} in {aws.region}", "`scripts/status` shows those there are"
+        )
     config = describe_config(sagemaker, endpoint["EndpointConfigName"])
     if config is None:
-        raise CommandError(f"the configuration {endpoint['EndpointConfigName']} of {name} is gone: deploy it again")
+        raise CommandError(
+            f"the configuration {endpoint['EndpointConfigName']} of {name} is gone: deploy it again"
+        )
     variant = config["ProductionVariants"][0]
     components = find_components(aws, name)
     if "AsyncInferenceConfig" in config:
@@ -147,14 +163,15 @@ def _check(found: _Found, limits: tuple[int, int]) -> None:
     name = found.it.endpoint
     if found.status != "InService":
         raise CommandError(
-            f"{name} is {found.status}: scaling can be set when it is InService", f"`scripts/status {name}` says why"
+            f"{name} is {found.status}: scaling can be set when it is InService",
+            f"`scripts/status {name}` says why",
         )
     if limits[0]:
         return
     if found.it.wake_metric is None or (found.it.what == "copies" and obstacle(found.variant)):
         raise CommandError(
             f"{name} cannot shrink to zero: {obstacle(found.variant)}",
-            "SageMaker cannot change that in place. docs/operations.md, \"To zero\", says how to make one that can",
+            'SageMaker cannot change that in place: docs/operations.md, "To zero", has the way',
         )
 
 

@@ -59,7 +59,9 @@ def _names(aws: Aws, name: str | None) -> list[str]:
     sagemaker = aws.client("sagemaker")
     pages = sagemaker.get_paginator("list_endpoints").paginate(SortBy="Name", SortOrder="Ascending")
     listed = [item for page in pages for item in page["Endpoints"]]
-    return [one["EndpointName"] for one in listed if has_tag(sagemaker, one["EndpointArn"], one["EndpointName"])]
+    return [
+        one["EndpointName"] for one in listed if has_tag(sagemaker, one["EndpointArn"], one["EndpointName"])
+    ]
 
 
 def _report(aws: Aws, name: str) -> Report:

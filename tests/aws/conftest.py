@@ -6,6 +6,7 @@ import urllib.request
 from collections.abc import Iterator
 
 import moto_components
+import moto_sagemaker
 import pytest
 from botocore.loaders import JSONFileLoader
 from commands import NOWHERE, fake_environment
@@ -28,6 +29,8 @@ def moto_url() -> Iterator[str]:
     """Where moto's server listens: real HTTP, one for all tests of a process."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    moto_sagemaker.install()
+    moto_components.install()
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
@@ -38,14 +41,9 @@ def aws(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> Aws:
     """An account with nothing in it; commands, in this process or their own, reach the same."""
     reset = urllib.request.Request(f"{moto_url}/moto-api/reset", method="POST")
     urllib.request.urlopen(reset, timeout=10).close()
+    moto_sagemaker.reset()
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_url)
     return connect()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _inference_components() -> None:
-    """moto has none."""
-    moto_components.install()
 
 
 @pytest.fixture(scope="session", autouse=True)

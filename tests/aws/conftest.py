@@ -3,7 +3,9 @@
 import functools
 import os
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import moto_components
 import moto_sagemaker
@@ -36,13 +38,20 @@ def moto_url() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def clients() -> dict[str, dict[str, Any]]:
+    """Clients of moto's server, by region: to make one takes longer than all of a command's calls."""
+    return defaultdict(dict)
+
+
 @pytest.fixture
-def aws(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> Aws:
+def aws(moto_url: str, clients: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Aws:
     """An account with nothing in it; commands, in this process or their own, reach the same."""
     reset = urllib.request.Request(f"{moto_url}/moto-api/reset", method="POST")
     urllib.request.urlopen(reset, timeout=10).close()
     moto_sagemaker.reset()
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_url)
+    monkeypatch.setattr(Aws, "_clients", property(lambda self: clients[self.region]))
     return connect()
 
 

@@ -12,39 +12,31 @@ from gptj_serve.aws.plan import Action
 INTERRUPTED = 130
 
 
-def interrupted_at_each_call(
-    monkeypatch: pytest.MonkeyPatch, run: Callable[[], Result]
-) -> Iterator[tuple[int, str]]:
-    """Run a command again and again, and end it before its first call, after it, before its second …
+def interrupted_at_each_call(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Result]) -> Iterator[int]:
+    """Run a command again and again, and end it when its first call is done, its second …
 
-    Between two runs the caller looks, and makes things as they were at first.
+    That is when AWS has done it and the command does not know yet. Between two runs the caller looks, and
+    makes things as they were at first.
 
     Yields:
-        The number of the call, and "before" or "after".
+        The number of the call.
     """
-    apply, number = Action.apply, 0
-    while True:
-        for moment in ("before", "after"):
-            if not _interrupt(monkeypatch, apply, run, number, moment):
-                assert number, "nothing was interrupted"
-                return
-            yield number, moment
+    number = 0
+    while _interrupt(monkeypatch, run, number):
+        yield number
         number += 1
+    assert number, "nothing was interrupted"
 
 
-def _interrupt(
-    monkeypatch: pytest.MonkeyPatch, apply: Any, run: Callable[[], Result], number: int, moment: str
-) -> bool:
-    calls = 0
+def _interrupt(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Result], number: int) -> bool:
+    apply, calls = Action.apply, 0
 
     def counted(action: Action, aws: Aws) -> dict[str, Any]:
         nonlocal calls
+        answer = apply(action, aws)
         calls += 1
         if calls == number + 1:
-            if moment == "after":
-                apply(action, aws)
             raise KeyboardInterrupt
-        answer: dict[str, Any] = apply(action, aws)
         return answer
 
     with monkeypatch.context() as patch:

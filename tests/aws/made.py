@@ -4,17 +4,36 @@ from typing import Any
 
 from moto.sagemaker.models import sagemaker_backends
 
+from gptj_serve.aws import manifest, repository
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.endpoints import TAG, VARIANT
+from gptj_serve.aws.manifest import Manifest
 
 ROLE = "arn:aws:iam::123456789012:role/gptj"
 IMAGE = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/gptj-serve@sha256:" + "ab" * 32
-DATA = "s3://models/gpt-j-6b/"
+BUCKET, REPOSITORY = "models", "gptj-serve"
+DATA = f"s3://{BUCKET}/gpt-j-6b/"
 
 
 def endpoint_in_moto(name: str) -> Any:
     """moto's own object: a test may change its state."""
     return sagemaker_backends["123456789012"]["eu-west-1"].endpoints[name]
+
+
+def make_belongings(aws: Aws, *, ours: bool = True, is_tar: bool = False) -> None:
+    """Make model data and repository; unless ``ours``, as others would."""
+    s3 = aws.client("s3")
+    if not s3.list_buckets()["Buckets"]:
+        s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": aws.region})
+    files = {"config.json": 1, "model.safetensors": 1}
+    for name in ["model.tar.gz"] if is_tar else files:
+        s3.put_object(Bucket=BUCKET, Key=f"gpt-j-6b/{name}", Body=b"x")
+    if ours:
+        upload = Manifest("gpt-j-6b", "00", 1, ("F16",), files, is_tar)
+        s3.put_object(Bucket=BUCKET, Key=f"gpt-j-6b/{manifest.NAME}", Body=upload.to_bytes())
+    marks = {repository.TAG: REPOSITORY} if ours else {}
+    tags = [{"Key": key, "Value": value} for key, value in marks.items()]
+    aws.client("ecr").create_repository(repositoryName=REPOSITORY, tags=tags)
 
 
 def make_endpoint(
@@ -29,6 +48,7 @@ def make_endpoint(
     asynchronous: bool = False,
     tagged: bool = True,
     status: str = "InService",
+    data: str = DATA,
 ) -> None:
     """Make model, configuration and endpoint.
 
@@ -43,11 +63,12 @@ def make_endpoint(
         asynchronous: It is an asynchronous one.
         tagged: It looks as if ``scripts/deploy`` had made it.
         status: The endpoint's.
+        data: The model's.
     """
     sagemaker = aws.client("sagemaker")
     made = f"{name}-{digits}"
     tags = [{"Key": TAG, "Value": name}] if tagged else []
-    source = {"S3Uri": DATA, "S3DataType": "S3Prefix", "CompressionType": "None"}
+    source = {"S3Uri": data, "S3DataType": "S3Prefix", "CompressionType": "None"}
     container: dict[str, Any] = {
         "Image": IMAGE,
         "ModelDataSource": {"S3DataSource": source},
@@ -70,7 +91,9 @@ def make_endpoint(
         config["AsyncInferenceConfig"] = {"OutputConfig": {"S3OutputPath": "s3://models/out/"}}
     sagemaker.create_endpoint_config(**config)
     sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=made, Tags=tags)
-    endpoint_in_moto(name).endpoint_status = status
+    endpoint = endpoint_in_moto(name)
+    endpoint.endpoint_status, endpoint.then = status, "InService"
+    endpoint.num_busy = 1 << 20  # of times that it is described so
     if component:
         sagemaker.create_inference_component(
             InferenceComponentName=name,

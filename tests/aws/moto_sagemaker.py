@@ -95,7 +95,9 @@ def _methods() -> Iterator[tuple[str, Any]]:
         name = self._get_param("EndpointName")
         endpoint = self.sagemaker_backend.endpoints.get(name)
         if endpoint and endpoint.endpoint_status in ("Creating", "Updating"):
-            raise ValidationError(message=f'Cannot delete endpoint "{name}" while it is {endpoint.endpoint_status}')
+            raise ValidationError(
+                message=f'Cannot delete endpoint "{name}" while it is {endpoint.endpoint_status}'
+            )
         self.sagemaker_backend.delete_endpoint(name)
         return EmptyResult()
 

@@ -78,7 +78,7 @@ def remove(aws: Aws, console: Console, action: Action) -> None:
     is_there, patience = _looking_for(aws, action), _Patience(console, action)
     while True:
         try:
-            _check_objects(action.apply(aws))
+            check_objects(action.apply(aws))
             break
         except ClientError as error:
             if is_gone(error):
@@ -137,14 +137,16 @@ def is_changing(error: ClientError) -> bool:
     """Whether it can be deleted later."""
     details = error.response.get("Error", {})
     message = str(details.get("Message", ""))
-    busy = re.search(
-        r"(?i)in-progress|in progress|while it is in state|currently in state|IN_PROGRESS", message
-    )
+    busy = re.search(r"(?i)in-progress|in progress|while it is|currently in state", message)
     return details.get("Code") in _CHANGING or busy is not None
 
 
-def _check_objects(answer: Mapping[str, Any]) -> None:
-    """S3 says of each object whether it was deleted, and that all is well."""
+def check_objects(answer: Mapping[str, Any]) -> None:
+    """Look into an answer of DeleteObjects: S3 refuses single ones without an error.
+
+    Raises:
+        CommandError: One was refused.
+    """
     for error in answer.get("Errors", []):
         raise CommandError(
             f"s3:DeleteObject of {error.get('Key')} was refused: {error.get('Message') or error.get('Code')}"

@@ -5,6 +5,7 @@ import os
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import moto_components
@@ -12,6 +13,7 @@ import moto_sagemaker
 import pytest
 from botocore.loaders import JSONFileLoader
 from commands import NOWHERE, fake_environment
+from docker_engine import Engine
 from moto.server import ThreadedMotoServer
 
 from gptj_serve.aws.clients import Aws, connect
@@ -62,3 +64,9 @@ def _services_are_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JSONFileLoader, "load_file", lambda _, path: read(path))
         yield
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """A Docker engine without an image."""
+    return Engine(tmp_path / "engine", monkeypatch)

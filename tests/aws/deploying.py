@@ -1,5 +1,6 @@
 """An account that ``scripts/deploy`` can work in, and how it is called there."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,12 +8,14 @@ from typing import Any
 from unittest.mock import patch
 
 from botocore.client import BaseClient
+from botocore.exceptions import ClientError
 from commands import Result, call
 
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.endpoints import Resources, find_resources
 
 REPOSITORY = "gptj-serve"
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 BUCKET = "models"
 DATA = f"s3://{BUCKET}/gpt-j-6b/"
 ROLE = "arn:aws:iam::123456789012:role/test"
@@ -24,13 +27,11 @@ def push_image(aws: Aws, tag: str) -> str:
     ecr = aws.client("ecr")
     if not ecr.describe_repositories()["repositories"]:
         ecr.create_repository(repositoryName=REPOSITORY)
-    media_type = "application/vnd.docker.distribution.manifest.v2+json"
-    manifest = json.dumps(
-        {"schemaVersion": 2, "mediaType": media_type, "config": {"digest": f"sha256:{tag}"}, "layers": []}
-    )
-    image = ecr.put_image(repositoryName=REPOSITORY, imageManifest=manifest, imageTag=tag)["image"]
+    digest = f"sha256:{hashlib.sha256(tag.encode()).hexdigest()}"
+    manifest = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "note": tag, "layers": []})
+    ecr.put_image(repositoryName=REPOSITORY, imageManifest=manifest, imageTag=tag, imageDigest=digest)
     registry = f"123456789012.dkr.ecr.{aws.region}.amazonaws.com"
-    return f"{registry}/{REPOSITORY}@{image['imageId']['imageDigest']}"
+    return f"{registry}/{REPOSITORY}@{digest}"
 
 
 def upload(aws: Aws, config: Mapping[str, Any] = SETTINGS, prefix: str = "gpt-j-6b/") -> None:
@@ -63,6 +64,21 @@ def state(aws: Aws, name: str = "gpt-j") -> dict[str, Any]:
     }
 
 
+class FakeTime:
+    """A clock whose time passes when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.slept: list[float] = []
+
+    def now(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now_s += seconds
+
+
 @contextmanager
 def recorded() -> Iterator[list[tuple[str, str]]]:
     """The calls of AWS that are made inside: service and operation, as botocore names them."""
@@ -75,3 +91,41 @@ def recorded() -> Iterator[list[tuple[str, str]]]:
 
     with patch.object(BaseClient, "_make_api_call", record):
         yield calls
+
+
+@contextmanager
+def failing(operation: str, code: str, message: str, times: int = 1) -> Iterator[None]:
+    """Inside, the first calls of an operation are refused."""
+    original = BaseClient._make_api_call
+    left = [times]
+
+    def refuse(self: Any, name: str, request: Mapping[str, Any]) -> Any:
+        if name == operation and left[0]:
+            left[0] -= 1
+            raise ClientError({"Error": {"Code": code, "Message": message}}, operation)
+        return original(self, name, request)
+
+    with patch.object(BaseClient, "_make_api_call", refuse):
+        yield
+
+
+CHANGES = ("Create", "Put", "Update", "Delete", "Register", "Tag", "Add")
+"""What the names of calls that change something begin with."""
+
+
+@contextmanager
+def cut_off(after: int, by: type[BaseException]) -> Iterator[None]:
+    """Inside, an exception comes when so many calls have changed something: the answer gets lost."""
+    original = BaseClient._make_api_call
+    left = [after]
+
+    def count(self: Any, operation: str, request: Mapping[str, Any]) -> Any:
+        answer = original(self, operation, request)
+        if operation.startswith(CHANGES):
+            left[0] -= 1
+            if left[0] == 0:
+                raise by
+        return answer
+
+    with patch.object(BaseClient, "_make_api_call", count):
+        yield

@@ -1,7 +1,7 @@
 """What moto's SageMaker lacks: updates, endpoints that take time or fail, names that are taken.
 
-`install` teaches it to moto once a process; what an endpoint shall do next is a `Script`, which each test sets
-anew. The answers go through moto's serialiser and botocore's parser, so their shapes are SageMaker's.
+`install` teaches it to moto once a process; what an endpoint shall do next is a `Script`, which each test
+sets anew. The answers go through moto's serialiser and botocore's parser, so their shapes are SageMaker's.
 """
 
 from collections.abc import Iterator
@@ -27,6 +27,11 @@ class Script:
     creations: list[str | None] = field(default_factory=list)
     updates: list[str | None] = field(default_factory=list)
     num_busy: int = 0
+    is_finished: bool = False
+
+    def finish(self) -> None:
+        """Whatever is busy ends when it is next looked at."""
+        self.is_finished = True
 
 
 script = Script()
@@ -34,7 +39,7 @@ script = Script()
 
 def reset() -> None:
     """Endpoints are made and changed at once, and nothing fails."""
-    script.creations, script.updates, script.num_busy = [], [], 0
+    script.creations, script.updates, script.num_busy, script.is_finished = [], [], 0, False
 
 
 def install() -> None:
@@ -42,6 +47,8 @@ def install() -> None:
     if getattr(SageMakerResponse, "knows_updates", False):
         return
     SageMakerResponse.knows_updates = True
+    # botocore checks the types before; moto's list is an old one
+    FakeEndpointConfig.validate_instance_type = lambda *_: None
     for operation, method in _methods():
         setattr(SageMakerResponse, operation, method)
 
@@ -132,7 +139,7 @@ def _begin(endpoint: FakeEndpoint, now: str, then: str, reason: str | None) -> N
 def _go_on(endpoint: FakeEndpoint) -> None:
     if endpoint.endpoint_status in ("Creating", "Updating"):
         endpoint.num_busy -= 1
-        if endpoint.num_busy <= 0:
+        if endpoint.num_busy <= 0 or script.is_finished:
             _end(endpoint)
 
 

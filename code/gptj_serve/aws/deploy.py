@@ -216,7 +216,7 @@ def _summary(made: _Run, rollout: Rollout, count: int) -> str:
     costs = (
         "" if price is None else f", about ${price * count:.2f} an hour (us-east-1, {PRICES_AS_OF}; check)"
     )
-    state = "is in service as it was: nothing to change" if rollout.kind == "none" else "is in service"
+    state = "is in service, nothing to change" if rollout.kind == "none" else "is in service"
     took = "" if rollout.kind == "none" else f" after {duration(made.waiter.elapsed_s)}"
     ask = f'scripts/invoke {wanted.name} "In the beginning"'
     lines = (

@@ -34,6 +34,9 @@ class Clock:
     sleep: Callable[[float], None] = time.sleep
 
 
+SYSTEM_CLOCK = Clock()
+
+
 class Waiter:
     """Watches one endpoint.
 
@@ -41,12 +44,11 @@ class Waiter:
         sagemaker: boto3 client.
         name: The endpoint's.
         console: Where to show what happens.
-        clock: Where time comes from.
     """
 
-    def __init__(self, sagemaker: Any, name: str, console: Console, clock: Clock | None = None) -> None:
+    def __init__(self, sagemaker: Any, name: str, console: Console) -> None:
         self._sagemaker, self._name, self._console = sagemaker, name, console
-        self.clock = clock or Clock()
+        self.clock = SYSTEM_CLOCK
         self._start_s = self.clock.now()
         self._shown: str | None = None
         self._shown_s = 0.0

@@ -152,9 +152,10 @@ def convert(
         for partial in directory.glob("*.partial"):
             partial.unlink()
         _check_room(directory, todo_bytes)
-        with bar(todo_bytes) as add:
-            for name, tensors in missing.items():
-                _write_shard(directory / name, tensors, sources, add)
+        if missing:
+            with bar(todo_bytes) as add:
+                for name, tensors in missing.items():
+                    _write_shard(directory / name, tensors, sources, add)
         _write_index(directory, shards)
         _copy_the_rest(checkpoint, directory, keep_dtype)
     return _checked(directory, shards)

@@ -59,9 +59,10 @@ def serving_paths(checkpoint: Checkpoint) -> list[Path]:
 
 
 def left_out(directory: Path, wanted: Iterable[Path]) -> list[Path]:
-    """The directory's other files, which serving does not read."""
+    """The directory's other files, which serving does not read; hidden ones are not worth a word."""
     kept = set(wanted)
-    return sorted(path for path in directory.iterdir() if path.is_file() and path not in kept)
+    others = (path for path in directory.iterdir() if path.is_file() and path not in kept)
+    return sorted(path for path in others if not path.name.startswith("."))
 
 
 def read_all(paths: Sequence[Path], add: Callable[[int], None]) -> list[ModelFile]:

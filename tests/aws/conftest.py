@@ -3,9 +3,11 @@
 import os
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from commands import NOWHERE, fake_environment
+from docker_engine import Engine
 from moto.server import ThreadedMotoServer
 
 from gptj_serve.aws.clients import Aws, connect
@@ -37,3 +39,9 @@ def aws(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> Aws:
     urllib.request.urlopen(reset, timeout=10).close()
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_url)
     return connect()
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """A Docker engine without an image."""
+    return Engine(tmp_path / "engine", monkeypatch)

@@ -14,6 +14,9 @@ from botocore.validate import ParamValidator
 
 from gptj_serve.aws.clients import Aws
 
+MAX_LINE = 110
+"""Characters that a program's line may have before it is shown an argument a line."""
+
 
 @dataclass(frozen=True)
 class Action:
@@ -70,7 +73,9 @@ class Program:
         return {"program": list(self.argv)}
 
     def __str__(self) -> str:
-        return shlex.join(self.argv)
+        words = [shlex.quote(word) for word in self.argv]
+        line = " ".join(words)
+        return line if len(line) <= MAX_LINE else " \\\n  ".join(words)
 
 
 Step = Action | Program

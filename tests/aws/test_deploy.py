@@ -468,4 +468,4 @@ def test_print_iam_needs_no_aws(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"deploy", "execution-role"} <= set(result.json)
     one = json.loads(deploy("", "--print-iam", "deploy").out)
     assert one == result.json["deploy"]
-    assert "there are deploy" in deploy("", "--print-iam", "nothing").err
+    assert "there are push, " in deploy("", "--print-iam", "nothing").err

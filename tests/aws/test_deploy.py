@@ -153,6 +153,8 @@ class TestAgain:
 
     def test_new_files_at_the_same_address_are_an_update(self, aws: Aws, image: str) -> None:
         deploy(image)
+        aws.client("s3").put_object(Bucket=BUCKET, Key="gpt-j-6b/gptj-serve.json", Body=b"{}")
+        assert deploy(image, "--json").json["change"] == "none"
         upload(aws, {**SETTINGS, "n_layer": 27})
         assert deploy(image, "--json").json["change"] == "update"
 
@@ -414,6 +416,11 @@ class TestRefused:
         assert "bad/config.json" in refusal(aws, image, data=f"s3://{BUCKET}/bad/")
         s3.put_object(Bucket=BUCKET, Key="gpt-j-6b/", Body=b"")
         assert "stands for a folder" in refusal(aws, image)
+
+    def test_an_upload_that_did_not_end_is_remarked_on(self, aws: Aws, image: str) -> None:
+        assert "is it whole?" in deploy(image, "--dry-run").err
+        aws.client("s3").put_object(Bucket=BUCKET, Key="gpt-j-6b/gptj-serve.json", Body=b"{}")
+        assert "is it whole?" not in deploy(image, "--dry-run").err
 
     def test_a_bucket_elsewhere(self, aws: Aws, image: str) -> None:
         where = {"CreateBucketConfiguration": {"LocationConstraint": "us-west-2"}}

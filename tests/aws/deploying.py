@@ -80,28 +80,13 @@ class FakeTime:
 
 
 @contextmanager
-def recorded() -> Iterator[list[tuple[str, str]]]:
-    """The calls of AWS that are made inside: service and operation, as botocore names them."""
-    calls: list[tuple[str, str]] = []
+def failing(operation: str, code: str, message: str, times: int = 1, skip: int = 0) -> Iterator[None]:
+    """Inside, the first calls of an operation (after those to skip) are refused."""
     original = BaseClient._make_api_call
-
-    def record(self: Any, operation: str, request: Mapping[str, Any]) -> Any:
-        calls.append((self.meta.service_model.service_name, operation))
-        return original(self, operation, request)
-
-    with patch.object(BaseClient, "_make_api_call", record):
-        yield calls
-
-
-@contextmanager
-def failing(operation: str, code: str, message: str, times: int = 1) -> Iterator[None]:
-    """Inside, the first calls of an operation are refused."""
-    original = BaseClient._make_api_call
-    left = [times]
+    outcomes = iter([False] * skip + [True] * times)
 
     def refuse(self: Any, name: str, request: Mapping[str, Any]) -> Any:
-        if name == operation and left[0]:
-            left[0] -= 1
+        if name == operation and next(outcomes, False):
             raise ClientError({"Error": {"Code": code, "Message": message}}, operation)
         return original(self, name, request)
 
@@ -128,4 +113,18 @@ def cut_off(after: int, by: type[BaseException]) -> Iterator[None]:
         return answer
 
     with patch.object(BaseClient, "_make_api_call", count):
+        yield
+
+
+@contextmanager
+def answers_lost() -> Iterator[None]:
+    """Inside, every call that changes something is made twice, as botocore does when an answer gets lost."""
+    original = BaseClient._make_api_call
+
+    def twice(self: Any, operation: str, request: Mapping[str, Any]) -> Any:
+        if operation.startswith(CHANGES):
+            original(self, operation, request)
+        return original(self, operation, request)
+
+    with patch.object(BaseClient, "_make_api_call", twice):
         yield

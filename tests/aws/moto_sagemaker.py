@@ -73,7 +73,10 @@ def _methods() -> Iterator[tuple[str, Any]]:
 
     def delete_endpoint_config(self: Any) -> ActionResult:
         name = self._get_param("EndpointConfigName")
-        users = [one for one in self.sagemaker_backend.endpoints.values() if one.endpoint_config_name == name]
+        endpoints = self.sagemaker_backend.endpoints.values()
+        users = [
+            one for one in endpoints if name in (one.endpoint_config_name, getattr(one, "following", None))
+        ]
         if users:
             raise ValidationError(message=f'Endpoint configuration "{name}" is in use')
         return original["delete_endpoint_config"](self)
@@ -94,8 +97,9 @@ def _methods() -> Iterator[tuple[str, Any]]:
         backend: SageMakerModelBackend = self.sagemaker_backend
         answer = dict(backend.describe_endpoint(self._get_param("EndpointName")))
         _go_on(backend.endpoints[self._get_param("EndpointName")])
-        for private in ("NumBusy", "Then", "Pending", "Previous"):
-            answer.pop(private, None)
+        following = answer.pop("Following", None)
+        if following:
+            answer["PendingDeploymentSummary"] = {"EndpointConfigName": following, "ProductionVariants": []}
         return ActionResult(answer)
 
     def delete_endpoint(self: Any) -> ActionResult:
@@ -117,12 +121,9 @@ def _update(backend: SageMakerModelBackend, param: Any) -> ActionResult:
     endpoint = backend.endpoints[param("EndpointName")]
     if endpoint.endpoint_status != "InService":
         raise ValidationError(message=f"Cannot update in-progress endpoint: {endpoint.endpoint_status}")
-    if endpoint.endpoint_config_name == config["EndpointConfigName"]:
-        raise ValidationError(message="The endpoint has this configuration already")
     endpoint.last_deployment_config = param("DeploymentConfig")
     reason = script.updates.pop(0) if script.updates else None
-    endpoint.previous = endpoint.endpoint_config_name if reason else None
-    endpoint.endpoint_config_name = config["EndpointConfigName"]
+    endpoint.following = config["EndpointConfigName"]
     if not param("RetainAllVariantProperties"):
         endpoint.production_variants = endpoint._process_production_variants(config["ProductionVariants"])
     _begin(endpoint, "Updating", "InService", reason)
@@ -145,8 +146,10 @@ def _go_on(endpoint: FakeEndpoint) -> None:
 
 def _end(endpoint: FakeEndpoint) -> None:
     endpoint.endpoint_status, endpoint.failure_reason = endpoint.then, endpoint.pending
-    if getattr(endpoint, "previous", None):
-        endpoint.endpoint_config_name, endpoint.previous = endpoint.previous, None
+    following = getattr(endpoint, "following", None)
+    if following and not endpoint.pending:
+        endpoint.endpoint_config_name = following
+    endpoint.following = None
 
 
 def _refuse_taken(kind: str, name: str, names: Any) -> None:

@@ -20,6 +20,7 @@ from deploying import (
     upload,
 )
 from moto_sagemaker import script
+from permissions import recorded
 
 from gptj_serve.aws import deploy as deploy_module
 from gptj_serve.aws import waiting
@@ -254,6 +255,24 @@ class TestFailures:
         assert result.code == 1
         assert "service limit" in result.err
         assert state(aws) == NOTHING
+
+    def test_permission_to_look_is_lost_while_it_waits(self, aws: Aws, image: str) -> None:
+        script.num_busy = 3
+        with failing("DescribeEndpoint", "ExpiredTokenException", "expired", times=5, skip=1):
+            result = deploy(image)
+        assert result.code == 1
+        assert "credentials have expired" in result.err
+        assert state(aws)["status"] is not None  # it goes on by itself
+        assert deploy(image, "--json").json["change"] == "none"
+
+    def test_what_cannot_be_taken_back_is_said(self, aws: Aws, image: str) -> None:
+        script.creations = ["first reason"]
+        with failing("DeleteEndpointConfig", "AccessDeniedException", "no"):
+            result = deploy(image)
+        assert "first reason" in result.err
+        assert "Not all could be taken away" in result.err
+        assert deploy(image).code == 0
+        assert state(aws)["all configs"] == 1
 
     def test_an_alarm_that_is_on_already(self, aws: Aws, image: str) -> None:
         deploy(image)

@@ -9,8 +9,21 @@ from collections.abc import Callable
 
 import pytest
 from commands import finish, start
-from deploying import CHANGES, DATA, ROLE, FakeTime, cut_off, deploy, push_image, recorded, state, upload
+from deploying import (
+    CHANGES,
+    DATA,
+    ROLE,
+    FakeTime,
+    answers_lost,
+    cut_off,
+    deploy,
+    push_image,
+    recorded,
+    state,
+    upload,
+)
 from moto_sagemaker import script
+from permissions import recorded
 
 from gptj_serve.aws import deploy as deploy_module
 from gptj_serve.aws import waiting
@@ -97,6 +110,19 @@ def test_an_update_that_is_given_up_for_another(shared: Aws) -> None:
         assert deploy(images[0]).code == 0
         left = state(shared)
         assert (left["all configs"], left["all models"]) == (1, 1)
+
+
+def test_lost_answers_do_no_harm(shared: Aws) -> None:
+    upload(shared)
+    images = [push_image(shared, tag) for tag in ("one", "two")]
+    script.num_busy = 1
+    with answers_lost():
+        first = deploy(images[0], "--json")
+        second = deploy(images[1], "--json", "--create-role", role=None)
+    assert second.json["status"] == "InService"
+    assert first.json["status"] == "InService"
+    left = state(shared)
+    assert (left["status"], left["all configs"], left["all models"]) == ("InService", 1, 1)
 
 
 def test_a_failure_while_it_takes_back_what_it_made(shared: Aws) -> None:

@@ -1,34 +1,14 @@
 """The policies say what the commands do, and no more: compared with the calls that they really make."""
 
-from collections.abc import Iterable
-
 import pytest
 from botocore.session import get_session
-from deploying import FakeTime, deploy, failing, push_image, recorded, upload
+from deploying import FakeTime, deploy, failing, push_image, upload
 from moto_sagemaker import script
+from permissions import granted, needed, recorded
 
 from gptj_serve.aws import deploy as deploy_module
 from gptj_serve.aws import iam, waiting
 from gptj_serve.aws.clients import Aws
-
-NAMED_OTHERWISE = {
-    ("s3", "HeadBucket"): "s3:ListBucket",
-    ("s3", "ListObjectsV2"): "s3:ListBucket",
-    ("s3", "HeadObject"): "s3:GetObject",
-}
-NEEDS_NOTHING = {("sts", "GetCallerIdentity")}
-
-
-def needed(calls: Iterable[tuple[str, str]]) -> set[str]:
-    """The permissions for some calls."""
-    return {NAMED_OTHERWISE.get(one, f"{one[0]}:{one[1]}") for one in calls if one not in NEEDS_NOTHING}
-
-
-def granted(*commands: str) -> set[str]:
-    """The calls that are allowed to some commands."""
-    return {
-        action for name in commands for grant in iam.COMMANDS[name] if grant.calls for action in grant.actions
-    }
 
 
 def test_deploy_needs_what_it_is_granted(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:

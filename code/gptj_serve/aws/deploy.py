@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from gptj_serve.aws import deploy_options, iam
 from gptj_serve.aws.alarms import alarm_actions
 from gptj_serve.aws.checks import check_fit, check_update, find_type, warn
@@ -16,7 +18,7 @@ from gptj_serve.aws.console import Console
 from gptj_serve.aws.deploy_failure import explain_failure
 from gptj_serve.aws.endpoints import BUSY, TAG, Resources, describe_config, find_resources
 from gptj_serve.aws.environment import container_environment
-from gptj_serve.aws.errors import UsageError
+from gptj_serve.aws.errors import UsageError, redact
 from gptj_serve.aws.image_uri import ImageUri, find_image
 from gptj_serve.aws.instances import PRICES_AS_OF
 from gptj_serve.aws.model_data import look, parse_uri
@@ -31,7 +33,7 @@ from gptj_serve.aws.requests import (
     update_action,
 )
 from gptj_serve.aws.roles import ROLE_NAME, role_actions, role_arn
-from gptj_serve.aws.rollout import Goal, Roller, Rollout, RolloutFailed, plan_rollout
+from gptj_serve.aws.rollout import CallRefused, Goal, Roller, Rollout, RolloutFailed, plan_rollout
 from gptj_serve.aws.tags import to_dict, to_list
 from gptj_serve.aws.waiting import Waiter, duration
 
@@ -168,19 +170,24 @@ def _roll_out(made: _Run, goal: Goal, rollout: Rollout) -> Mapping[str, Any]:
         error = explain_failure(made.aws, made.wanted, failed)
         _undo(made, roller, failed.endpoint)
         raise error from None
-    except Exception:
-        if rollout.kind != "none":
-            _undo(made, roller, None)
-        raise
+    except CallRefused as refused:
+        _undo(made, roller, None)
+        raise refused.error from None
 
 
 def _undo(made: _Run, roller: Roller, endpoint: Mapping[str, Any] | None) -> None:
     status = endpoint["EndpointStatus"] if endpoint else None
     if made.arguments.keep:
         made.console.progress("--keep: everything stays as it is; scripts/delete takes it away.")
-    elif status != "UpdateRollbackFailed":  # instances of both versions serve: nothing is unused
-        made.console.progress("Taking away what was made in vain:")
+        return
+    if status == "UpdateRollbackFailed":  # instances of both versions serve: nothing is unused
+        return
+    made.console.progress("Taking away what was made in vain:")
+    try:
         roller.roll_back(with_endpoint=status in ("Failed", "OutOfService"))
+    except (CallRefused, BotoCoreError, ClientError) as error:
+        why = redact(str(error))
+        made.console.progress(f"Not all could be taken away ({why}); scripts/delete does it.")
 
 
 def _show_plan(made: _Run, rollout: Rollout) -> None:

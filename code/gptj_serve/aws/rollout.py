@@ -13,7 +13,13 @@ from botocore.exceptions import ClientError
 from gptj_serve.aws.alarms import missing_alarms, our_alarms
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.console import Console
-from gptj_serve.aws.endpoints import Resources, describe_config, find_resources, is_missing
+from gptj_serve.aws.endpoints import (
+    Resources,
+    describe_config,
+    describe_endpoint,
+    find_resources,
+    is_missing,
+)
 from gptj_serve.aws.failure import has_no_capacity
 from gptj_serve.aws.plan import Action
 from gptj_serve.aws.waiting import Waiter, duration
@@ -36,6 +42,18 @@ class RolloutFailed(Exception):
         self.endpoint = endpoint
         self.reason = str((endpoint or {}).get("FailureReason", "no reason given"))
         super().__init__(self.reason)
+
+
+class CallRefused(Exception):
+    """AWS refused one of the calls that the rollout is made of.
+
+    Args:
+        error: What it said.
+    """
+
+    def __init__(self, error: ClientError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +195,8 @@ class Roller:
 
         Raises:
             RolloutFailed: It is not.
-            ClientError: AWS refused a call.
+            CallRefused: AWS refused a call.
+            ClientError: AWS does not say how the endpoint is; it goes on by itself.
         """
         for action in rollout.prepare:
             self._call(action)
@@ -192,6 +211,7 @@ class Roller:
         Args:
             with_endpoint: The endpoint itself never came up: it goes too.
         """
+        self._waiter.settle()  # what an update is about to use looks unused until it ends
         if with_endpoint:
             self._call(delete_endpoint(self._name))
             self._waiter.settle()
@@ -239,11 +259,19 @@ class Roller:
                 action.apply(self._aws)
                 return
             except ClientError as error:
-                if _is_done(action, error):
+                if _is_done(action, error) or self._is_updating_already(action, error):
                     return
                 if not _role_is_new(error) or attempt + 1 == self._role_attempts:
-                    raise
+                    raise CallRefused(error) from error
                 self._waiter.pause(ROLE_PAUSE_S)
+
+    def _is_updating_already(self, action: Action, error: ClientError) -> bool:
+        """SageMaker says of a second call no more than that the endpoint is busy."""
+        if action.operation != "update_endpoint" or error.response["Error"]["Code"] != "ValidationException":
+            return False
+        endpoint = describe_endpoint(self._aws.client("sagemaker"), self._name) or {}
+        pending = endpoint.get("PendingDeploymentSummary", {}).get("EndpointConfigName")
+        return bool(pending == action.request["EndpointConfigName"])
 
 
 def _is_up(endpoint: Mapping[str, Any], config: str) -> bool:

@@ -15,7 +15,6 @@ from deploying import (
     deploy,
     failing,
     push_image,
-    recorded,
     state,
     upload,
 )

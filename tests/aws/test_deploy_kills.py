@@ -18,7 +18,6 @@ from deploying import (
     cut_off,
     deploy,
     push_image,
-    recorded,
     state,
     upload,
 )

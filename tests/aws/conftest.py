@@ -66,6 +66,7 @@ def aws(moto_url: str, clients: dict[str, dict[str, Any]], monkeypatch: pytest.M
     reset = urllib.request.Request(f"{moto_url}/moto-api/reset", method="POST")
     urllib.request.urlopen(reset, timeout=10).close()
     moto_sagemaker.reset()
+    moto_components.failures.clear()
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_url)
     monkeypatch.setattr(Aws, "_clients", property(lambda self: clients[self.region]))
     return connect()

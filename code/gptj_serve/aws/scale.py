@@ -177,7 +177,7 @@ def _check(found: _Found, limits: tuple[int, int]) -> None:
     if found.it.wake_metric is None or (found.it.what == "copies" and obstacle(found.variant)):
         raise CommandError(
             f"{name} cannot shrink to zero: {obstacle(found.variant)}",
-            "SageMaker cannot change that: make one that can, scripts/deploy NAME --to-zero (docs/operations.md)",
+            "SageMaker cannot change that: scripts/deploy --to-zero makes one that can (docs/operations.md)",
         )
 
 

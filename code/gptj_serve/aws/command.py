@@ -19,7 +19,10 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes; 2 is argparse's own."""
 
 Handler = Callable[[argparse.Namespace, Console], None]
-"""Does the work, shows the result, raises `CommandError` or what botocore raises."""
+"""Does the work, shows the result, raises `CommandError` or what botocore raises.
+
+A `KeyboardInterrupt` with an argument says that instead of the usual line.
+"""
 
 
 def make_parser(name: str, description: str, examples: str, *, aws: bool = True) -> argparse.ArgumentParser:
@@ -68,8 +71,8 @@ def run(parser: argparse.ArgumentParser, handler: Handler, argv: Sequence[str] |
         with _signals_interrupt():
             handler(arguments, Console(arguments.json))
         return DONE
-    except KeyboardInterrupt:
-        _say("\nInterrupted. Run the same command again: it goes on from here.")
+    except KeyboardInterrupt as stop:
+        _say("\n" + (str(stop) or "Interrupted. Run the same command again: it goes on from here."))
         return INTERRUPTED
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -141,5 +141,5 @@ def _hint(message: str) -> str | None:
     if "async" in lowered:
         return "it answers into S3: pass --async"
     if "inference component" in lowered:
-        return "--component names it, `scripts/status` shows it; one without copies has to wake up first: try again"
+        return "--component names one, `scripts/status` shows it; without copies it has to wake up first"
     return None

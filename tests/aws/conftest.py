@@ -1,11 +1,17 @@
 """AWS as a server on loopback, and commands that are run against it."""
 
+import functools
 import os
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import moto_components
+import moto_sagemaker
 import pytest
+from botocore.loaders import JSONFileLoader
 from commands import NOWHERE, fake_environment
 from docker_engine import Engine
 from moto.server import ThreadedMotoServer
@@ -27,18 +33,37 @@ def moto_url() -> Iterator[str]:
     """Where moto's server listens: real HTTP, one for all tests of a process."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    moto_sagemaker.install()
+    moto_components.install()
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def clients() -> dict[str, dict[str, Any]]:
+    """Clients of moto's server, by region: to make one takes longer than all of a command's calls."""
+    return defaultdict(dict)
+
+
 @pytest.fixture
-def aws(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> Aws:
+def aws(moto_url: str, clients: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Aws:
     """An account with nothing in it; commands, in this process or their own, reach the same."""
     reset = urllib.request.Request(f"{moto_url}/moto-api/reset", method="POST")
     urllib.request.urlopen(reset, timeout=10).close()
+    moto_sagemaker.reset()
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_url)
+    monkeypatch.setattr(Aws, "_clients", property(lambda self: clients[self.region]))
     return connect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _services_are_read_once() -> Iterator[None]:
+    """Most of the time that a command takes in this process is botocore reading its models again."""
+    read = functools.cache(JSONFileLoader().load_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", lambda _, path: read(path))
+        yield
 
 
 @pytest.fixture

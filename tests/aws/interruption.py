@@ -1,4 +1,4 @@
-"""Interrupts or kills this process before one of its steps: a call of AWS, or of docker that changes something.
+"""Interrupts or kills this process before one of its steps: a call of AWS, or a change through docker.
 
 As a program it runs a command that this happens to: ``python interruption.py STEP SIGNAL MODULE ARGUMENT...``
 """

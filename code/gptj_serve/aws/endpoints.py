@@ -60,17 +60,17 @@ def is_missing(error: ClientError) -> bool:
 
 def describe_endpoint(sagemaker: Any, name: str) -> Mapping[str, Any] | None:
     """An endpoint's description, None if there is none."""
-    return _or_none(sagemaker.describe_endpoint, EndpointName=name)
+    return or_none(sagemaker.describe_endpoint, EndpointName=name)
 
 
 def describe_config(sagemaker: Any, name: str) -> Mapping[str, Any] | None:
     """An endpoint configuration's description, None if there is none."""
-    return _or_none(sagemaker.describe_endpoint_config, EndpointConfigName=name)
+    return or_none(sagemaker.describe_endpoint_config, EndpointConfigName=name)
 
 
 def describe_model(sagemaker: Any, name: str) -> Mapping[str, Any] | None:
     """A model's description, None if there is none."""
-    return _or_none(sagemaker.describe_model, ModelName=name)
+    return or_none(sagemaker.describe_model, ModelName=name)
 
 
 def find_resources(sagemaker: Any, cloudwatch: Any, name: str) -> Resources:
@@ -105,16 +105,18 @@ def _ours(sagemaker: Any, operation: str, kind: str, name: str) -> Iterator[str]
     pattern = re.compile(re.escape(name) + r"-[0-9a-f]{8}")
     for page in sagemaker.get_paginator(operation).paginate(NameContains=f"{name}-"):
         for item in page[f"{kind}s"]:
-            if pattern.fullmatch(item[f"{kind}Name"]) and _has_tag(sagemaker, item[f"{kind}Arn"], name):
+            if pattern.fullmatch(item[f"{kind}Name"]) and has_tag(sagemaker, item[f"{kind}Arn"], name):
                 yield item[f"{kind}Name"]
 
 
-def _has_tag(sagemaker: Any, arn: str, name: str) -> bool:
-    tags = _or_none(sagemaker.list_tags, ResourceArn=arn) or {}
+def has_tag(sagemaker: Any, arn: str, name: str) -> bool:
+    """Whether something of SageMaker's was made for an endpoint of ours."""
+    tags = or_none(sagemaker.list_tags, ResourceArn=arn) or {}
     return {"Key": TAG, "Value": name} in tags.get("Tags", [])
 
 
-def _or_none(call: Callable[..., Mapping[str, Any]], **request: str) -> Mapping[str, Any] | None:
+def or_none(call: Callable[..., Mapping[str, Any]], **request: str) -> Mapping[str, Any] | None:
+    """A call's answer, None if what it asks for does not exist."""
     try:
         return call(**request)
     except ClientError as error:

@@ -120,7 +120,7 @@ def download(snapshot: HubSnapshot, console: Console) -> Path:
             return Path(
                 snapshot_download(
                     snapshot.repository,
-                    revision=snapshot.commit,
+                    revision=snapshot.revision,  # by its name, so that it is found again without a network
                     allow_patterns=list(snapshot.bytes_by_name),
                 )
             )
@@ -144,10 +144,11 @@ def downloaded_before(repository: str, revision: str) -> Path | None:
 
 def unreachable(repository: str, revision: str, why: str = "") -> CommandError:
     """There is no way to the hub from here."""
+    name = model_name(repository, None)
     return CommandError(
         f"the Hugging Face Hub cannot be reached from here{f' ({why})' if why else ''}",
         f"download it where there is a network (`hf download {repository} --revision {revision} "
-        "--local-dir gpt-j-6b`), copy the directory here, and pass it: scripts/upload-model gpt-j-6b",
+        f"--local-dir {name}`), copy the directory here, and pass it: scripts/upload-model {name}",
     )
 
 

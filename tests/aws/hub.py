@@ -20,6 +20,7 @@ class Hub:
         files: The repository's, by name.
         refuses: Status and headers of every answer, if nobody is let in.
         cut_at: Once, a file's transfer ends after so many bytes.
+        holds: Once, a file's transfer halts after its first bytes until this is set.
         fetched: Files that were asked for, each with the byte it was to begin at.
     """
 
@@ -27,6 +28,7 @@ class Hub:
     files: Mapping[str, bytes]
     refuses: tuple[int, Mapping[str, str]] | None = None
     cut_at: int | None = None
+    holds: threading.Event | None = None
     fetched: list[tuple[str, int]] = field(default_factory=list)
 
 
@@ -51,7 +53,7 @@ def running(files: Mapping[str, bytes]) -> Iterator[Hub]:
                 self._json(
                     [{"type": "file", "path": name, "size": sizes[name], "oid": "0"} for name in sizes]
                 )
-            elif path.startswith(f"/org/tiny-j/resolve/{COMMIT}/"):
+            elif path.startswith(("/org/tiny-j/resolve/float16/", f"/org/tiny-j/resolve/{COMMIT}/")):
                 self._file(path.rpartition("/")[2])
             elif path.startswith("/api/models/org/tiny-j/"):
                 self._answer(404, {"X-Error-Code": "RevisionNotFound"})
@@ -82,7 +84,12 @@ def running(files: Mapping[str, bytes]) -> Iterator[Hub]:
                 return
             if hub.cut_at is not None and len(body) > hub.cut_at:
                 body, hub.cut_at = body[: hub.cut_at], None
-            self.wfile.write(body)
+            if hub.holds and "ETag" in headers:
+                self.wfile.write(body[:100])
+                body = body[100:]
+                hub.holds.wait(30)
+            with contextlib.suppress(OSError):  # the client has gone
+                self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -1,5 +1,8 @@
 """A model of the Hugging Face Hub: only what is needed is fetched, and every refusal says what to do."""
 
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +10,7 @@ import hub as fake
 import pytest
 import tiny
 import torch
-from commands import NOWHERE, Result, command
+from commands import NOWHERE, Result, command, finish, start
 from hub import Hub
 
 from gptj_serve import demo
@@ -67,6 +70,22 @@ def test_a_transfer_that_was_cut_off_goes_on(aws: Aws, hub: Hub) -> None:
     hub.cut_at = 11 << 20
     assert upload().code == 0
     assert [begin for name, begin in hub.fetched if name == "merges.txt"] == [0, 10 << 20]
+
+
+def test_ctrl_c_does_not_wait_for_the_file(aws: Aws, hub: Hub) -> None:
+    assert aws.account
+    hub.holds = threading.Event()
+    process = start("upload_model", "org/tiny-j", "--revision", "float16")
+    try:
+        while not hub.fetched:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        result = finish(process, timeout_s=10)
+    finally:
+        hub.holds.set()
+    assert result.code == 130
+    assert "Run the same command again: it goes on" in result.err
 
 
 def test_a_dry_run_fetches_nothing(aws: Aws, hub: Hub) -> None:

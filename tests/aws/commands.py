@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from permissions import allowed
+
 from harness import ROOT
 
 NOWHERE = "http://127.0.0.1:9"
@@ -81,15 +83,22 @@ def finish(process: "subprocess.Popen[str]", timeout_s: float = 60) -> Result:
     return Result(process.returncode, out, err).check()
 
 
-def command(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> Result:
+def command(
+    module: str, *arguments: str, env: Mapping[str, str] | None = None, timeout_s: float = 60
+) -> Result:
     """Run a command in a process of its own until it ends."""
-    return finish(start(module, *arguments, env=env))
+    return finish(start(module, *arguments, env=env), timeout_s)
 
 
 def call(module: str, *arguments: str) -> Result:
-    """Run a command in this process: the same, but for signals and what happens while it is imported."""
+    """Run a command in this process: the same, but for signals and what happens while it is imported.
+
+    Raises:
+        AssertionError: It asked for something that its IAM policy does not allow.
+    """
     main = importlib.import_module(f"gptj_serve.aws.{module}").main
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with streams[0], streams[1], allowed(module):
         code = main(list(arguments))
     return Result(code, out.getvalue(), err.getvalue()).check()

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 from botocore.client import BaseClient
 
-from gptj_serve.aws import iam
+from gptj_serve.aws.grants import COMMANDS
 
 Call = tuple[str, str]
 """Service and operation, as botocore names them."""
@@ -52,14 +52,14 @@ def needed(calls: Iterable[Call]) -> set[str]:
 
 def granted(*names: str) -> set[str]:
     """The calls that the policies of these names allow."""
-    grants = (grant for name in names for grant in iam.COMMANDS[name] if grant.calls)
-    return {action for grant in grants for action in grant.actions}
+    given = (grant for name in names for grant in COMMANDS[name] if grant.calls)
+    return {action for grant in given for action in grant.actions}
 
 
 def granted_to(module: str) -> set[str]:
     """The calls that a command is allowed with whatever options."""
     command = module.replace("_", "-")
-    return granted(*(name for name in iam.COMMANDS if name.split()[0] == command))
+    return granted(*(name for name in COMMANDS if name.split()[0] == command))
 
 
 @contextmanager
@@ -68,4 +68,4 @@ def allowed(module: str) -> Iterator[None]:
     with recorded() as calls:
         yield
     missing = needed(calls) - granted_to(module)
-    assert not missing, f"gptj_serve.aws.iam.COMMANDS allows {module} too little: {sorted(missing)}"
+    assert not missing, f"gptj_serve.aws.grants.COMMANDS allows {module} too little: {sorted(missing)}"

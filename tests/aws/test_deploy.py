@@ -153,6 +153,8 @@ class TestAgain:
 
     def test_new_files_at_the_same_address_are_an_update(self, aws: Aws, image: str) -> None:
         deploy(image)
+        aws.client("s3").put_object(Bucket=BUCKET, Key="gpt-j-6b/gptj-serve.json", Body=b"{}")
+        assert deploy(image, "--json").json["change"] == "none"
         upload(aws, {**SETTINGS, "n_layer": 27})
         assert deploy(image, "--json").json["change"] == "update"
 
@@ -415,6 +417,11 @@ class TestRefused:
         s3.put_object(Bucket=BUCKET, Key="gpt-j-6b/", Body=b"")
         assert "stands for a folder" in refusal(aws, image)
 
+    def test_an_upload_that_did_not_end_is_remarked_on(self, aws: Aws, image: str) -> None:
+        assert "is it whole?" in deploy(image, "--dry-run").err
+        aws.client("s3").put_object(Bucket=BUCKET, Key="gpt-j-6b/gptj-serve.json", Body=b"{}")
+        assert "is it whole?" not in deploy(image, "--dry-run").err
+
     def test_a_bucket_elsewhere(self, aws: Aws, image: str) -> None:
         where = {"CreateBucketConfiguration": {"LocationConstraint": "us-west-2"}}
         boto3.client("s3", region_name="us-west-2").create_bucket(Bucket="elsewhere", **where)
@@ -468,4 +475,4 @@ def test_print_iam_needs_no_aws(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"deploy", "execution-role"} <= set(result.json)
     one = json.loads(deploy("", "--print-iam", "deploy").out)
     assert one == result.json["deploy"]
-    assert "there are deploy" in deploy("", "--print-iam", "nothing").err
+    assert "there are push, " in deploy("", "--print-iam", "nothing").err

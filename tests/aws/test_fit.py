@@ -79,6 +79,7 @@ def test_types_that_fit_are_the_smallest_of_each_family() -> None:
     names = [one.name for one in fitting_types(GPT_J_6B, 2048, None)]
     assert names[:4] == ["ml.g4dn.xlarge", "ml.g5.xlarge", "ml.g6.xlarge", "ml.g6e.xlarge"]
     assert "ml.p4d.24xlarge" in names
+    assert "ml.p3.2xlarge" not in names  # AWS retires it
 
 
 def test_cpus_are_not_asked() -> None:

@@ -1,14 +1,22 @@
 """The policies say what the commands do, and no more: compared with the calls that they really make."""
 
+from functools import cache
+
 import pytest
+from botocore import xform_name
 from botocore.session import get_session
 from deploying import FakeTime, deploy, failing, push_image, upload
 from moto_sagemaker import script
-from permissions import granted, needed, recorded
+from permissions import NAMED_OTHERWISE, granted, needed, recorded
 
 from gptj_serve.aws import deploy as deploy_module
 from gptj_serve.aws import iam, waiting
 from gptj_serve.aws.clients import Aws
+from gptj_serve.aws.grants import COMMANDS
+from harness import ROOT
+
+MODELS = {"sagemaker": ("sagemaker", "sagemaker-runtime")}
+"""Services whose permissions have one beginning and whose clients do not."""
 
 
 def test_deploy_needs_what_it_is_granted(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,13 +43,31 @@ def test_deploy_needs_what_it_is_granted(aws: Aws, monkeypatch: pytest.MonkeyPat
 
 def test_every_action_is_one_of_a_service_that_exists() -> None:
     """Typing errors in a policy are accepted by nobody but IAM."""
-    session = get_session()
-    for name, grants in iam.COMMANDS.items():
+    for name, grants in COMMANDS.items():
         for action in (action for grant in grants if grant.calls for action in grant.actions):
             service, operation = action.split(":")
             if service != "s3":
-                known = session.get_service_model(service).operation_names
+                known = {one for model in MODELS.get(service, (service,)) for one in operations(model)}
                 assert operation in known, f"{name}: {action}"
+
+
+@cache
+def operations(service: str) -> list[str]:
+    names: list[str] = get_session().get_service_model(service).operation_names
+    return names
+
+
+def test_nothing_is_granted_that_no_command_calls() -> None:
+    """Each granted call is in the sources: as botocore names it, or as s3's permission for it does."""
+    sources = "\n".join(path.read_text() for path in (ROOT / "code/gptj_serve/aws").glob("*.py"))
+    calls = {permission: [] for permission in NAMED_OTHERWISE.values()}
+    for (_, operation), permission in NAMED_OTHERWISE.items():
+        calls[permission].append(operation)
+    for name in COMMANDS:
+        for permission in granted(name):
+            operation = permission.split(":")[1]
+            methods = [xform_name(one) for one in (operation, *calls.get(permission, []))]
+            assert any(method in sources for method in methods), f"{name}: {permission}"
 
 
 def test_resources_are_limited_to_what_the_options_name() -> None:
@@ -55,7 +81,7 @@ def test_resources_are_limited_to_what_the_options_name() -> None:
         prefix="gpt-j-6b/",
         role_arn="arn:aws:iam::123456789012:role/mine",
     )
-    policy = iam.policy(iam.COMMANDS["deploy"], scope)
+    policy = iam.policy(COMMANDS["deploy"], scope)
     by_action = {action: one for one in policy["Statement"] for action in one["Action"]}
     assert by_action["s3:GetObject"]["Resource"] == ["arn:aws:s3:::models/gpt-j-6b/*"]
     assert by_action["iam:PassRole"]["Resource"] == ["arn:aws:iam::123456789012:role/mine"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from gptj_serve.aws import deploy_options, iam
+from gptj_serve.aws import deploy_options, grants, iam
 from gptj_serve.aws.alarms import alarm_actions
 from gptj_serve.aws.checks import check_fit, check_update, find_type, warn
 from gptj_serve.aws.clients import Aws, connect
@@ -236,11 +236,11 @@ def _summary(made: _Run, rollout: Rollout, count: int) -> str:
 
 def _print_iam(arguments: argparse.Namespace, console: Console) -> None:
     command = arguments.print_iam or None
-    known = [*iam.COMMANDS, "execution-role"]
+    known = [*grants.COMMANDS, "execution-role"]
     if command is not None and command not in known:
         raise UsageError(f"--print-iam {command}: no such command; there are {', '.join(known)}")
     scope = _scope(arguments, "aws", arguments.region or "*", "*")
-    documents = iam.documents(scope, command)
+    documents = grants.documents(scope, command)
     console.result(documents, json.dumps(documents if command is None else documents[command], indent=2))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from gptj_serve.aws import alarms, tags
 from gptj_serve.aws.command import make_parser
 from gptj_serve.aws.errors import UsageError
-from gptj_serve.aws.iam import COMMANDS
+from gptj_serve.aws.grants import COMMANDS
 from gptj_serve.aws.requests import TRAFFIC
 from gptj_serve.aws.roles import ROLE_NAME
 

@@ -82,10 +82,11 @@ def fits(config: ModelConfig, gpu: Gpu, context: int, batch_size: int | None) ->
 
 
 def fitting_types(config: ModelConfig, context: int, batch_size: int | None) -> list[InstanceType]:
-    """The smallest type with one GPU (if there is one) of each family that a model fits."""
+    """The smallest type with one GPU (if there is one) of each family that a model fits and that can be
+    recommended."""
     found: dict[str, InstanceType] = {}
     for instance in all_gpu_instances():
-        if instance.gpu and fits(config, instance.gpu, context, batch_size):
+        if instance.gpu and not instance.warning and fits(config, instance.gpu, context, batch_size):
             found.setdefault(instance.family, instance)
     return list(found.values())
 

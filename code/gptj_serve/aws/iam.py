@@ -1,13 +1,10 @@
-"""The least that each command needs to be allowed, and the role that an endpoint runs with.
-
-Each command's permissions are data: `COMMANDS`. A test compares them with the calls that the commands make.
-"""
+"""IAM policies as they are written here, and the one of the role that an endpoint runs with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gptj_serve.aws.roles import ROLE_NAME, TRUST
+from gptj_serve.aws.roles import ROLE_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +37,7 @@ class Scope:
         known = {field: getattr(self, field) for field in ("partition", "region", "account", "name")}
         role = self.role_arn or f"arn:{self.partition}:iam::{self.account}:role/{ROLE_NAME}"
         more = {"repository": self.repository, "bucket": self.bucket, "prefix": self.prefix, "role": role}
+        more |= dict(zip(("answers", "answers_prefix"), self.output or ("*", ""), strict=True))
         return resource.format(**known, **more)
 
 
@@ -65,53 +63,20 @@ _SAGEMAKER = "arn:{partition}:sagemaker:{region}:{account}"
 ENDPOINT = (_SAGEMAKER + ":endpoint/{name}",)
 CONFIG = (_SAGEMAKER + ":endpoint-config/{name}-*",)
 MODEL = (_SAGEMAKER + ":model/{name}-*",)
+MODELS = (_SAGEMAKER + ":model/*",)
+COMPONENT = (_SAGEMAKER + ":inference-component/{name}*",)
+SCALING = ("arn:{partition}:application-autoscaling:{region}:{account}:scalable-target/*",)
 ALARM = ("arn:{partition}:cloudwatch:{region}:{account}:alarm:gptj-serve/{name}/*",)
+TARGET_TRACKING = ("arn:{partition}:cloudwatch:{region}:{account}:alarm:TargetTracking-*",)
+_SERVICE_ROLE = "role/aws-service-role/sagemaker.application-autoscaling.amazonaws.com"
+SCALING_ROLE = ("arn:{partition}:iam::{account}:" + _SERVICE_ROLE + "/*",)
 REPOSITORY = ("arn:{partition}:ecr:{region}:{account}:repository/{repository}",)
 BUCKET = ("arn:{partition}:s3:::{bucket}",)
 OBJECTS = ("arn:{partition}:s3:::{bucket}/{prefix}*",)
+ANSWERS = ("arn:{partition}:s3:::{answers}/{answers_prefix}*",)
+ANSWERS_BUCKET = ("arn:{partition}:s3:::{answers}",)
 ROLE = ("{role}",)
 LOGS = ("arn:{partition}:logs:{region}:{account}:log-group:/aws/sagemaker/Endpoints/{name}*",)
-
-WHAT_EXISTS = (
-    Grant(("sagemaker:DescribeEndpoint",), ENDPOINT),
-    Grant(("sagemaker:DescribeEndpointConfig",), CONFIG),
-    Grant(("sagemaker:ListModels", "sagemaker:ListEndpointConfigs")),
-    Grant(("sagemaker:ListTags",), MODEL + CONFIG),
-    Grant(("cloudwatch:DescribeAlarms",)),
-)
-"""What `endpoints.find_resources` asks."""
-
-_DEPLOY = (
-    Grant(("ecr:DescribeImages",), REPOSITORY),
-    Grant(("s3:ListBucket",), BUCKET),
-    Grant(("s3:GetObject",), OBJECTS),
-    *WHAT_EXISTS,
-    Grant(("sagemaker:CreateModel", "sagemaker:DeleteModel"), MODEL),
-    Grant(("sagemaker:CreateEndpointConfig", "sagemaker:DeleteEndpointConfig"), CONFIG),
-    Grant(
-        ("sagemaker:CreateEndpoint", "sagemaker:UpdateEndpoint", "sagemaker:DeleteEndpoint"),
-        ENDPOINT + CONFIG,
-    ),
-    Grant(("sagemaker:AddTags",), MODEL + CONFIG + ENDPOINT, calls=False),
-    Grant(
-        ("iam:PassRole",),
-        ROLE,
-        {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}},
-        calls=False,
-    ),
-    Grant(("cloudwatch:PutMetricAlarm", "cloudwatch:DeleteAlarms"), ALARM),
-    Grant(("cloudwatch:TagResource",), ALARM, calls=False),
-    Grant(("application-autoscaling:DescribeScalableTargets",)),
-    Grant(("logs:DescribeLogStreams", "logs:GetLogEvents"), LOGS),
-)
-
-COMMANDS: dict[str, tuple[Grant, ...]] = {
-    "deploy": _DEPLOY,
-    "deploy --create-role": (
-        Grant(("iam:GetRole", "iam:CreateRole", "iam:GetRolePolicy", "iam:PutRolePolicy"), ROLE),
-    ),
-}
-"""Permissions by command; a name with an option holds what that option needs besides."""
 
 
 def policy(grants: Sequence[Grant], scope: Scope) -> dict[str, Any]:
@@ -152,14 +117,3 @@ def execution_policy(scope: Scope) -> dict[str, Any]:
         more = ("DeleteNetworkInterfacePermission", *(f"Describe{one}" for one in looks))
         grants.append(Grant(tuple(f"ec2:{one}" for one in (*names, *more))))
     return policy(grants, scope)
-
-
-def documents(scope: Scope, command: str | None = None) -> dict[str, Any]:
-    """Every policy by command, and the execution role's two; or one command's alone.
-
-    Raises:
-        KeyError: There is no such command.
-    """
-    role = {"trust": dict(TRUST), "permissions": execution_policy(scope)}
-    everything = {name: policy(grants, scope) for name, grants in COMMANDS.items()} | {"execution-role": role}
-    return everything if command is None else {command: everything[command]}

@@ -10,6 +10,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from gptj_serve.aws import manifest
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.console import Console
 from gptj_serve.aws.errors import CommandError, UsageError
@@ -74,7 +75,7 @@ def look(aws: Aws, uri: str, console: Console) -> ModelData:
     try:
         _check_region(s3, bucket, aws.region)
         objects = _list(s3, bucket, key)
-        return _summarise(s3, full_uri, bucket, objects)
+        data = _summarise(s3, full_uri, bucket, objects)
     except ClientError as error:
         code = error.response["Error"]["Code"]
         if code in ("403", "AccessDenied"):
@@ -83,6 +84,11 @@ def look(aws: Aws, uri: str, console: Console) -> ModelData:
         if code in ("404", "NoSuchBucket"):
             raise CommandError(f"--model-data {full_uri}: there is no bucket {bucket}") from error
         raise
+    if not data.is_archive and not any(item["Key"] == key + manifest.NAME for item in objects):
+        console.progress(
+            f"{full_uri} has no {manifest.NAME}, with which scripts/upload-model ends: is it whole?"
+        )
+    return data
 
 
 def _check_region(s3: Any, bucket: str, region: str) -> None:
@@ -133,7 +139,9 @@ def _read_config(s3: Any, uri: str, bucket: str, objects: Sequence[dict[str, Any
 
 
 def _fingerprint(objects: Sequence[dict[str, Any]]) -> str:
-    lines = sorted(f"{item['Key']} {item['Size']} {item['ETag']}" for item in objects)
+    # the manifest is written anew by every upload, also when nothing else is
+    files = (item for item in objects if item["Key"].rsplit("/", 1)[-1] != manifest.NAME)
+    lines = sorted(f"{item['Key']} {item['Size']} {item['ETag']}" for item in files)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 

@@ -83,9 +83,11 @@ def finish(process: "subprocess.Popen[str]", timeout_s: float = 60) -> Result:
     return Result(process.returncode, out, err).check()
 
 
-def command(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> Result:
+def command(
+    module: str, *arguments: str, env: Mapping[str, str] | None = None, timeout_s: float = 60
+) -> Result:
     """Run a command in a process of its own until it ends."""
-    return finish(start(module, *arguments, env=env))
+    return finish(start(module, *arguments, env=env), timeout_s)
 
 
 def call(module: str, *arguments: str) -> Result:

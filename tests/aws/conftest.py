@@ -1,6 +1,5 @@
 """AWS as a server on loopback, and commands that are run against it."""
 
-import functools
 import os
 import urllib.request
 from collections import defaultdict
@@ -8,15 +7,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import moto_components
 import moto_sagemaker
 import pytest
-from botocore.loaders import JSONFileLoader
 from commands import NOWHERE, fake_environment
 from docker_engine import Engine
 from moto.server import ThreadedMotoServer
 
 from gptj_serve.aws.clients import Aws, connect
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _read_models_once() -> Iterator[None]:
+    """Each command makes a session, which would read botocore's descriptions of the services anew."""
+    loader = boto3.Session()._session.get_component("data_loader")
+
+    class Session(boto3.Session):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self._session.register_component("data_loader", loader)
+
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr("boto3.Session", Session)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -52,18 +66,10 @@ def aws(moto_url: str, clients: dict[str, dict[str, Any]], monkeypatch: pytest.M
     reset = urllib.request.Request(f"{moto_url}/moto-api/reset", method="POST")
     urllib.request.urlopen(reset, timeout=10).close()
     moto_sagemaker.reset()
+    moto_components.failures.clear()
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_url)
     monkeypatch.setattr(Aws, "_clients", property(lambda self: clients[self.region]))
     return connect()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _services_are_read_once() -> Iterator[None]:
-    """Most of the time that a command takes in this process is botocore reading its models again."""
-    read = functools.cache(JSONFileLoader().load_file)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JSONFileLoader, "load_file", lambda _, path: read(path))
-        yield
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def failing(operation: str, code: str, message: str, times: int = 1, skip: int =
         yield
 
 
-CHANGES = ("Create", "Put", "Update", "Delete", "Register", "Tag", "Add")
+CHANGES = ("Create", "Put", "Update", "Delete", "Register", "Deregister", "Tag", "Add")
 """What the names of calls that change something begin with."""
 
 

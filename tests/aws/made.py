@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import moto_components
 from moto.sagemaker.models import sagemaker_backends
 
 from gptj_serve.aws import manifest, repository
@@ -109,3 +110,4 @@ def make_endpoint(
             RuntimeConfig={"CopyCount": 1},
             Tags=tags,
         )
+        moto_components.components()[name].update(InferenceComponentStatus="InService", then=None)

@@ -1,7 +1,8 @@
 """Inference components for moto, which has none: the same server, real HTTP, botocore's own requests.
 
 Answers are checked against botocore's model of SageMaker: one that lacks a member, or has one of its own, is
-an error. As in SageMaker, a component outlives its endpoint, and one that changes cannot be deleted.
+an error. As in SageMaker, a component outlives its endpoint, and one that changes cannot be deleted. A change
+lasts until the component has been described once.
 """
 
 from enum import Enum
@@ -20,11 +21,17 @@ from moto.sagemaker.utils import arn_formatter
 
 Component = dict[str, Any]
 
+failures: list[str | None] = []
+"""FailureReason of each creation and update to come, None for one that works; at the end all work."""
+
+_PRIVATE = ("Tags", "then")
+
 
 def install() -> None:
     """Let moto's server in this process have inference components, and scale them."""
     for name in (
         "create_inference_component",
+        "update_inference_component",
         "describe_inference_component",
         "list_inference_components",
         "delete_inference_component",
@@ -56,6 +63,7 @@ def _create_inference_component(self: SageMakerResponse) -> ActionResult:
     specification = self._get_param("Specification")
     backend.describe_model(specification["ModelName"])
     count = self._get_param("RuntimeConfig")["CopyCount"]
+    reason = failures.pop(0) if failures else None
     _of(backend)[name] = {
         "InferenceComponentName": name,
         "InferenceComponentArn": arn_formatter("inference-component", name, backend.account_id, self.region),
@@ -66,22 +74,40 @@ def _create_inference_component(self: SageMakerResponse) -> ActionResult:
         "RuntimeConfig": {"DesiredCopyCount": count, "CurrentCopyCount": count},
         "CreationTime": utcnow(),
         "LastModifiedTime": utcnow(),
-        "InferenceComponentStatus": "InService",
+        "InferenceComponentStatus": "Creating",
         "Tags": self._get_param("Tags") or [],
+        "then": "Failed" if reason else "InService",
+        **({"FailureReason": reason} if reason else {}),
     }
     return _answer(
         "CreateInferenceComponent", {"InferenceComponentArn": _of(backend)[name]["InferenceComponentArn"]}
     )
 
 
+def _update_inference_component(self: SageMakerResponse) -> ActionResult:
+    found = _find(self)
+    specification = self._get_param("Specification")
+    self.sagemaker_backend.describe_model(specification["ModelName"])
+    reason = failures.pop(0) if failures else None
+    found["InferenceComponentStatus"] = "Updating"
+    if reason:  # what ran before runs on
+        found["FailureReason"] = reason
+    else:
+        found["Specification"] = specification
+    return _answer("UpdateInferenceComponent", {"InferenceComponentArn": found["InferenceComponentArn"]})
+
+
 def _describe_inference_component(self: SageMakerResponse) -> ActionResult:
     found = _find(self)
-    return _answer("DescribeInferenceComponent", {key: found[key] for key in found if key != "Tags"})
+    answer = _answer("DescribeInferenceComponent", {key: found[key] for key in found if key not in _PRIVATE})
+    if found.get("then") and found["InferenceComponentStatus"] in ("Creating", "Updating"):
+        found["InferenceComponentStatus"] = found["then"]
+    return answer
 
 
 def _list_inference_components(self: SageMakerResponse) -> ActionResult:
     endpoint = self._get_param("EndpointNameEquals")
-    left_out = ("Specification", "RuntimeConfig", "Tags", "FailureReason")
+    left_out = ("Specification", "RuntimeConfig", "FailureReason", *_PRIVATE)
     listed = [
         {key: one[key] for key in one if key not in left_out}
         for one in _of(self.sagemaker_backend).values()

@@ -10,7 +10,7 @@ from typing import Any
 import moto_components
 import pytest
 from commands import call, command, finish, start
-from interruptions import interrupted_at_each_call
+from every_cut import cut_off_everywhere
 from made import BUCKET, DATA, REPOSITORY, endpoint_in_moto, make_belongings, make_endpoint
 
 from gptj_serve.aws import autoscaling, removal
@@ -274,10 +274,10 @@ class TestWaiting:
         assert not any(everything(aws).values())
 
 
-def test_interrupted_anywhere_and_run_again_nothing_stays(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_anywhere_and_run_again_nothing_stays(aws: Aws) -> None:
     make_all(aws)
     make_belongings(aws)
-    for _ in interrupted_at_each_call(monkeypatch, lambda: call("delete", "gpt-j", "--all", "--yes")):
+    for _ in cut_off_everywhere(lambda: call("delete", "gpt-j", "--all", "--yes")):
         assert call("delete", "gpt-j", "--all", "--yes").code == 0
         assert not any(everything(aws).values())
         make_all(aws)

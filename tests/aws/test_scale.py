@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from commands import call, command
-from interruptions import interrupted_at_each_call
+from every_cut import cut_off_everywhere
 from made import make_endpoint
 
 from gptj_serve.aws import autoscaling
@@ -120,6 +120,13 @@ def test_bad_arguments_are_named_before_aws_is_asked(arguments: list[str], said:
     assert said in result.err
 
 
+def test_more_copies_than_there_is_room_for(aws: Aws) -> None:
+    make_endpoint(aws, component=True)  # 2 instances at most
+    result = call("scale", "gpt-j", "--max", "3")
+    assert result.code == 2
+    assert "--max 3: gpt-j has room for 2 copies" in result.err
+
+
 @pytest.mark.usefixtures("aws")
 def test_an_endpoint_that_is_not_there() -> None:
     result = call("scale", "gpt-j", "--max", "2")
@@ -134,22 +141,22 @@ def test_an_endpoint_that_is_not_ready(aws: Aws) -> None:
     assert "gpt-j is Creating" in result.err
 
 
-def test_interrupted_anywhere_and_run_again_ends_the_same(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_anywhere_and_run_again_ends_the_same(aws: Aws) -> None:
     make_endpoint(aws, component=True)
     arguments = ["gpt-j", "--max", "2", "--to-zero"]
     call("scale", *arguments)
     wanted = scaling(aws)
     call("scale", "gpt-j", "--off")
-    for _ in interrupted_at_each_call(monkeypatch, lambda: call("scale", *arguments)):
+    for _ in cut_off_everywhere(lambda: call("scale", *arguments)):
         assert call("scale", *arguments).code == 0
         assert scaling(aws) == wanted
         call("scale", "gpt-j", "--off")
 
 
-def test_ending_scaling_interrupted_anywhere(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ending_scaling_interrupted_anywhere(aws: Aws) -> None:
     make_endpoint(aws, component=True)
     call("scale", "gpt-j", "--max", "2", "--to-zero")
-    for _ in interrupted_at_each_call(monkeypatch, lambda: call("scale", "gpt-j", "--off")):
+    for _ in cut_off_everywhere(lambda: call("scale", "gpt-j", "--off")):
         assert call("scale", "gpt-j", "--off").code == 0
         assert scaling(aws) == ([], [], [])
         call("scale", "gpt-j", "--max", "2", "--to-zero")

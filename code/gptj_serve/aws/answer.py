@@ -107,10 +107,6 @@ def _choice_event(document: Mapping[str, Any]) -> Event:
     if not document["choices"]:  # usage comes in an event of its own
         return Event("")
     choice = document["choices"][0]
-    if choice.get("index"):
-        raise CommandError(
-            "the stream has several answers, one mixed with another", "--json shows its events"
-        )
     text = choice["delta"].get("content") if "delta" in choice else choice["text"]
     return Event(text or "", bool(text), reason=choice.get("finish_reason"), index=choice.get("index", 0))
 

@@ -91,7 +91,7 @@ def check_update(
     variant = current["ProductionVariants"][0]
     if variant["VariantName"] != VARIANT or "ModelName" not in variant:
         raise CommandError(
-            f"{wanted.name} was not made by this command, or for inference components: it cannot be updated",
+            f"{wanted.name} was made with --to-zero, or not by this command: it cannot be updated without it",
             f"give the new endpoint another name, or delete this one first: scripts/delete {wanted.name}",
         )
     if variant["InstanceType"] != wanted.instance.name:

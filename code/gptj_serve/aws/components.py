@@ -9,6 +9,8 @@ cannot turn an endpoint of one kind into the other.
 from collections.abc import Mapping
 from typing import Any
 
+from gptj_serve.aws.instances import find_instance
+
 COPY_MEMORY_MB = 1024
 """Memory of the instance that a copy reserves. It is no limit: a copy may use more. Small, because an
 instance offers much less than it has, and refuses a copy whose reservation does not fit."""
@@ -104,3 +106,14 @@ def obstacle(variant: Mapping[str, Any]) -> str | None:
     if smallest != 0:
         return f"its configuration asks for at least {smallest} instances (ManagedInstanceScaling)"
     return None
+
+
+def most_copies(variant: Mapping[str, Any]) -> int | None:
+    """Copies that the instances of a variant have GPUs for, one each; None if that is not known.
+
+    Args:
+        variant: Of the endpoint's configuration, as described or requested.
+    """
+    instance = find_instance(variant.get("InstanceType", ""))
+    most = variant.get("ManagedInstanceScaling", {}).get("MaxInstanceCount")
+    return most * instance.num_gpus if most and instance and instance.num_gpus else None

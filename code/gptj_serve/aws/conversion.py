@@ -21,7 +21,7 @@ from gptj_serve.aws.console import size
 from gptj_serve.aws.errors import CommandError
 from gptj_serve.aws.model_files import BESIDE_THE_WEIGHTS, INDEX, SINGLE
 from gptj_serve.engine import checkpoint_files
-from gptj_serve.engine.checkpoint_files import SAFETENSORS, read_json, read_safetensors
+from gptj_serve.engine.checkpoint_files import read_json, read_safetensors
 from gptj_serve.engine.fused.sources import Source, open_sources
 from gptj_serve.engine.model_dir import CONFIG, Checkpoint, check_tensors, expected_shapes, find_checkpoint
 from gptj_serve.errors import StartupError
@@ -54,26 +54,6 @@ class Tensor:
 
 Shards = Mapping[str, Sequence[Tensor]]
 """The tensors of each file, by its name."""
-
-
-def needs_conversion(checkpoint: Checkpoint, keep_dtype: bool, shard_bytes: int) -> str | None:
-    """Why a checkpoint cannot go up as it is; None if it can.
-
-    Args:
-        checkpoint: It.
-        keep_dtype: Weights that are not float16 stay what they are.
-        shard_bytes: A single file of more than this is split.
-    """
-    if checkpoint.files.format != SAFETENSORS:
-        return "the weights are a pickle"
-    tensors = read_safetensors(checkpoint.files).values()
-    others = sorted({tensor.dtype for tensor in tensors if tensor.is_float} - {"F16"})
-    if others and not keep_dtype:
-        return f"the weights are {', '.join(others)}"
-    num_bytes = checkpoint.files.paths[0].stat().st_size
-    if [path.name for path in checkpoint.files.paths] == [SINGLE] and num_bytes > shard_bytes:
-        return f"the weights are one file of {size(num_bytes)}"
-    return None
 
 
 def plan_shards(tensors: Sequence[Tensor], shard_bytes: int) -> dict[str, list[Tensor]]:

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -14,15 +14,18 @@ from gptj_serve.aws.alarms import alarm_actions
 from gptj_serve.aws.checks import check_fit, check_update, find_type, warn
 from gptj_serve.aws.clients import Aws, connect
 from gptj_serve.aws.command import run
+from gptj_serve.aws.component_rollout import ComponentGoal, ComponentRoller, check_pool, pool_action
 from gptj_serve.aws.console import Console
 from gptj_serve.aws.deploy_failure import explain_failure
 from gptj_serve.aws.endpoints import BUSY, TAG, Resources, describe_config, find_resources
 from gptj_serve.aws.environment import container_environment
-from gptj_serve.aws.errors import UsageError, redact
+from gptj_serve.aws.errors import CommandError, UsageError, redact
 from gptj_serve.aws.image_uri import ImageUri, find_image
 from gptj_serve.aws.instances import PRICES_AS_OF
+from gptj_serve.aws.inventory import describe_component
 from gptj_serve.aws.model_data import look, parse_uri
 from gptj_serve.aws.plan import Action, show, validate
+from gptj_serve.aws.removal import remove
 from gptj_serve.aws.requests import (
     Update,
     Wanted,
@@ -71,6 +74,11 @@ def _handle(arguments: argparse.Namespace, console: Console) -> None:
     name = (found.endpoint or {}).get("EndpointConfigName")
     current = describe_config(made.aws.client("sagemaker"), name) if name else None
     goal = _goal(made, current)
+    if arguments.to_zero:
+        component = ComponentGoal.of(arguments.name, config_action(made.wanted, goal.model_name))
+        check_pool(arguments.name, found, current, goal.config_name)
+        _deploy_component(made, goal, plan_rollout(goal, found), component)
+        return
     rollout = plan_rollout(goal, found)
     if rollout.kind == "update":
         watches = not arguments.no_alarms
@@ -122,8 +130,10 @@ def _goal(made: _Run, current: Mapping[str, Any] | None) -> Goal:
     arguments, wanted = made.arguments, made.wanted
     model = model_action(wanted)
     config = config_action(wanted, model.request["ModelName"])
+    if arguments.to_zero:
+        config = pool_action(config, model, wanted.name, arguments.max_count or deploy_options.MAX_COUNT)
     alarms: tuple[Action, ...] = ()
-    if not arguments.no_alarms:
+    if not (arguments.no_alarms or arguments.to_zero):  # these look at the variant, and undo its updates
         alarms = alarm_actions(
             wanted.name, to_list({**wanted.tags, TAG: wanted.name}), arguments.rollback_latency_s
         )
@@ -155,15 +165,38 @@ def _execution_policy(made: _Run) -> dict[str, Any]:
     return iam.execution_policy(_scope(made.arguments, aws.partition, aws.region, aws.account))
 
 
+def _deploy_component(made: _Run, goal: Goal, rollout: Rollout, component: ComponentGoal) -> None:
+    roller = ComponentRoller(made.aws, component, made.console)
+    there = describe_component(made.aws.client("sagemaker"), component.name)
+    if not made.arguments.dry_run:
+        there = roller.settle()
+    actions = component.plan(there, endpoint_is_new=rollout.kind != "none")
+    if made.arguments.dry_run:
+        _show_plan(made, replace(rollout, switch=(*rollout.switch, *actions)))
+        return
+    endpoint = _roll_out(made, goal, replace(rollout, tidy=()))
+    try:
+        roller.apply(actions)
+    except CommandError:
+        _undo_component(
+            made, roller, is_update="update_inference_component" in {one.operation for one in actions}
+        )
+        raise
+    for action in rollout.tidy:
+        remove(made.aws, made.console, action)
+    kind = rollout.kind if rollout.kind != "none" or not actions else "update"
+    _show_end(made, replace(rollout, kind=kind), goal, endpoint)
+
+
+def _undo_component(made: _Run, roller: ComponentRoller, *, is_update: bool) -> None:
+    if not made.arguments.keep and not is_update:
+        roller.take_away()
+    # without a component an endpoint is of no use; after an update the one before it serves
+    _undo(made, _roller(made), {"EndpointStatus": "InService" if is_update else "Failed"})
+
+
 def _roll_out(made: _Run, goal: Goal, rollout: Rollout) -> Mapping[str, Any]:
-    roller = Roller(
-        made.aws,
-        made.wanted.name,
-        made.console,
-        made.waiter,
-        capacity_wait_s=made.arguments.capacity_wait * 60,
-        waits_for_role=made.arguments.create_role,
-    )
+    roller = _roller(made)
     try:
         return roller.apply(rollout, goal)
     except RolloutFailed as failed:
@@ -173,6 +206,17 @@ def _roll_out(made: _Run, goal: Goal, rollout: Rollout) -> Mapping[str, Any]:
     except CallRefused as refused:
         _undo(made, roller, None)
         raise refused.error from None
+
+
+def _roller(made: _Run) -> Roller:
+    return Roller(
+        made.aws,
+        made.wanted.name,
+        made.console,
+        made.waiter,
+        capacity_wait_s=made.arguments.capacity_wait * 60,
+        waits_for_role=made.arguments.create_role,
+    )
 
 
 def _undo(made: _Run, roller: Roller, endpoint: Mapping[str, Any] | None) -> None:
@@ -225,10 +269,13 @@ def _summary(made: _Run, rollout: Rollout, count: int) -> str:
     )
     state = "is in service, nothing to change" if rollout.kind == "none" else "is in service"
     took = "" if rollout.kind == "none" else f" after {duration(made.waiter.elapsed_s)}"
-    ask = f'scripts/invoke {wanted.name} "In the beginning"'
+    to_zero = made.arguments.to_zero
+    component = f" --component {wanted.name}" if to_zero else ""
+    most = made.arguments.max_count or deploy_options.MAX_COUNT
     lines = (
         f"{wanted.name} {state}{took}: {count} x {wanted.instance.name}{costs}.",
-        f"Ask it: {ask}",
+        f'Ask it: scripts/invoke {wanted.name}{component} "In the beginning"',
+        *([f"Let it shrink: scripts/scale {wanted.name} --max {most} --to-zero"] if to_zero else []),
         f"End it: scripts/delete {wanted.name}",
     )
     return "\n".join(lines)

@@ -18,7 +18,7 @@ def explain_failure(aws: Aws, wanted: Wanted, failed: RolloutFailed) -> CommandE
     message = f"{wanted.name}: {what}: {failed.reason}"
     if has_no_capacity(failed.endpoint):
         return CommandError(message, _others(wanted))
-    lines = "\n    ".join(last_log_lines(aws, wanted.name))
+    lines = "\n    ".join(last_log_lines(aws, log_group(wanted.name)))
     advice = hint(failed.reason)
     return CommandError(message, f"{advice}\n  {log_group(wanted.name)}:\n    {lines}".lstrip("\n "))
 

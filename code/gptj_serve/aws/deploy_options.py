@@ -23,9 +23,13 @@ scripts/deploy --image "$(scripts/push)" --model-data s3://my-bucket/gpt-j-6b/ -
 scripts/deploy gpt-j --instance-type ml.g5.2xlarge --image … --model-data … --create-role
 scripts/deploy gpt-j --image … --model-data … --role … --dry-run
 scripts/deploy gpt-j --image … --model-data … --role … --count 4 --traffic canary --bake-s 600
+scripts/deploy gpt-j-idle --image … --model-data … --role … --to-zero --max-count 2
 scripts/deploy gpt-j-later --image … --model-data … --role … --async-output s3://my-bucket/answers/
 scripts/deploy --print-iam deploy
 """
+
+MAX_COUNT = 4
+"""Instances at most of an endpoint that may have none, unless its user says otherwise."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,6 +75,17 @@ def _add_instances(group: argparse._ArgumentGroup) -> None:
         type=_whole(1, 512),
         metavar="GB",
         help="disk, for types without one of their own (p3, CPUs)",
+    )
+    group.add_argument(
+        "--to-zero",
+        action="store_true",
+        help="host the model as an inference component, so that it can scale to no instance at all",
+    )
+    group.add_argument(
+        "--max-count",
+        type=_whole(1, 1000),
+        metavar="N",
+        help=f"with --to-zero: instances at most (default: {MAX_COUNT})",
     )
     group.add_argument("--subnets", type=_list, default=(), metavar="ID,…", help="network of the containers")
     group.add_argument("--security-groups", type=_list, default=(), metavar="ID,…", help="and its rules")
@@ -152,8 +167,22 @@ def check(arguments: argparse.Namespace) -> None:
         raise UsageError(
             f"--async-output {arguments.async_output}: not an S3 address such as s3://bucket/answers/"
         )
+    _check_to_zero(arguments)
     if arguments.async_concurrency and not arguments.async_output:
         raise UsageError("--async-concurrency: only with --async-output")
+
+
+def _check_to_zero(arguments: argparse.Namespace) -> None:
+    if arguments.max_count and not arguments.to_zero:
+        raise UsageError("--max-count: only with --to-zero; scripts/scale sets the limits of other endpoints")
+    if arguments.to_zero and arguments.async_output:
+        raise UsageError(
+            "--to-zero: not with --async-output, which needs no component: scripts/scale --to-zero"
+        )
+    if arguments.to_zero and arguments.count > (arguments.max_count or MAX_COUNT):
+        raise UsageError(
+            f"--count {arguments.count}: more than --max-count {arguments.max_count or MAX_COUNT}"
+        )
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:

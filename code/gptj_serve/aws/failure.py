@@ -43,9 +43,9 @@ def log_group(name: str) -> str:
     return f"/aws/sagemaker/Endpoints/{name}"
 
 
-def last_log_lines(aws: Aws, name: str) -> list[str]:
-    """The container's last lines; a line that says why when there are none."""
-    logs, group = aws.client("logs"), log_group(name)
+def last_log_lines(aws: Aws, group: str) -> list[str]:
+    """The last lines in a container's log group; a line that says why when there are none."""
+    logs = aws.client("logs")
     try:
         answer = logs.describe_log_streams(
             logGroupName=group, orderBy="LastEventTime", descending=True, limit=1

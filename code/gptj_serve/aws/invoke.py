@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ def _invoke_endpoint(arguments: argparse.Namespace, name: str, asked: Question, 
     there = Service(aws, name, arguments.component, _timeout_s(arguments, asked))
     later = AsyncService(there, arguments.timeout or _ASYNC_TIMEOUT_S)
     if arguments.dry_run:
-        _show_plan(later.actions(asked, "NAME") if arguments.is_async else [there.action(asked)], console)
+        actions = later.actions(asked, "NAME") if arguments.is_async else [there.action(asked)]
+        _show_plan(actions, asked, console)
     elif arguments.is_async:
         answer_view.show_whole(later.ask(asked, console), console)
     else:
@@ -164,12 +166,16 @@ def _timeout_s(arguments: argparse.Namespace, asked: Question) -> float:
 
 def _show_request(here: service_url.Service, asked: Question, console: Console) -> None:
     where = here.url._replace(path=here.path, query="").geturl()
-    text = f"POST {where}\nContent-Type: {asked.content_type}\n\n{asked.body.decode('utf-8', 'replace')}"
-    console.result({"url": where, "body": asked.body.decode("utf-8", "replace")}, text)
+    text = f"POST {where}\nContent-Type: {asked.content_type}\n\n{asked.text}"
+    console.result({"url": where, "content_type": asked.content_type, "body": asked.text}, text)
 
 
-def _show_plan(actions: Sequence[Action], console: Console) -> None:
-    console.result({"plan": [action.to_dict() for action in actions]}, show(actions))
+def _show_plan(actions: Sequence[Action], asked: Question, console: Console) -> None:
+    body = {"Body": asked.text}  # for people to read, not the bytes that are sent
+    shown = [
+        replace(one, request={**one.request, **body}) if "Body" in one.request else one for one in actions
+    ]
+    console.result({"plan": [action.to_dict() for action in shown]}, show(shown))
 
 
 if __name__ == "__main__":

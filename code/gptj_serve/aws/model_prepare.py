@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptj_serve.aws import conversion, model_source
+from gptj_serve.aws import model_source
 from gptj_serve.aws.console import Console, size
 from gptj_serve.aws.errors import CommandError
+from gptj_serve.aws.model_files import SINGLE
+from gptj_serve.engine.checkpoint_files import SAFETENSORS, read_safetensors
 from gptj_serve.engine.model_dir import Checkpoint, find_checkpoint
 from gptj_serve.errors import StartupError
 from gptj_serve.serving.text import Tokenizer
@@ -68,8 +70,28 @@ def prepare(wanted: Wanted, name: str, console: Console, dry_run: bool) -> Check
             return found
         checkpoint = find_checkpoint(found)
         Tokenizer.load(checkpoint.directory)
-        why = conversion.needs_conversion(checkpoint, wanted.keep_dtype, wanted.shard_bytes)
+        why = needs_conversion(checkpoint, wanted.keep_dtype, wanted.shard_bytes)
         return checkpoint if why is None else _converted(checkpoint, why, wanted, name, console, dry_run)
+
+
+def needs_conversion(checkpoint: Checkpoint, keep_dtype: bool, shard_bytes: int) -> str | None:
+    """Why a checkpoint cannot go up as it is; None if it can.
+
+    Args:
+        checkpoint: It.
+        keep_dtype: Weights that are not float16 stay what they are.
+        shard_bytes: A single file of more than this is split.
+    """
+    if checkpoint.files.format != SAFETENSORS:
+        return "the weights are a pickle"
+    tensors = read_safetensors(checkpoint.files).values()
+    others = sorted({tensor.dtype for tensor in tensors if tensor.is_float} - {"F16"})
+    if others and not keep_dtype:
+        return f"the weights are {', '.join(others)}"
+    num_bytes = checkpoint.files.paths[0].stat().st_size
+    if [path.name for path in checkpoint.files.paths] == [SINGLE] and num_bytes > shard_bytes:
+        return f"the weights are one file of {size(num_bytes)}"
+    return None
 
 
 @contextlib.contextmanager
@@ -103,6 +125,8 @@ def _from_hub(wanted: Wanted, console: Console, dry_run: bool) -> Path | Unprepa
 def _converted(
     checkpoint: Checkpoint, why: str, wanted: Wanted, name: str, console: Console, dry_run: bool
 ) -> Checkpoint | Unprepared:
+    from gptj_serve.aws import conversion  # with PyTorch, which whoever only uploads need not wait for
+
     directory = wanted.work_dir / f"{name}-{_identity(checkpoint, wanted)}"
     keep, shard_bytes = wanted.keep_dtype, wanted.shard_bytes
     if dry_run:

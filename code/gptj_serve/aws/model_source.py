@@ -1,13 +1,13 @@
 """Finds the model to upload: a directory of this machine, or a repository of the Hugging Face Hub."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptj_serve.aws.console import Console, size
+from gptj_serve.aws.console import Console
 from gptj_serve.aws.errors import CommandError, UsageError
 from gptj_serve.aws.model_files import BESIDE_THE_WEIGHTS
 from gptj_serve.engine.checkpoint_files import NAMES
@@ -106,26 +106,44 @@ def download(snapshot: HubSnapshot, console: Console) -> Path:
         CommandError: The hub refuses, or cannot be reached any more.
         OSError: The disk is full, or the cache cannot be written.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
     console.progress(
-        f"Fetching {snapshot.repository} ({snapshot.revision}, {snapshot.commit[:12]}): "
-        f"{len(snapshot.bytes_by_name)} files, {size(snapshot.num_bytes)}; what is there already is kept"
+        f"Fetching {snapshot.repository} ({snapshot.revision}, {snapshot.commit[:12]}), "
+        f"{len(snapshot.bytes_by_name)} files; what is there already is kept"
     )
-    if not console.is_terminal:
-        disable_progress_bars()
     try:
-        with _explained(snapshot.repository, snapshot.revision):
-            return Path(
-                snapshot_download(
-                    snapshot.repository,
-                    revision=snapshot.commit,
-                    allow_patterns=list(snapshot.bytes_by_name),
-                )
-            )
+        with (
+            _explained(snapshot.repository, snapshot.revision),
+            console.bar(snapshot.num_bytes, "Fetching") as add,
+        ):
+            paths = [_fetch(snapshot, name, add) for name in snapshot.bytes_by_name]
     except _Unreachable as error:
         raise unreachable(snapshot.repository, snapshot.revision, str(error)) from None
+    return paths[0].parent
+
+
+def _fetch(snapshot: HubSnapshot, name: str, add: Callable[[int], None]) -> Path:
+    """Fetch one file; in this thread, since Ctrl-C has to wait for the hub's own threads."""
+    from huggingface_hub import hf_hub_download
+    from tqdm import tqdm
+
+    num_told = 0
+
+    class Counter(tqdm):  # type: ignore[misc]  # tqdm has no types
+        """Shows nothing, but passes on what arrives."""
+
+        def __init__(self, *arguments: Any, initial: int = 0, **named: Any) -> None:
+            super().__init__(*arguments, **{**named, "disable": True})
+            self.update(initial)
+
+        def update(self, n: float | None = 1) -> None:
+            nonlocal num_told
+            num_told += int(n or 0)
+            add(int(n or 0))
+
+    # by the revision's name, so that it is found again without a network
+    path = hf_hub_download(snapshot.repository, name, revision=snapshot.revision, tqdm_class=Counter)
+    add(snapshot.bytes_by_name[name] - num_told)  # what was there already
+    return Path(path)
 
 
 def downloaded_before(repository: str, revision: str) -> Path | None:
@@ -144,10 +162,11 @@ def downloaded_before(repository: str, revision: str) -> Path | None:
 
 def unreachable(repository: str, revision: str, why: str = "") -> CommandError:
     """There is no way to the hub from here."""
+    name = model_name(repository, None)
     return CommandError(
         f"the Hugging Face Hub cannot be reached from here{f' ({why})' if why else ''}",
         f"download it where there is a network (`hf download {repository} --revision {revision} "
-        "--local-dir gpt-j-6b`), copy the directory here, and pass it: scripts/upload-model gpt-j-6b",
+        f"--local-dir {name}`), copy the directory here, and pass it: scripts/upload-model {name}",
     )
 
 

@@ -24,6 +24,11 @@ class Question:
     content_type: str
     stream: bool
 
+    @property
+    def text(self) -> str:
+        """The body for people."""
+        return self.body.decode("utf-8", "replace")
+
 
 def of_text(text: str, parameters: Mapping[str, Any], stream: bool) -> Question:
     """Ask in the Hugging Face schema.

@@ -121,7 +121,7 @@ def model_action(wanted: Wanted) -> Action:
             "Subnets": list(wanted.subnets),
             "SecurityGroupIds": list(wanted.security_groups),
         }
-    return _named("create_model", "ModelName", wanted.name, request, "the image, with the model's files")
+    return named("create_model", "ModelName", wanted.name, request, "the image, with the model's files")
 
 
 def config_action(wanted: Wanted, model: str) -> Action:
@@ -142,7 +142,7 @@ def config_action(wanted: Wanted, model: str) -> Action:
             **({"ClientConfig": {"MaxConcurrentInvocationsPerInstance": concurrency}} if concurrency else {}),
         }
     what = f"{wanted.num_instances} x {wanted.instance.name}"
-    return _named("create_endpoint_config", "EndpointConfigName", wanted.name, request, what)
+    return named("create_endpoint_config", "EndpointConfigName", wanted.name, request, what)
 
 
 def endpoint_action(wanted: Wanted, config: str) -> Action:
@@ -214,7 +214,16 @@ def _timeout(seconds: float) -> int:
     return min(3600, max(60, math.ceil(seconds / 60) * 60))
 
 
-def _named(operation: str, key: str, name: str, request: dict[str, Any], note: str) -> Action:
+def named(operation: str, key: str, name: str, request: dict[str, Any], note: str) -> Action:
+    """A call that makes something which is named after the endpoint and a hash of all that is asked for.
+
+    Args:
+        operation: boto3's name of it.
+        key: The member that names what is made.
+        name: The endpoint's.
+        request: The others.
+        note: What it is for.
+    """
     text = json.dumps(request, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return Action("sagemaker", operation, {key: f"{name}-{digest}", **request}, note)

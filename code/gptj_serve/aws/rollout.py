@@ -21,6 +21,7 @@ from gptj_serve.aws.endpoints import (
     is_missing,
 )
 from gptj_serve.aws.failure import has_no_capacity
+from gptj_serve.aws.inventory import describe_component
 from gptj_serve.aws.plan import Action
 from gptj_serve.aws.waiting import Waiter, duration
 
@@ -223,7 +224,14 @@ class Roller:
 
     def _model_of(self, config: str | None) -> str | None:
         described = describe_config(self._aws.client("sagemaker"), config) if config else None
-        return described["ProductionVariants"][0].get("ModelName") if described else None
+        if described is None:
+            return None
+        model: str | None = described["ProductionVariants"][0].get("ModelName")
+        return model or self._model_of_component()
+
+    def _model_of_component(self) -> str | None:
+        found = describe_component(self._aws.client("sagemaker"), self._name)
+        return found["Specification"]["ModelName"] if found else None
 
     def _switch(self, switch: Sequence[Action], goal: Goal) -> Mapping[str, Any]:
         give_up_s = self._waiter.clock.now() + self._capacity_wait_s

@@ -1,7 +1,6 @@
 """A service behind a SageMaker endpoint: whole answers, streams, and why an endpoint does not answer."""
 
 import contextlib
-import json
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -126,14 +125,8 @@ def _model_error(response: Mapping[str, Any]) -> CommandError:
 
 
 def _broken_stream(error: EventStreamError) -> CommandError:
-    details = error.response.get("Error", {})
-    code, message = str(details.get("Code", "")), str(details.get("Message", ""))
-    reason = error.response.get("ErrorCode")
-    with contextlib.suppress(ValueError):
-        # what the container said, if that is all there is
-        if isinstance(json.loads(message), dict):
-            message = refused(0, message).message.removeprefix("0").lstrip(": ")
-    return CommandError(f"the stream broke off ({reason or code}): {message}")
+    details = error.response.get("Error", {})  # botocore drops the exception's ErrorCode
+    return CommandError(f"the stream broke off ({details.get('Code')}): {details.get('Message')}")
 
 
 def _hint(message: str) -> str | None:
@@ -141,5 +134,5 @@ def _hint(message: str) -> str | None:
     if "async" in lowered:
         return "it answers into S3: pass --async"
     if "inference component" in lowered:
-        return "--component names it, `scripts/status` shows it; one without copies has to wake up first: try again"
+        return "--component names one, `scripts/status` shows it; without copies it has to wake up first"
     return None

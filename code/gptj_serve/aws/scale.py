@@ -11,7 +11,7 @@ from gptj_serve.aws.autoscaling import Scalable, Wanted
 from gptj_serve.aws.capacity import capacity
 from gptj_serve.aws.clients import Aws, connect
 from gptj_serve.aws.command import make_parser, run
-from gptj_serve.aws.components import obstacle
+from gptj_serve.aws.components import most_copies, obstacle
 from gptj_serve.aws.console import Console
 from gptj_serve.aws.endpoints import TAG, describe_config, describe_endpoint, describe_model
 from gptj_serve.aws.errors import CommandError, UsageError
@@ -166,12 +166,18 @@ def _check(found: _Found, limits: tuple[int, int]) -> None:
             f"{name} is {found.status}: scaling can be set when it is InService",
             f"`scripts/status {name}` says why",
         )
+    most = most_copies(found.variant)
+    if found.it.what == "copies" and most is not None and limits[1] > most:
+        raise UsageError(
+            f"--max {limits[1]}: {name} has room for {most} copies",
+            f"its instances were limited when it was made: scripts/deploy {name} --max-count",
+        )
     if limits[0]:
         return
     if found.it.wake_metric is None or (found.it.what == "copies" and obstacle(found.variant)):
         raise CommandError(
             f"{name} cannot shrink to zero: {obstacle(found.variant)}",
-            'SageMaker cannot change that in place: docs/operations.md, "To zero", has the way',
+            "SageMaker cannot change that: scripts/deploy --to-zero makes one that can (docs/operations.md)",
         )
 
 

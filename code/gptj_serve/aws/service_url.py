@@ -75,6 +75,8 @@ class Service:
                     raise refused(response.status, response.read(), hint)
                 while piece := response.read1(_PIECE_BYTES):
                     yield piece
+                if response.length:  # it counts down, but `read1` takes an early end for the end
+                    raise http.client.IncompleteRead(b"", response.length)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

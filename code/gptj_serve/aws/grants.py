@@ -200,6 +200,18 @@ COMMANDS: dict[str, tuple[Grant, ...]] = {
     "deploy --create-role": (
         Grant(("iam:GetRole", "iam:CreateRole", "iam:GetRolePolicy", "iam:PutRolePolicy"), ROLE),
     ),
+    "deploy --to-zero": (
+        Grant(
+            (
+                "sagemaker:DescribeInferenceComponent",
+                "sagemaker:CreateInferenceComponent",
+                "sagemaker:UpdateInferenceComponent",
+                "sagemaker:DeleteInferenceComponent",
+            ),
+            COMPONENT + ENDPOINT,
+        ),
+        Grant(("sagemaker:AddTags",), COMPONENT, calls=False),
+    ),
     "invoke": (
         Grant(("sagemaker:InvokeEndpoint", "sagemaker:InvokeEndpointWithResponseStream"), ENDPOINT),
         Grant(("sagemaker:DescribeEndpoint",), ENDPOINT),

@@ -1,8 +1,8 @@
 """The whole road, each command as its user runs it: build, push, upload, deploy, ask, delete.
 
-AWS is moto, which runs no containers and takes no layers. So the image goes to a real registry, whose manifest
-ECR is given; and what SageMaker does with a model, the test does: it pulls the image by the digest that the
-endpoint's model names, fetches the model data that it names, and runs both with its environment.
+AWS is moto, which runs no containers and takes no layers. So the image goes to a real registry, and ECR gets
+the manifest alone; and what SageMaker does with a model, the test does: it pulls the image by the digest that
+the endpoint's model names, fetches the model data that it names, and runs both with its environment.
 """
 
 import contextlib
@@ -105,7 +105,7 @@ def instance(aws: Aws, endpoint: str, registry: Registry, directory: Path) -> It
 
 
 def left(aws: Aws) -> dict[str, list[Any]]:
-    """What an account has of all that commands make, but for buckets; kinds of which there is none are left out."""
+    """What an account has of all that commands make, but for buckets; without what there is none of."""
     sagemaker, s3 = aws.client("sagemaker"), aws.client("s3")
     scaling = aws.client("application-autoscaling")
     found = {

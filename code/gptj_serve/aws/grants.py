@@ -201,8 +201,11 @@ COMMANDS: dict[str, tuple[Grant, ...]] = {
         Grant(("iam:GetRole", "iam:CreateRole", "iam:GetRolePolicy", "iam:PutRolePolicy"), ROLE),
     ),
     "invoke": (
-        Grant(("sagemaker:InvokeEndpoint", "sagemaker:InvokeEndpointWithResponseStream"), ENDPOINT),
+        Grant(
+            ("sagemaker:InvokeEndpoint", "sagemaker:InvokeEndpointWithResponseStream"), ENDPOINT + COMPONENT
+        ),
         Grant(("sagemaker:DescribeEndpoint",), ENDPOINT),
+        Grant(("sagemaker:ListInferenceComponents",)),
     ),
     "invoke --async": _INVOKE_ASYNC,
     "scale": _SCALE,

@@ -215,6 +215,32 @@ class TestEndpoint:
         assert ask("gpt-j", "--component", "copy").code == 0
         assert endpoint.asked[0].headers["x-amzn-sagemaker-inference-component"] == "copy"
 
+    @pytest.mark.parametrize("names", [["gpt-j"], ["a", "b"], []])
+    def test_the_only_inference_component_need_not_be_named(
+        self, aws: Aws, endpoint: Runtime, names: list[str]
+    ) -> None:
+        for name in names:
+            aws.client("sagemaker").create_inference_component(
+                InferenceComponentName=name,
+                EndpointName="gpt-j",
+                VariantName="main",
+                Specification={"ModelName": "m"},
+                RuntimeConfig={"CopyCount": 1},
+            )
+        needed = "Inference Component Name header is required for endpoints to which you plan to deploy them"
+
+        def answer(asked: Asked) -> Answer:
+            if asked.headers.get("x-amzn-sagemaker-inference-component") != "gpt-j":
+                return fake.error(400, "ValidationError", Message=needed)
+            return Answer(200, (b'[{"generated_text": "text"}]',))
+
+        endpoint.answer = answer
+        result = invoke("x")
+        assert (result.code, result.out) == ((0, "text\n") if len(names) == 1 else (1, ""))
+        assert len(endpoint.asked) == (2 if len(names) == 1 else 1)
+        if len(names) != 1:
+            assert "--component names one" in result.err
+
     def test_what_does_not_stream_is_shown_as_it_is(self, endpoint: Runtime) -> None:
         endpoint.answer = always(Answer(200, pieces(b'[{"generated_text": "all of it"}]', 9)))
         assert invoke("x", "--stream").out == "all of it\n"

@@ -213,8 +213,11 @@ COMMANDS: dict[str, tuple[Grant, ...]] = {
         Grant(("sagemaker:AddTags",), COMPONENT, calls=False),
     ),
     "invoke": (
-        Grant(("sagemaker:InvokeEndpoint", "sagemaker:InvokeEndpointWithResponseStream"), ENDPOINT),
+        Grant(
+            ("sagemaker:InvokeEndpoint", "sagemaker:InvokeEndpointWithResponseStream"), ENDPOINT + COMPONENT
+        ),
         Grant(("sagemaker:DescribeEndpoint",), ENDPOINT),
+        Grant(("sagemaker:ListInferenceComponents",)),
     ),
     "invoke --async": _INVOKE_ASYNC,
     "scale": _SCALE,

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from botocore.config import Config
@@ -26,7 +26,7 @@ class Service:
     Attributes:
         aws: Its account and region.
         name: Its name.
-        component: The inference component that is asked, if the endpoint has some.
+        component: The inference component that is asked, if the endpoint has several.
         timeout_s: Seconds without a byte after which a call is given up.
     """
 
@@ -80,9 +80,31 @@ class Service:
             raise CommandError(f"the connection to {self.name} broke: {error}") from None
 
     def _call(self, question: Question) -> Mapping[str, Any]:
+        try:
+            return self._send(question)
+        except ClientError as error:
+            component = None if self.component else self._only_component(error)
+            if component is None:
+                raise
+        # what was refused for lack of a name was not asked yet
+        return replace(self, component=component)._send(question)
+
+    def _send(self, question: Question) -> Mapping[str, Any]:
         action = self.action(question)
         answer: Mapping[str, Any] = getattr(self.client(), action.operation)(**action.request)
         return answer
+
+    def _only_component(self, error: ClientError) -> str | None:
+        """The inference component that must be meant, where an endpoint wants one named and has one."""
+        message = error.response.get("Error", {}).get("Message", "")
+        if not _is_invalid(error) or "inference component" not in message.lower():
+            return None
+        try:
+            listed = self.aws.client("sagemaker").list_inference_components(EndpointNameEquals=self.name)
+        except (ClientError, BotoCoreError):
+            return None
+        names = [one["InferenceComponentName"] for one in listed["InferenceComponents"]]
+        return names[0] if len(names) == 1 else None
 
     def _refusal(self, error: ClientError) -> CommandError:
         code = error.response.get("Error", {}).get("Code", "")
@@ -91,7 +113,7 @@ class Service:
             return _model_error(error.response)
         if code == "ModelNotReadyException":
             return CommandError(f"{self.name} is not ready: {message}", "try again in some seconds")
-        if code not in ("ValidationError", "ValidationException"):
+        if not _is_invalid(error):
             return explain(error)
         return self._state() or CommandError(f"{self.name}: {message}", _hint(message))
 
@@ -116,6 +138,10 @@ class Service:
         )
 
 
+def _is_invalid(error: ClientError) -> bool:
+    return error.response.get("Error", {}).get("Code") in ("ValidationError", "ValidationException")
+
+
 def _model_error(response: Mapping[str, Any]) -> CommandError:
     """What the container answered, without SageMaker's words around it."""
     status = int(response.get("OriginalStatusCode", 0)) or 500
@@ -134,5 +160,5 @@ def _hint(message: str) -> str | None:
     if "async" in lowered:
         return "it answers into S3: pass --async"
     if "inference component" in lowered:
-        return "--component names one, `scripts/status` shows it; without copies it has to wake up first"
+        return "--component names one, `scripts/status` shows them; one without copies has to wake up first"
     return None

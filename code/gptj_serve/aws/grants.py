@@ -200,6 +200,14 @@ COMMANDS: dict[str, tuple[Grant, ...]] = {
     "deploy --create-role": (
         Grant(("iam:GetRole", "iam:CreateRole", "iam:GetRolePolicy", "iam:PutRolePolicy"), ROLE),
     ),
+    "deploy --to-zero": (
+        Grant(("sagemaker:DescribeInferenceComponent", "sagemaker:DeleteInferenceComponent"), COMPONENT),
+        Grant(
+            ("sagemaker:CreateInferenceComponent", "sagemaker:UpdateInferenceComponent"),
+            COMPONENT + ENDPOINT + MODEL,
+        ),
+        Grant(("sagemaker:AddTags",), COMPONENT, calls=False),
+    ),
     "invoke": (
         Grant(("sagemaker:InvokeEndpoint", "sagemaker:InvokeEndpointWithResponseStream"), ENDPOINT),
         Grant(("sagemaker:DescribeEndpoint",), ENDPOINT),

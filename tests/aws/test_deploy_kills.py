@@ -57,44 +57,45 @@ def wipe(aws: Aws) -> None:
     cloudwatch.delete_alarms(AlarmNames=[one["AlarmName"] for one in alarms])
 
 
-def check_every_cut(aws: Aws, prepare: Act, act: Act, num_calls: int, *, end: Act | None = None) -> None:
+def check_every_cut(aws: Aws, by: type[BaseException], prepare: Act, act: Act, num_calls: int) -> None:
     """Cut an act off after each of its calls, act again, and compare with what it does undisturbed.
 
     Args:
         aws: Where.
+        by: What cuts it off.
         prepare: What was done before.
-        act: What is cut off; ``end`` is run afterwards instead of it, if given.
+        act: What is cut off.
         num_calls: How many calls it makes that change something.
-        end: What is done after the cut.
     """
     prepare()
     with recorded() as calls:
         act()
     assert sum(name.startswith(CHANGES) for _, name in calls) == num_calls, calls
     wanted = state(aws)
-    for by in (KeyboardInterrupt, Killed):
-        for after in range(1, num_calls + 1):
-            wipe(aws)
-            prepare()
-            with cut_off(after, by):
-                try:
-                    act()
-                except Killed:
-                    assert by is Killed
-            (end or act)()
-            assert state(aws) == wanted, f"{by.__name__} after {after} calls"
+    for after in range(1, num_calls + 1):
+        wipe(aws)
+        prepare()
+        with cut_off(after, by):
+            try:
+                act()
+            except Killed:
+                assert by is Killed
+        act()
+        assert state(aws) == wanted, f"after {after} calls"
 
 
-def test_the_first_deployment(shared: Aws) -> None:
+@pytest.mark.parametrize("by", [KeyboardInterrupt, Killed])
+def test_the_first_deployment(shared: Aws, by: type[BaseException]) -> None:
     upload(shared)
     image = push_image(shared, "one")
-    check_every_cut(shared, lambda: None, lambda: deploy(image), 5)
+    check_every_cut(shared, by, lambda: None, lambda: deploy(image), 5)
 
 
-def test_an_update(shared: Aws) -> None:
+@pytest.mark.parametrize("by", [KeyboardInterrupt, Killed])
+def test_an_update(shared: Aws, by: type[BaseException]) -> None:
     upload(shared)
     old, new = push_image(shared, "one"), push_image(shared, "two")
-    check_every_cut(shared, lambda: deploy(old), lambda: deploy(new), 5)
+    check_every_cut(shared, by, lambda: deploy(old), lambda: deploy(new), 5)
 
 
 def test_an_update_that_is_given_up_for_another(shared: Aws) -> None:

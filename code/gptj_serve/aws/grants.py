@@ -201,10 +201,14 @@ COMMANDS: dict[str, tuple[Grant, ...]] = {
         Grant(("iam:GetRole", "iam:CreateRole", "iam:GetRolePolicy", "iam:PutRolePolicy"), ROLE),
     ),
     "deploy --to-zero": (
-        Grant(("sagemaker:DescribeInferenceComponent", "sagemaker:DeleteInferenceComponent"), COMPONENT),
         Grant(
-            ("sagemaker:CreateInferenceComponent", "sagemaker:UpdateInferenceComponent"),
-            COMPONENT + ENDPOINT + MODEL,
+            (
+                "sagemaker:DescribeInferenceComponent",
+                "sagemaker:CreateInferenceComponent",
+                "sagemaker:UpdateInferenceComponent",
+                "sagemaker:DeleteInferenceComponent",
+            ),
+            COMPONENT + ENDPOINT,
         ),
         Grant(("sagemaker:AddTags",), COMPONENT, calls=False),
     ),

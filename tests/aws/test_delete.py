@@ -10,7 +10,7 @@ from typing import Any
 import moto_components
 import pytest
 from commands import call, command, finish, start
-from every_cut import cut_off_everywhere
+from every_cut import cut_off_again_and_again
 from made import BUCKET, DATA, REPOSITORY, endpoint_in_moto, make_belongings, make_endpoint
 
 from gptj_serve.aws import autoscaling, removal
@@ -76,9 +76,10 @@ def test_what_is_gone_already_is_no_error(aws: Aws) -> None:
     assert "Nothing of gpt-j was there" in result.out
     make_all(aws)
     aws.client("sagemaker").delete_model(ModelName="gpt-j-0a1b2c3d")
+    aws.client("sagemaker").delete_inference_component(InferenceComponentName="gpt-j")
     aws.client("sagemaker").delete_endpoint(EndpointName="gpt-j")
     assert call("delete", "gpt-j").code == 0
-    assert take_inventory(aws, "gpt-j").is_empty
+    assert not any(everything(aws).values())
 
 
 def test_what_goes_while_it_is_deleted_is_no_error(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,8 +278,5 @@ class TestWaiting:
 def test_interrupted_anywhere_and_run_again_nothing_stays(aws: Aws) -> None:
     make_all(aws)
     make_belongings(aws)
-    for _ in cut_off_everywhere(lambda: call("delete", "gpt-j", "--all", "--yes")):
-        assert call("delete", "gpt-j", "--all", "--yes").code == 0
-        assert not any(everything(aws).values())
-        make_all(aws)
-        make_belongings(aws)
+    assert cut_off_again_and_again(lambda: call("delete", "gpt-j", "--all", "--yes")) == 10
+    assert not any(everything(aws).values())

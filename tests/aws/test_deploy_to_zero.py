@@ -10,6 +10,7 @@ from deploying import FakeTime, deploy, push_image, state, upload
 from every_cut import cut_off_everywhere
 from moto_components import components
 from moto_sagemaker import script
+from permissions import granted, needed, recorded
 
 from gptj_serve.aws import deploy as deploy_module
 from gptj_serve.aws import removal, waiting
@@ -204,3 +205,13 @@ def test_an_update_cut_off_anywhere(aws: Aws) -> None:
         assert deploy(two, "--to-zero").code == 0
         assert whole(aws) == wanted
         deploy(one, "--to-zero")
+
+
+def test_its_policy_says_what_it_does_and_no_more(aws: Aws) -> None:
+    one, two = push_image(aws, "one"), push_image(aws, "two")
+    with recorded() as calls:
+        moto_components.failures.append("it failed")
+        deploy(one, "--to-zero")
+        deploy(one, "--to-zero")
+        deploy(two, "--to-zero")
+    assert needed(calls) - granted("deploy") == granted("deploy --to-zero")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from commands import call, command
-from every_cut import cut_off_everywhere
+from every_cut import cut_off_again_and_again
 from made import make_endpoint
 
 from gptj_serve.aws import autoscaling
@@ -146,20 +146,10 @@ def test_interrupted_anywhere_and_run_again_ends_the_same(aws: Aws) -> None:
     arguments = ["gpt-j", "--max", "2", "--to-zero"]
     call("scale", *arguments)
     wanted = scaling(aws)
-    call("scale", "gpt-j", "--off")
-    for _ in cut_off_everywhere(lambda: call("scale", *arguments)):
-        assert call("scale", *arguments).code == 0
-        assert scaling(aws) == wanted
-        call("scale", "gpt-j", "--off")
-
-
-def test_ending_scaling_interrupted_anywhere(aws: Aws) -> None:
-    make_endpoint(aws, component=True)
-    call("scale", "gpt-j", "--max", "2", "--to-zero")
-    for _ in cut_off_everywhere(lambda: call("scale", "gpt-j", "--off")):
-        assert call("scale", "gpt-j", "--off").code == 0
-        assert scaling(aws) == ([], [], [])
-        call("scale", "gpt-j", "--max", "2", "--to-zero")
+    assert cut_off_again_and_again(lambda: call("scale", "gpt-j", "--off")) == 4
+    assert scaling(aws) == ([], [], [])
+    assert cut_off_again_and_again(lambda: call("scale", *arguments)) == 4
+    assert scaling(aws) == wanted
 
 
 def test_as_a_process(aws: Aws) -> None:

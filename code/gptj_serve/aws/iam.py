@@ -76,7 +76,10 @@ OBJECTS = ("arn:{partition}:s3:::{bucket}/{prefix}*",)
 ANSWERS = ("arn:{partition}:s3:::{answers}/{answers_prefix}*",)
 ANSWERS_BUCKET = ("arn:{partition}:s3:::{answers}",)
 ROLE = ("{role}",)
-LOGS = ("arn:{partition}:logs:{region}:{account}:log-group:/aws/sagemaker/Endpoints/{name}*",)
+LOGS = tuple(
+    f"arn:{{partition}}:logs:{{region}}:{{account}}:log-group:/aws/sagemaker/{kind}/{{name}}*"
+    for kind in ("Endpoints", "InferenceComponents")
+)
 
 
 def policy(grants: Sequence[Grant], scope: Scope) -> dict[str, Any]:

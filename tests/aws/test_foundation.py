@@ -4,9 +4,13 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import boto3
 import pytest
@@ -18,6 +22,7 @@ from gptj_serve.aws.clients import Aws, connect
 from gptj_serve.aws.console import Console
 from gptj_serve.aws.errors import CommandError, UsageError, explain
 from gptj_serve.aws.plan import Action, Program
+from harness import ROOT
 
 
 def refused(code: str, message: str, operation: str = "CreateRepository") -> CommandError:
@@ -225,6 +230,14 @@ class TestEnds:
         assert (result.code, cleaned) == (130, [True])
         assert "Run the same command again" in result.err
         assert signal.getsignal(number) is before
+
+
+def test_an_interrupted_import_is_quiet(tmp_path: Path) -> None:
+    (tmp_path / "botocore.py").write_text("import signal, time\nsignal.raise_signal(signal.SIGINT)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT / 'code'}"}
+    argv = [sys.executable, "-m", "gptj_serve.aws", "push", "--help"]
+    ran = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_the_environment_of_tests_reaches_no_real_account() -> None:

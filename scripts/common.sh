@@ -46,3 +46,9 @@ install_extra() {
     "${pip[@]}" --editable "$root[$1]"
   fi
 }
+
+# aws_command NAME ARGUMENT...: becomes a command of gptj_serve.aws
+aws_command() {
+  make_venv deploy
+  exec "$venv/bin/python" -m gptj_serve.aws "$@"
+}

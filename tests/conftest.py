@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 # tests and servers share few cores: threads that wait for each other there cost far more than they bring
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-for folder in ("engine", "engine/fused"):  # what their tests share is used by others too
+for folder in ("engine", "engine/fused", "aws"):  # what their tests share is used by others too
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
 from harness import Server, serving  # noqa: E402

@@ -1,6 +1,7 @@
 """What is in the image, and what is not."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from container import build, docker, layers, run_in
 
 import gptj_serve
+from gptj_serve.aws.source import read_source
 from harness import ROOT
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
@@ -23,6 +25,11 @@ def test_how_it_is_started(image: str) -> None:
     assert config["Labels"]["com.amazonaws.sagemaker.capabilities.accept-bind-to-port"] == "true"
     assert config["Labels"]["org.opencontainers.image.title"] == "gptj-serve"
     assert config["Labels"]["org.opencontainers.image.version"] == gptj_serve.__version__
+    source = read_source()
+    assert config["Labels"]["org.opencontainers.image.revision"] == (source.revision or "")
+    assert re.fullmatch(
+        r"\d{4}(-\d\d){2}T\d\d(:\d\d){2}Z", config["Labels"]["org.opencontainers.image.created"]
+    )
 
 
 def test_pytorch_is_the_base_images_own(image: str, base_image: str) -> None:

@@ -12,10 +12,8 @@ from typing import Protocol
 import torch
 
 from gptj_serve.engine.fused.geometry import Geometry
+from gptj_serve.engine.fused.room import BLOCK_SIZE as BLOCK_SIZE
 from gptj_serve.engine.fused.weights import PackedWeights
-
-BLOCK_SIZE = 16
-"""Positions in one block of the KV cache: compiled into the kernels."""
 
 
 @dataclass(frozen=True, slots=True)

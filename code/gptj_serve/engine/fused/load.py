@@ -10,10 +10,20 @@ from gptj_serve.engine.backend import BackendDead, BatchLost
 from gptj_serve.engine.fused.compiler import find_library
 from gptj_serve.engine.fused.cuda_kernels import CudaKernels
 from gptj_serve.engine.fused.geometry import Geometry, read_geometry
-from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Cache, Kernels, State, make_rotary, make_scratch
+from gptj_serve.engine.fused.kernels import Cache, Kernels, State, make_rotary, make_scratch
 from gptj_serve.engine.fused.loader import load_weights
 from gptj_serve.engine.fused.plain_kernels import PlainKernels
 from gptj_serve.engine.fused.plan import RunnerLimits
+from gptj_serve.engine.fused.room import (
+    BLOCK_SIZE,
+    GIB,
+    MAX_AUTO_BATCH_SIZE,
+    MAX_PREFILL,
+    block_bytes,
+    num_blocks,
+    prefill_sizes,
+    reserved_bytes,
+)
 from gptj_serve.engine.fused.runner import FusedRunner
 from gptj_serve.engine.fused.weights import PackedWeights
 from gptj_serve.engine.model_dir import Checkpoint
@@ -21,22 +31,6 @@ from gptj_serve.engine.start_log import logged_warm_up
 from gptj_serve.errors import StartupError
 
 logger = logging.getLogger(__name__)
-
-MAX_AUTO_BATCH_SIZE = 64
-PREFILL_CHUNK = 256
-"""Prompt tokens a step while sequences are decoded: such a step must not take more than three times as long
-as one without (docs/benchmarks has what it takes)."""
-MAX_PREFILL = 2048
-
-GIB = 1 << 30
-RESERVE_BYTES = 3 * GIB // 4
-"""GPU memory left for the temporaries of attention, for cuBLAS and the graphs."""
-
-SAMPLER_BYTES = 80
-"""And for the sampler, for each sequence and token of the vocabulary."""
-
-SMALL_GPU_BYTES = 20 * GIB
-"""GPUs with less memory are slower too: they get a quarter of the prompt tokens a step."""
 
 CPU_CACHE_TOKENS = 8192
 
@@ -67,7 +61,7 @@ def load_fused(
     weights = load_weights(checkpoint, device, torch.float16 if is_cuda else torch.float32)
     max_context = min(max_context or checkpoint.n_positions, checkpoint.n_positions)
     max_batch_size = max_batch_size or MAX_AUTO_BATCH_SIZE
-    prefill_chunk, max_prefill = prefill_sizes(device)
+    prefill_chunk, max_prefill = prefill_sizes(_memory_bytes(device))
     state = make_state(geometry, weights, max_batch_size, max_context, max_prefill)
     limits = RunnerLimits(
         max_batch_size=max_batch_size,
@@ -86,11 +80,8 @@ def load_fused(
     return runner
 
 
-def prefill_sizes(device: torch.device) -> tuple[int, int]:
-    """Prompt tokens in one step at most: while sequences are decoded, and ever."""
-    if device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < SMALL_GPU_BYTES:
-        return PREFILL_CHUNK // 4, MAX_PREFILL // 4
-    return PREFILL_CHUNK, MAX_PREFILL
+def _memory_bytes(device: torch.device) -> int | None:
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def make_state(
@@ -119,8 +110,8 @@ def make_state(
         raise StartupError(
             f"{_gpu_name(like)}: no memory is left beside the weights; use a larger GPU"
         ) from error
-    num_blocks = _num_blocks(geometry, like, max_batch_size, max_context)
-    shape = (geometry.num_layers, num_blocks, geometry.num_heads, BLOCK_SIZE, geometry.head_dim)
+    blocks = _cache_blocks(geometry, like, max_batch_size, max_context)
+    shape = (geometry.num_layers, blocks, geometry.num_heads, BLOCK_SIZE, geometry.head_dim)
     return State(
         geometry=geometry,
         weights=weights,
@@ -131,23 +122,23 @@ def make_state(
     )
 
 
-def _num_blocks(geometry: Geometry, like: torch.Tensor, max_batch_size: int, max_context: int) -> int:
+def _cache_blocks(geometry: Geometry, like: torch.Tensor, max_batch_size: int, max_context: int) -> int:
     """Cache blocks: as many as all slots can fill, or as there is memory for."""
-    of_one = -(-max_context // BLOCK_SIZE)
+    of_one = num_blocks(max_context)
     if like.device.type != "cuda":
         return max(of_one, CPU_CACHE_TOKENS // BLOCK_SIZE)
     free_bytes, _ = torch.cuda.mem_get_info(like.device)
-    block_bytes = 2 * geometry.num_layers * geometry.width * BLOCK_SIZE * like.element_size()
-    reserved_bytes = RESERVE_BYTES + max_batch_size * geometry.vocab_size * SAMPLER_BYTES
-    num_blocks = min((free_bytes - reserved_bytes) // block_bytes, max_batch_size * of_one)
-    if num_blocks < of_one:
-        needed_bytes = of_one * block_bytes + reserved_bytes
+    of_block = block_bytes(geometry.num_layers, geometry.width, like.element_size())
+    to_leave = reserved_bytes(max_batch_size, geometry.vocab_size)
+    there_are = min((free_bytes - to_leave) // of_block, max_batch_size * of_one)
+    if there_are < of_one:
+        needed_bytes = of_one * of_block + to_leave
         raise StartupError(
             f"{_gpu_name(like)}: beside the weights {free_bytes / GIB:.2f} GiB are "
             f"free; a sequence of {max_context} tokens needs {needed_bytes / GIB:.2f} GiB: "
             "lower GPTJ_MAX_CONTEXT or use a larger GPU"
         )
-    return num_blocks
+    return there_are
 
 
 def _warm_up(runner: FusedRunner) -> None:

@@ -1,0 +1,110 @@
+"""What would fail minutes later, found beforehand: instance types, memory, updates that SageMaker refuses."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gptj_serve.aws.alarms import our_alarms
+from gptj_serve.aws.clients import Aws
+from gptj_serve.aws.console import Console
+from gptj_serve.aws.endpoints import VARIANT
+from gptj_serve.aws.errors import CommandError, UsageError
+from gptj_serve.aws.fit import why_it_does_not_fit
+from gptj_serve.aws.instances import InstanceType, find_instance, one_gpu_sibling, why_not
+from gptj_serve.aws.model_data import ModelData, config_or_default
+from gptj_serve.aws.requests import Wanted
+from gptj_serve.settings import Settings
+
+
+def find_type(name: str, volume_gb: int | None) -> InstanceType:
+    """The instance type of a name.
+
+    Raises:
+        UsageError: There is none such, it cannot work, or it takes no volume.
+    """
+    instance = find_instance(name)
+    if instance is None:
+        raise UsageError(f"--instance-type {why_not(name)}")
+    if volume_gb and not instance.takes_volume:
+        raise UsageError(f"--volume-gb: {name} has a disk of its own, and SageMaker takes no other")
+    return instance
+
+
+def warn(instance: InstanceType, console: Console) -> None:
+    """Say what is to be known of an instance type."""
+    if instance.warning:
+        console.progress(f"Warning: {instance.name}: {instance.warning}.")
+    if instance.num_gpus > 1:
+        sibling = one_gpu_sibling(instance)
+        better = f": {sibling.name} does the same for less" if sibling else ""
+        has = f"{instance.name} has {instance.num_gpus} GPUs"
+        console.progress(f"Warning: {has}, and the service uses one of them{better}.")
+
+
+def check_fit(instance: InstanceType, data: ModelData, settings: Settings) -> None:
+    """Check that the model fits the GPU.
+
+    Raises:
+        CommandError: It does not; says what would.
+    """
+    config = config_or_default(data)
+    context = min(settings.max_context or config.n_positions, config.n_positions)
+    told = why_it_does_not_fit(config, instance, context, settings.max_batch_size)
+    if told:
+        raise CommandError(*told)
+
+
+def check_update(
+    aws: Aws,
+    wanted: Wanted,
+    current: Mapping[str, Any] | None,
+    alarms: Iterable[Mapping[str, Any]],
+    *,
+    watches: bool,
+) -> None:
+    """Check that SageMaker can update the endpoint as it is to what is wanted.
+
+    Args:
+        aws: Where.
+        wanted: The endpoint as it shall be.
+        current: Its present configuration; None if that is gone.
+        alarms: Its alarms.
+        watches: Alarms call the update off.
+
+    Raises:
+        CommandError: It cannot; says what to do.
+    """
+    ours = our_alarms(wanted.name, alarms) if watches else []
+    raised = [one["AlarmName"] for one in ours if one.get("StateValue") == "ALARM"]
+    if raised:
+        raise CommandError(
+            f"{', '.join(raised)}: in alarm now, which would call the update off at once",
+            "wait until the endpoint is well again, or pass --no-alarms",
+        )
+    if current is None:
+        return
+    if ("AsyncInferenceConfig" in current) != bool(wanted.async_output):
+        kind = "asynchronous" if "AsyncInferenceConfig" in current else "a real-time endpoint"
+        raise CommandError(
+            f"{wanted.name} is {kind}, and stays so: its clients call it in another way",
+            "give the other one another name, or delete this one first: scripts/delete " + wanted.name,
+        )
+    variant = current["ProductionVariants"][0]
+    if variant["VariantName"] != VARIANT or "ModelName" not in variant:
+        raise CommandError(
+            f"{wanted.name} was made with --to-zero, or not by this command: it cannot be updated without it",
+            f"give the new endpoint another name, or delete this one first: scripts/delete {wanted.name}",
+        )
+    if variant["InstanceType"] != wanted.instance.name:
+        _check_scaling(aws, wanted)
+
+
+def _check_scaling(aws: Aws, wanted: Wanted) -> None:
+    resource = f"endpoint/{wanted.name}/variant/{VARIANT}"
+    answer = aws.client("application-autoscaling").describe_scalable_targets(
+        ServiceNamespace="sagemaker", ResourceIds=[resource]
+    )
+    if answer["ScalableTargets"]:
+        raise CommandError(
+            f"{wanted.name} scales by itself, and SageMaker changes no instance type then",
+            f"switch that off first and on again afterwards: scripts/scale {wanted.name} --help",
+        )

@@ -1,0 +1,188 @@
+"""The second half of ``scripts/deploy --to-zero``: the model, as an inference component of the endpoint.
+
+The first half is an endpoint without a model (`rollout`). The component has the endpoint's name, and keeps
+it: a new image or model changes it in place.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from gptj_serve.aws import waiting
+from gptj_serve.aws.autoscaling import contains
+from gptj_serve.aws.clients import Aws
+from gptj_serve.aws.components import component_config, component_request
+from gptj_serve.aws.console import Console
+from gptj_serve.aws.endpoints import Resources
+from gptj_serve.aws.errors import CommandError
+from gptj_serve.aws.failure import hint, last_log_lines
+from gptj_serve.aws.inventory import Description, describe_component
+from gptj_serve.aws.plan import Action
+from gptj_serve.aws.removal import remove
+from gptj_serve.aws.requests import named
+from gptj_serve.aws.waiting import duration
+
+POLL_S = 15.0
+BUSY = ("Creating", "Updating", "Deleting")
+
+_KEY = "InferenceComponentName"
+
+
+def pool_action(config: Action, model: Action, name: str, max_instances: int) -> Action:
+    """The call that makes the endpoint's configuration, without the model.
+
+    Args:
+        config: The one with the model.
+        model: The call that makes that.
+        name: The endpoint's.
+        max_instances: Instances at most.
+    """
+    request = {key: value for key, value in config.request.items() if key != "EndpointConfigName"}
+    pool = component_config(request, model.request, max_instances)
+    return named(
+        "create_endpoint_config", "EndpointConfigName", name, pool, f"{config.note}, without a model"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentGoal:
+    """The component as it shall be.
+
+    Attributes:
+        create: The call that makes it from nothing.
+    """
+
+    create: Action
+
+    @staticmethod
+    def of(name: str, config: Action) -> "ComponentGoal":
+        """For an endpoint.
+
+        Args:
+            name: The endpoint's, and the component's.
+            config: The call for a configuration with the model.
+        """
+        request = component_request(name, name, config.request)
+        return ComponentGoal(
+            Action("sagemaker", "create_inference_component", request, "the model, on one of the GPUs")
+        )
+
+    @property
+    def name(self) -> str:
+        """The component's."""
+        return str(self.create.request[_KEY])
+
+    @property
+    def specification(self) -> Mapping[str, Any]:
+        """What runs."""
+        specification: Mapping[str, Any] = self.create.request["Specification"]
+        return specification
+
+    def plan(self, found: Description | None, *, endpoint_is_new: bool) -> list[Action]:
+        """The calls that lead there from what exists; it has settled.
+
+        Args:
+            found: The component, None if there is none.
+            endpoint_is_new: It belongs to an endpoint that is no more.
+        """
+        if found is None:
+            return [self.create]
+        if endpoint_is_new or found.get("InferenceComponentStatus") == "Failed":
+            request = {_KEY: self.name}
+            return [Action("sagemaker", "delete_inference_component", request, "component"), self.create]
+        if contains(found["Specification"], self.specification):
+            return []
+        update = {_KEY: self.name, "Specification": self.specification}
+        return [Action("sagemaker", "update_inference_component", update, "the new model in its place")]
+
+
+def check_pool(name: str, found: Resources, current: Mapping[str, Any] | None, config_name: str) -> None:
+    """Check that an endpoint that exists can host the component.
+
+    Raises:
+        CommandError: It is of another kind, or has other instances.
+    """
+    endpoint = found.endpoint
+    if endpoint is None or endpoint["EndpointStatus"] not in ("InService", "UpdateRollbackFailed"):
+        return
+    if endpoint["EndpointConfigName"] == config_name:
+        return
+    has_model = current is None or "ModelName" in current["ProductionVariants"][0]
+    wrong = (
+        "has the model itself" if has_model else "has other instances, another role, network or --max-count"
+    )
+    raise CommandError(
+        f"{name} {wrong}: --to-zero cannot change that",
+        f"give the new endpoint another name, or delete this one first: scripts/delete {name}",
+    )
+
+
+class ComponentRoller:
+    """Makes the calls and waits.
+
+    Args:
+        aws: Where.
+        goal: The component.
+        console: Where to show what happens.
+    """
+
+    def __init__(self, aws: Aws, goal: ComponentGoal, console: Console) -> None:
+        self._aws, self._goal, self._console = aws, goal, console
+
+    def settle(self) -> Description | None:
+        """Wait until the component does nothing by itself any more; its description, None without one."""
+        start_s, shown = waiting.SYSTEM_CLOCK.now(), None
+        while True:
+            found = describe_component(self._aws.client("sagemaker"), self._goal.name)
+            status = (found or {}).get("InferenceComponentStatus")
+            if status not in BUSY:
+                return found
+            if status != shown:
+                elapsed = duration(waiting.SYSTEM_CLOCK.now() - start_s)
+                self._console.progress(f"{elapsed:>7}  component {self._goal.name} is {status}")
+                shown = status
+            waiting.SYSTEM_CLOCK.sleep(POLL_S)
+
+    def apply(self, actions: list[Action]) -> None:
+        """Make the calls.
+
+        Raises:
+            CommandError: The component did not come up.
+        """
+        for action in actions:
+            if action.operation.startswith("delete_"):
+                remove(self._aws, self._console, action)
+            else:
+                self._make(action)
+        found = self.settle()
+        is_up = found is not None and found.get("InferenceComponentStatus") == "InService"
+        if not (found and is_up and contains(found["Specification"], self._goal.specification)):
+            raise self._failure(found)
+
+    def _make(self, action: Action) -> None:
+        self._console.progress(f"{action.operation.replace('_', ' ')}: {self._goal.name}")
+        try:
+            action.apply(self._aws)
+        except ClientError as error:
+            # an answer may have been lost on its way, and the call made again
+            if "already exist" not in error.response["Error"].get("Message", "").lower():
+                raise
+
+    def take_away(self) -> None:
+        """Delete the component."""
+        request = {_KEY: self._goal.name}
+        action = Action("sagemaker", "delete_inference_component", request, "component")
+        remove(self._aws, self._console, action)
+
+    def _failure(self, found: Description | None) -> CommandError:
+        if found is None:
+            return CommandError(f"the component {self._goal.name} was deleted by somebody else meanwhile")
+        reason = str(found.get("FailureReason", "no reason given"))
+        group = f"/aws/sagemaker/InferenceComponents/{self._goal.name}"
+        lines = "\n    ".join(last_log_lines(self._aws, group))
+        status = found.get("InferenceComponentStatus")
+        what = "the update was called off" if status == "InService" else status
+        advice = f"{hint(reason)}\n  {group}:\n    {lines}".lstrip("\n ")
+        return CommandError(f"the component {self._goal.name}: {what}: {reason}", advice)

@@ -1,0 +1,314 @@
+"""``scripts/deploy``: an endpoint on SageMaker, made or changed, and waited for."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from gptj_serve.aws import deploy_options, grants, iam
+from gptj_serve.aws.alarms import alarm_actions
+from gptj_serve.aws.checks import check_fit, check_update, find_type, warn
+from gptj_serve.aws.clients import Aws, connect
+from gptj_serve.aws.command import run
+from gptj_serve.aws.component_rollout import ComponentGoal, ComponentRoller, check_pool, pool_action
+from gptj_serve.aws.console import Console
+from gptj_serve.aws.deploy_failure import explain_failure
+from gptj_serve.aws.endpoints import BUSY, TAG, Resources, describe_config, find_resources
+from gptj_serve.aws.environment import container_environment
+from gptj_serve.aws.errors import CommandError, UsageError, redact
+from gptj_serve.aws.image_uri import ImageUri, find_image
+from gptj_serve.aws.instances import PRICES_AS_OF
+from gptj_serve.aws.inventory import describe_component
+from gptj_serve.aws.model_data import look, parse_uri
+from gptj_serve.aws.plan import Action, show, validate
+from gptj_serve.aws.removal import remove
+from gptj_serve.aws.requests import (
+    Update,
+    Wanted,
+    check_name,
+    config_action,
+    endpoint_action,
+    model_action,
+    update_action,
+)
+from gptj_serve.aws.roles import ROLE_NAME, role_actions, role_arn
+from gptj_serve.aws.rollout import CallRefused, Goal, Roller, Rollout, RolloutFailed, plan_rollout
+from gptj_serve.aws.tags import to_dict, to_list
+from gptj_serve.aws.waiting import Waiter, duration
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    return run(deploy_options.parser(), _handle, argv)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the steps of one run share."""
+
+    arguments: argparse.Namespace
+    console: Console
+    aws: Aws
+    wanted: Wanted
+    waiter: Waiter
+
+    def find(self) -> Resources:
+        clients = self.aws.client("sagemaker"), self.aws.client("cloudwatch")
+        return find_resources(*clients, self.wanted.name)
+
+
+def _handle(arguments: argparse.Namespace, console: Console) -> None:
+    if arguments.print_iam is not None:
+        _print_iam(arguments, console)
+        return
+    made = _begin(arguments, console)
+    found = made.find()
+    if found.endpoint and found.endpoint["EndpointStatus"] in BUSY and not arguments.dry_run:
+        console.progress(f"{arguments.name} is {found.endpoint['EndpointStatus']}: waiting for that first.")
+        made.waiter.settle()
+        found = made.find()
+    name = (found.endpoint or {}).get("EndpointConfigName")
+    current = describe_config(made.aws.client("sagemaker"), name) if name else None
+    goal = _goal(made, current)
+    if arguments.to_zero:
+        component = ComponentGoal.of(arguments.name, config_action(made.wanted, goal.model_name))
+        check_pool(arguments.name, found, current, goal.config_name)
+        _deploy_component(made, goal, plan_rollout(goal, found), component)
+        return
+    rollout = plan_rollout(goal, found)
+    if rollout.kind == "update":
+        watches = not arguments.no_alarms
+        check_update(made.aws, made.wanted, current, found.alarms, watches=watches)
+    if arguments.dry_run:
+        _show_plan(made, rollout)
+    else:
+        _show_end(made, rollout, goal, _roll_out(made, goal, rollout))
+
+
+def _begin(arguments: argparse.Namespace, console: Console) -> _Run:
+    """Check all that can be known beforehand, what needs no AWS first."""
+    check_name(arguments.name)
+    deploy_options.check(arguments)
+    is_async = bool(arguments.async_output)
+    environment, settings = container_environment(arguments.env, is_async=is_async)
+    instance = find_type(arguments.instance_type, arguments.volume_gb)
+    tags = to_dict(arguments.tag)
+    parse_uri(arguments.model_data)
+    ImageUri.parse(arguments.image)
+    aws = connect(arguments.region, arguments.profile)
+    warn(instance, console)
+    image = find_image(aws, arguments.image, console)
+    data = look(aws, arguments.model_data, console)
+    check_fit(instance, data, settings)
+    wanted = Wanted(
+        name=arguments.name,
+        image=image,
+        data=data,
+        instance=instance,
+        num_instances=arguments.count,
+        role_arn=role_arn(aws, arguments.role or ROLE_NAME),
+        environment=environment,
+        has_metrics=settings.front == "http",
+        tags=tags,
+        volume_gb=arguments.volume_gb,
+        download_timeout_s=arguments.download_timeout_s,
+        startup_timeout_s=arguments.startup_timeout_s,
+        async_output=arguments.async_output,
+        async_concurrency=arguments.async_concurrency,
+        subnets=arguments.subnets,
+        security_groups=arguments.security_groups,
+        is_isolated=arguments.isolated,
+    )
+    return _Run(arguments, console, aws, wanted, Waiter(aws.client("sagemaker"), arguments.name, console))
+
+
+def _goal(made: _Run, current: Mapping[str, Any] | None) -> Goal:
+    arguments, wanted = made.arguments, made.wanted
+    model = model_action(wanted)
+    config = config_action(wanted, model.request["ModelName"])
+    if arguments.to_zero:
+        config = pool_action(config, model, wanted.name, arguments.max_count or deploy_options.MAX_COUNT)
+    alarms: tuple[Action, ...] = ()
+    if not (arguments.no_alarms or arguments.to_zero):  # these look at the variant, and undo its updates
+        alarms = alarm_actions(
+            wanted.name, to_list({**wanted.tags, TAG: wanted.name}), arguments.rollback_latency_s
+        )
+    update = Update(
+        traffic=arguments.traffic,
+        bake_s=arguments.bake_s,
+        alarms=tuple(one.request["AlarmName"] for one in alarms),
+        # scaling may have changed the number since; another --count is an order to change it
+        keeps_count=_initial_count(current) == wanted.num_instances,
+    )
+    config_name = config.request["EndpointConfigName"]
+    role = role_actions(made.aws, wanted.name, _execution_policy(made)) if arguments.create_role else []
+    return Goal(
+        model=model,
+        config=config,
+        alarms=alarms,
+        create=endpoint_action(wanted, config_name),
+        update=update_action(wanted.name, config_name, wanted.num_instances, update),
+        role=tuple(role),
+    )
+
+
+def _initial_count(config: Mapping[str, Any] | None) -> int | None:
+    return config["ProductionVariants"][0].get("InitialInstanceCount") if config else None
+
+
+def _execution_policy(made: _Run) -> dict[str, Any]:
+    aws = made.aws
+    return iam.execution_policy(_scope(made.arguments, aws.partition, aws.region, aws.account))
+
+
+def _deploy_component(made: _Run, goal: Goal, rollout: Rollout, component: ComponentGoal) -> None:
+    roller = ComponentRoller(made.aws, component, made.console)
+    there = describe_component(made.aws.client("sagemaker"), component.name)
+    if not made.arguments.dry_run:
+        there = roller.settle()
+    actions = component.plan(there, endpoint_is_new=rollout.kind != "none")
+    if made.arguments.dry_run:
+        _show_plan(made, replace(rollout, switch=(*rollout.switch, *actions)))
+        return
+    endpoint = _roll_out(made, goal, replace(rollout, tidy=()))
+    try:
+        roller.apply(actions)
+    except CommandError:
+        _undo_component(
+            made, roller, is_update="update_inference_component" in {one.operation for one in actions}
+        )
+        raise
+    for action in rollout.tidy:
+        remove(made.aws, made.console, action)
+    kind = rollout.kind if rollout.kind != "none" or not actions else "update"
+    _show_end(made, replace(rollout, kind=kind), goal, endpoint)
+
+
+def _undo_component(made: _Run, roller: ComponentRoller, *, is_update: bool) -> None:
+    if not made.arguments.keep and not is_update:
+        roller.take_away()
+    # without a component an endpoint is of no use; after an update the one before it serves
+    _undo(made, _roller(made), {"EndpointStatus": "InService" if is_update else "Failed"})
+
+
+def _roll_out(made: _Run, goal: Goal, rollout: Rollout) -> Mapping[str, Any]:
+    roller = _roller(made)
+    try:
+        return roller.apply(rollout, goal)
+    except RolloutFailed as failed:
+        error = explain_failure(made.aws, made.wanted, failed)
+        _undo(made, roller, failed.endpoint)
+        raise error from None
+    except CallRefused as refused:
+        _undo(made, roller, None)
+        raise refused.error from None
+
+
+def _roller(made: _Run) -> Roller:
+    return Roller(
+        made.aws,
+        made.wanted.name,
+        made.console,
+        made.waiter,
+        capacity_wait_s=made.arguments.capacity_wait * 60,
+        waits_for_role=made.arguments.create_role,
+    )
+
+
+def _undo(made: _Run, roller: Roller, endpoint: Mapping[str, Any] | None) -> None:
+    status = endpoint["EndpointStatus"] if endpoint else None
+    if made.arguments.keep:
+        made.console.progress("--keep: everything stays as it is; scripts/delete takes it away.")
+        return
+    if status == "UpdateRollbackFailed":  # instances of both versions serve: nothing is unused
+        return
+    made.console.progress("Taking away what was made in vain:")
+    try:
+        roller.roll_back(with_endpoint=status in ("Failed", "OutOfService"))
+    except (CallRefused, BotoCoreError, ClientError) as error:
+        why = redact(str(error))
+        made.console.progress(f"Not all could be taken away ({why}); scripts/delete does it.")
+
+
+def _show_plan(made: _Run, rollout: Rollout) -> None:
+    for action in rollout.actions:
+        validate(action)
+    fields = {"plan": rollout.kind, "actions": [action.to_dict() for action in rollout.actions]}
+    made.console.result(fields, show(rollout.actions))
+
+
+def _show_end(made: _Run, rollout: Rollout, goal: Goal, endpoint: Mapping[str, Any]) -> None:
+    wanted = made.wanted
+    variants = endpoint.get("ProductionVariants") or [{}]
+    count = variants[0].get("CurrentInstanceCount", wanted.num_instances)
+    price = wanted.instance.price_usd_hour
+    fields = {
+        "endpoint": wanted.name,
+        "status": endpoint["EndpointStatus"],
+        "change": rollout.kind,
+        "config": goal.config_name,
+        "model": goal.model_name,
+        "image": wanted.image,
+        "instance_type": wanted.instance.name,
+        "instances": count,
+        "usd_per_hour": price and round(price * count, 4),
+        "region": made.aws.region,
+        "elapsed_s": round(made.waiter.elapsed_s, 1),
+    }
+    made.console.result(fields, _summary(made, rollout, count))
+
+
+def _summary(made: _Run, rollout: Rollout, count: int) -> str:
+    wanted, price = made.wanted, made.wanted.instance.price_usd_hour
+    costs = (
+        "" if price is None else f", about ${price * count:.2f} an hour (us-east-1, {PRICES_AS_OF}; check)"
+    )
+    state = "is in service, nothing to change" if rollout.kind == "none" else "is in service"
+    took = "" if rollout.kind == "none" else f" after {duration(made.waiter.elapsed_s)}"
+    to_zero = made.arguments.to_zero
+    component = f" --component {wanted.name}" if to_zero else ""
+    most = made.arguments.max_count or deploy_options.MAX_COUNT
+    lines = (
+        f"{wanted.name} {state}{took}: {count} x {wanted.instance.name}{costs}.",
+        f'Ask it: scripts/invoke {wanted.name}{component} "In the beginning"',
+        *([f"Let it shrink: scripts/scale {wanted.name} --max {most} --to-zero"] if to_zero else []),
+        f"End it: scripts/delete {wanted.name}",
+    )
+    return "\n".join(lines)
+
+
+def _print_iam(arguments: argparse.Namespace, console: Console) -> None:
+    command = arguments.print_iam or None
+    known = [*grants.COMMANDS, "execution-role"]
+    if command is not None and command not in known:
+        raise UsageError(f"--print-iam {command}: no such command; there are {', '.join(known)}")
+    scope = _scope(arguments, "aws", arguments.region or "*", "*")
+    documents = grants.documents(scope, command)
+    console.result(documents, json.dumps(documents if command is None else documents[command], indent=2))
+
+
+def _scope(arguments: argparse.Namespace, partition: str, region: str, account: str) -> iam.Scope:
+    """What the options say of the resources; what they do not say is "*"."""
+    bucket, prefix = parse_uri(arguments.model_data) if arguments.model_data else ("*", "")
+    output = parse_uri(arguments.async_output, "--async-output") if arguments.async_output else None
+    role = arguments.role if arguments.role and arguments.role.startswith("arn:") else None
+    return iam.Scope(
+        partition=partition,
+        region=region,
+        account=account,
+        name=arguments.name,
+        repository=ImageUri.parse(arguments.image).repository if arguments.image else "gptj-serve",
+        bucket=bucket,
+        prefix=prefix,
+        role_arn=role,
+        output=output,
+        in_vpc=bool(arguments.subnets),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

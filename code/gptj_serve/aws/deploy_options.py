@@ -1,0 +1,211 @@
+"""The command line of ``scripts/deploy``."""
+
+import argparse
+import re
+from collections.abc import Callable
+
+from gptj_serve.aws import alarms, tags
+from gptj_serve.aws.command import make_parser
+from gptj_serve.aws.errors import UsageError
+from gptj_serve.aws.grants import COMMANDS
+from gptj_serve.aws.requests import TRAFFIC
+from gptj_serve.aws.roles import ROLE_NAME
+
+DESCRIPTION = """\
+Make an endpoint on SageMaker, or change one, and wait until it is in service.
+
+With the same arguments it changes nothing. With others (a new image, another instance type) the endpoint
+is updated without a gap: new instances beside the old ones, watched for a while; if they answer with errors
+or too slowly, the old ones stay. Interrupted, run it again: it goes on."""
+
+EXAMPLES = """
+scripts/deploy --image "$(scripts/push)" --model-data s3://my-bucket/gpt-j-6b/ --role MyExecutionRole
+scripts/deploy gpt-j --instance-type ml.g5.2xlarge --image … --model-data … --create-role
+scripts/deploy gpt-j --image … --model-data … --role … --dry-run
+scripts/deploy gpt-j --image … --model-data … --role … --count 4 --traffic canary --bake-s 600
+scripts/deploy gpt-j-idle --image … --model-data … --role … --to-zero --max-count 2
+scripts/deploy gpt-j-later --image … --model-data … --role … --async-output s3://my-bucket/answers/
+scripts/deploy --print-iam deploy
+"""
+
+MAX_COUNT = 4
+"""Instances at most of an endpoint that may have none, unless its user says otherwise."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser."""
+    made = make_parser("deploy", DESCRIPTION, EXAMPLES)
+    made.add_argument(
+        "name", nargs="?", default="gpt-j", metavar="NAME", help="the endpoint's (default: gpt-j)"
+    )
+    made.add_argument("--image", metavar="URI", help="in ECR, with its digest, as scripts/push prints it")
+    made.add_argument(
+        "--model-data", metavar="S3_URI", help="a prefix, or a model.tar.gz, from scripts/upload-model"
+    )
+    made.add_argument(
+        "--print-iam",
+        nargs="?",
+        const="",
+        metavar="COMMAND",
+        help="print the IAM policies that "
+        f"commands and the execution role need, or one of: {', '.join(COMMANDS)}, execution-role",
+    )
+    _add_role(made.add_argument_group("execution role (one of the two)").add_mutually_exclusive_group())
+    _add_instances(made.add_argument_group("instances"))
+    tags.add_option(made)
+    _add_container(made.add_argument_group("container"))
+    _add_update(made.add_argument_group("updates and failures"))
+    return made
+
+
+def _add_role(group: argparse._MutuallyExclusiveGroup) -> None:
+    group.add_argument("--role", metavar="ARN", help="ARN or name of the role that the endpoint runs with")
+    group.add_argument("--create-role", action="store_true", help=f"make, or complete, a role {ROLE_NAME}")
+
+
+def _add_instances(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--instance-type", default="ml.g4dn.2xlarge", metavar="TYPE", help="default: %(default)s"
+    )
+    group.add_argument(
+        "--count", type=_whole(1, 1000), default=1, metavar="N", help="instances at first (default: 1)"
+    )
+    group.add_argument(
+        "--volume-gb",
+        type=_whole(1, 512),
+        metavar="GB",
+        help="disk, for types without one of their own (p3, CPUs)",
+    )
+    group.add_argument(
+        "--to-zero",
+        action="store_true",
+        help="host the model as an inference component, so that it can scale to no instance at all",
+    )
+    group.add_argument(
+        "--max-count",
+        type=_whole(1, 1000),
+        metavar="N",
+        help=f"with --to-zero: instances at most (default: {MAX_COUNT})",
+    )
+    group.add_argument("--subnets", type=_list, default=(), metavar="ID,…", help="network of the containers")
+    group.add_argument("--security-groups", type=_list, default=(), metavar="ID,…", help="and its rules")
+
+
+def _add_container(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="a setting (repeatable)"
+    )
+    group.add_argument("--isolated", action="store_true", help="the container gets no network")
+    group.add_argument(
+        "--download-timeout-s", type=_whole(60, 3600), metavar="S", help="default: by the model's size"
+    )
+    group.add_argument(
+        "--startup-timeout-s", type=_whole(60, 3600), metavar="S", help="default: by the model's size"
+    )
+    group.add_argument(
+        "--async-output", metavar="S3_URI", help="an asynchronous endpoint, whose answers go there"
+    )
+    group.add_argument(
+        "--async-concurrency", type=_whole(1, 1000), metavar="N", help="requests an instance gets at once"
+    )
+
+
+def _add_update(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--traffic",
+        choices=TRAFFIC,
+        default="auto",
+        help="how an update moves it: all at once, or a "
+        "tenth of the instances first, which auto does when there are several",
+    )
+    group.add_argument(
+        "--bake-s",
+        type=_whole(0, 3600),
+        default=300,
+        metavar="S",
+        help="an update is watched so long (default: 300)",
+    )
+    group.add_argument(
+        "--rollback-latency-s",
+        type=_number(0, 3600),
+        default=alarms.DEFAULT_LATENCY_S,
+        metavar="S",
+        help="an update is called off when the slowest 1 %% take longer (default: 55; 0: never)",
+    )
+    group.add_argument("--no-alarms", action="store_true", help="no alarms: no update is called off")
+    group.add_argument(
+        "--capacity-wait",
+        type=_number(0, 1440),
+        default=30.0,
+        metavar="MINUTES",
+        help="try again so long while AWS has no such instance (default: 30)",
+    )
+    group.add_argument("--keep", action="store_true", help="take nothing away when it fails, to look into it")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """What can be said of the options without asking AWS.
+
+    Raises:
+        UsageError: One is missing, or does not go with another.
+    """
+    for option in ("image", "model_data"):
+        if not getattr(arguments, option):
+            raise UsageError(f"--{option.replace('_', '-')} is missing", "scripts/deploy --help has examples")
+    if not arguments.role and not arguments.create_role:
+        raise UsageError(
+            "--role is missing: the role that the endpoint runs with",
+            "--create-role makes one; --print-iam execution-role shows what one must be allowed",
+        )
+    if bool(arguments.subnets) != bool(arguments.security_groups):
+        raise UsageError("--subnets and --security-groups: both or neither")
+    if arguments.traffic == "canary" and arguments.count < 2:
+        raise UsageError("--traffic canary: needs --count 2 or more, one instance cannot be divided")
+    if arguments.async_output and not re.fullmatch(
+        r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", arguments.async_output
+    ):
+        raise UsageError(
+            f"--async-output {arguments.async_output}: not an S3 address such as s3://bucket/answers/"
+        )
+    _check_to_zero(arguments)
+    if arguments.async_concurrency and not arguments.async_output:
+        raise UsageError("--async-concurrency: only with --async-output")
+
+
+def _check_to_zero(arguments: argparse.Namespace) -> None:
+    if arguments.max_count and not arguments.to_zero:
+        raise UsageError("--max-count: only with --to-zero; scripts/scale sets the limits of other endpoints")
+    if arguments.to_zero and arguments.async_output:
+        raise UsageError(
+            "--to-zero: not with --async-output, which needs no component: scripts/scale --to-zero"
+        )
+    if arguments.to_zero and arguments.count > (arguments.max_count or MAX_COUNT):
+        raise UsageError(
+            f"--count {arguments.count}: more than --max-count {arguments.max_count or MAX_COUNT}"
+        )
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text}: must be a whole number from {low} to {high}")
+        return int(text)
+
+    return whole_number
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text}: must be a number from {low:g} to {high:g}")
+        return value
+
+    return number
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

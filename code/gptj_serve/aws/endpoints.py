@@ -1,0 +1,125 @@
+"""What exists of an endpoint: each description or None, and everything that belongs to it.
+
+Models and endpoint configurations are ours when they are called ``NAME-`` plus eight hexadecimal digits and
+carry the tag `TAG` with the endpoint's name; nothing else is ever changed or deleted.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+TAG = "gptj-serve:endpoint"
+"""Key of the tag that everything made for an endpoint carries; the value is the endpoint's name."""
+
+VARIANT = "main"
+"""Name of the one production variant."""
+
+MAX_NAME = 54
+"""Characters of an endpoint's name: configurations add nine, and SageMaker takes 63."""
+
+BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
+"""States of an endpoint that end by themselves; it can be neither updated nor deleted before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What belongs to an endpoint, by name.
+
+    Attributes:
+        endpoint: Its description, None if there is none.
+        configs: Endpoint configurations.
+        models: Models.
+        alarms: CloudWatch alarms, each with its description.
+    """
+
+    endpoint: Mapping[str, Any] | None
+    configs: tuple[str, ...]
+    models: tuple[str, ...]
+    alarms: tuple[Mapping[str, Any], ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is there."""
+        return self.endpoint is None and not (self.configs or self.models or self.alarms)
+
+
+def is_missing(error: ClientError) -> bool:
+    """Whether an error says that what was asked for does not exist."""
+    code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
+    if code in ("ResourceNotFound", "ResourceNotFoundException", "NoSuchEntity", "404", "NoSuchKey"):
+        return True
+    # SageMaker has no code of its own for it
+    return (
+        code in ("ValidationException", "ValidationError")
+        and re.match(r"(?i)could not find", message) is not None
+    )
+
+
+def describe_endpoint(sagemaker: Any, name: str) -> Mapping[str, Any] | None:
+    """An endpoint's description, None if there is none."""
+    return or_none(sagemaker.describe_endpoint, EndpointName=name)
+
+
+def describe_config(sagemaker: Any, name: str) -> Mapping[str, Any] | None:
+    """An endpoint configuration's description, None if there is none."""
+    return or_none(sagemaker.describe_endpoint_config, EndpointConfigName=name)
+
+
+def describe_model(sagemaker: Any, name: str) -> Mapping[str, Any] | None:
+    """A model's description, None if there is none."""
+    return or_none(sagemaker.describe_model, ModelName=name)
+
+
+def find_resources(sagemaker: Any, cloudwatch: Any, name: str) -> Resources:
+    """Everything that belongs to an endpoint of ours.
+
+    Args:
+        sagemaker: boto3 client.
+        cloudwatch: boto3 client.
+        name: The endpoint's name; it need not exist (any more).
+    """
+    return Resources(
+        endpoint=describe_endpoint(sagemaker, name),
+        configs=tuple(_ours(sagemaker, "list_endpoint_configs", "EndpointConfig", name)),
+        models=tuple(_ours(sagemaker, "list_models", "Model", name)),
+        alarms=find_alarms(cloudwatch, name),
+    )
+
+
+def alarm_prefix(name: str) -> str:
+    """What the names of an endpoint's alarms begin with."""
+    return f"gptj-serve/{name}/"
+
+
+def find_alarms(cloudwatch: Any, name: str) -> tuple[Mapping[str, Any], ...]:
+    """The alarms of an endpoint."""
+    pages = cloudwatch.get_paginator("describe_alarms").paginate(AlarmNamePrefix=alarm_prefix(name))
+    return tuple(alarm for page in pages for alarm in page["MetricAlarms"])
+
+
+def _ours(sagemaker: Any, operation: str, kind: str, name: str) -> Iterator[str]:
+    """Names of the models or configurations of an endpoint; both APIs look alike."""
+    pattern = re.compile(re.escape(name) + r"-[0-9a-f]{8}")
+    for page in sagemaker.get_paginator(operation).paginate(NameContains=f"{name}-"):
+        for item in page[f"{kind}s"]:
+            if pattern.fullmatch(item[f"{kind}Name"]) and has_tag(sagemaker, item[f"{kind}Arn"], name):
+                yield item[f"{kind}Name"]
+
+
+def has_tag(sagemaker: Any, arn: str, name: str) -> bool:
+    """Whether something of SageMaker's was made for an endpoint of ours."""
+    tags = or_none(sagemaker.list_tags, ResourceArn=arn) or {}
+    return {"Key": TAG, "Value": name} in tags.get("Tags", [])
+
+
+def or_none(call: Callable[..., Mapping[str, Any]], **request: str) -> Mapping[str, Any] | None:
+    """A call's answer, None if what it asks for does not exist."""
+    try:
+        return call(**request)
+    except ClientError as error:
+        if is_missing(error):
+            return None
+        raise

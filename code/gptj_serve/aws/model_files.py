@@ -1,0 +1,101 @@
+"""Which files of a model directory an endpoint needs, and what they hold."""
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptj_serve.engine.model_dir import CONFIG, Checkpoint
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+BESIDE_THE_WEIGHTS = (
+    CONFIG,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+"""All that serving reads of a model directory besides its weights."""
+
+_PIECE_BYTES = 4 << 20
+_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """One file as it goes up.
+
+    Attributes:
+        path: Where it is on this machine.
+        num_bytes: Its size.
+        sha256: Of its bytes, in hexadecimal digits.
+        crc32: Of its bytes: what S3 checks a whole object by, however many parts it came in. None while
+            the file is still to be made.
+    """
+
+    path: Path
+    num_bytes: int
+    sha256: str
+    crc32: int | None
+
+    @property
+    def name(self) -> str:
+        """Without directories: a model has none."""
+        return self.path.name
+
+
+def serving_paths(checkpoint: Checkpoint) -> list[Path]:
+    """The files that an endpoint needs of a checkpoint in safetensors, in the order of their names."""
+    is_single = [path.name for path in checkpoint.files.paths] == [SINGLE]
+    beside = BESIDE_THE_WEIGHTS if is_single else (*BESIDE_THE_WEIGHTS, INDEX)
+    found = [checkpoint.directory / name for name in beside]
+    return sorted([*checkpoint.files.paths, *(path for path in found if path.is_file())])
+
+
+def left_out(directory: Path, wanted: Iterable[Path]) -> list[Path]:
+    """The directory's other files, which serving does not read; hidden ones are not worth a word."""
+    kept = set(wanted)
+    others = (path for path in directory.iterdir() if path.is_file() and path not in kept)
+    return sorted(path for path in others if not path.name.startswith("."))
+
+
+def read_all(paths: Sequence[Path], add: Callable[[int], None]) -> list[ModelFile]:
+    """Read files for their checksums, several at once.
+
+    Args:
+        paths: The files.
+        add: Told the number of bytes that were read, from several threads.
+
+    Raises:
+        OSError: One cannot be read.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        pending = [pool.submit(_read, path, add) for path in paths]
+        try:
+            return [one.result() for one in pending]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def contents_hash(files: Iterable[ModelFile]) -> str:
+    """One SHA-256 (hexadecimal) for names and contents of all files, whatever their order."""
+    lines = sorted(f"{file.sha256}  {file.name}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _read(path: Path, add: Callable[[int], None]) -> ModelFile:
+    sha256, crc32, num_bytes = hashlib.sha256(), 0, 0
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(_PIECE_BYTES):
+            sha256.update(piece)
+            crc32 = zlib.crc32(piece, crc32)
+            num_bytes += len(piece)
+            add(len(piece))
+    return ModelFile(path, num_bytes, sha256.hexdigest(), crc32)

@@ -1,0 +1,247 @@
+"""``scripts/upload-model``: a model of this machine or of the Hugging Face Hub goes to S3."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptj_serve.aws import manifest, model_source, model_upload, tarball
+from gptj_serve.aws.clients import Aws, connect
+from gptj_serve.aws.command import make_parser, run
+from gptj_serve.aws.console import Console, size
+from gptj_serve.aws.errors import UsageError
+from gptj_serve.aws.manifest import Manifest
+from gptj_serve.aws.model_files import ModelFile, left_out, read_all, serving_paths
+from gptj_serve.aws.model_prepare import Unprepared, Wanted, prepare
+from gptj_serve.aws.model_source import GPT_J
+from gptj_serve.aws.model_upload import Remote, Upload, UploadPlan
+from gptj_serve.aws.plan import Action, show
+from gptj_serve.aws.s3 import S3Url, bucket_actions, default_bucket
+from gptj_serve.engine.checkpoint_files import read_safetensors, some
+from gptj_serve.engine.model_dir import Checkpoint
+
+PREFIX = "gptj-serve/models"
+_HASH_DIGITS = 12
+_TAR_COST = (
+    "an archive starts more slowly: each new instance fetches it as one object, then unpacks it on one core "
+    "(12 GB: 20 s at best) before the container starts, and holds it twice"
+)
+_DESCRIPTION = """Put a model where SageMaker takes it from, as safetensors in float16.
+
+It comes from a directory or the Hugging Face Hub. Only what is missing or differs goes up."""
+_EXAMPLES = f"""
+scripts/upload-model                                   {GPT_J}, to SageMaker's default bucket
+scripts/upload-model ~/gpt-j-6b                        a directory of this machine
+scripts/upload-model ~/gpt-j-6b --to s3://mine/gpt-j/  where to
+scripts/upload-model me/my-gpt-j --revision v2         another repository of the hub
+scripts/upload-model ~/gpt-j-6b --tar                  as one model.tar.gz
+scripts/upload-model ~/gpt-j-6b --dry-run              what would be done
+"""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A model that is ready to go up.
+
+    Attributes:
+        files: All that is needed of it.
+        whole: What the manifest will say.
+        url: The prefix.
+        making: Calls that make the bucket.
+        work_dir: Where an archive is made.
+    """
+
+    files: Sequence[ModelFile]
+    whole: Manifest
+    url: S3Url
+    making: Sequence[Action]
+    work_dir: Path
+
+    @property
+    def model_data(self) -> str:
+        """What `deploy` takes."""
+        return f"{self.url}{tarball.NAME}" if self.whole.is_tar else str(self.url)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return run(_parser(), _upload_model, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser("upload-model", _DESCRIPTION, _EXAMPLES)
+    add = parser.add_argument
+    add(
+        "source",
+        nargs="?",
+        default=GPT_J,
+        help=f"directory, or ORGANISATION/NAME on the hub (default: {GPT_J})",
+    )
+    add("--revision", help=f"branch, tag or commit on the hub (default: float16 for {GPT_J}, else main)")
+    add(
+        "--to",
+        metavar="s3://BUCKET[/PREFIX/]",
+        help=f"where to (default: s3://sagemaker-REGION-ACCOUNT/{PREFIX}/NAME-HASH/; that bucket is made if "
+        "it is missing; HASH is of the model's contents, so another model never takes its place)",
+    )
+    add("--name", help="what keys call the model (default: the source's name)")
+    add("--tar", action="store_true", help=f"one {tarball.NAME} instead of files; {_TAR_COST}")
+    add(
+        "--dtype",
+        choices=("float16", "keep"),
+        default="float16",
+        help="type of the weights in S3; on GPUs serving computes in float16 either way (default: float16)",
+    )
+    add(
+        "--shard-size",
+        type=_gigabytes,
+        default="2",
+        metavar="GB",
+        help="size of converted files at most, 0.001 to 50 (default: 2)",
+    )
+    add("--work-dir", type=Path, help="where converted files go, and stay (default: ~/.cache/gptj-serve)")
+    add("--kms-key", help="id or ARN of the KMS key to encrypt with (default: S3's own)")
+    return parser
+
+
+def _gigabytes(text: str) -> int:
+    try:
+        num_bytes = int(float(text) * 1e9)
+    except (ValueError, OverflowError):
+        num_bytes = 0
+    if not 10**6 <= num_bytes <= 50 * 10**9:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number of GB from 0.001 to 50")
+    return num_bytes
+
+
+def _upload_model(arguments: argparse.Namespace, console: Console) -> None:
+    local = model_source.local_directory(arguments.source)
+    if local is not None and arguments.revision:
+        raise UsageError(f"--revision: {arguments.source} is a directory; only the hub has revisions")
+    to = S3Url.parse(arguments.to, "--to") if arguments.to else None
+    name = model_source.model_name(arguments.name or arguments.source, None if arguments.name else local)
+    aws = connect(arguments.region, arguments.profile)
+    # all that can be wrong there is said before gigabytes are fetched
+    to = to or S3Url(default_bucket(aws), "")
+    making = bucket_actions(aws, to.bucket)
+    wanted = _wanted(arguments)
+    checkpoint = prepare(wanted, name, console, arguments.dry_run)
+    if isinstance(checkpoint, Unprepared):
+        _show_unprepared(checkpoint, _prefix(to, name, "HASH", arguments.tar), making, console)
+        return
+    job = _job(checkpoint, to, name, making, arguments.tar, wanted.work_dir, console)
+    _to_s3(aws, job, arguments.kms_key, arguments.dry_run, console)
+
+
+def _wanted(arguments: argparse.Namespace) -> Wanted:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gptj-serve"
+    return Wanted(
+        source=arguments.source,
+        revision=arguments.revision,
+        keep_dtype=arguments.dtype == "keep",
+        shard_bytes=arguments.shard_size,
+        work_dir=(arguments.work_dir or cache).expanduser(),
+    )
+
+
+def _prefix(to: S3Url, name: str, contents: str, is_tar: bool) -> S3Url:
+    # files and archive of one model are two places: an endpoint may use the one that is there
+    kind = "-tar" if is_tar else ""
+    key = to.key or f"{PREFIX}/{name}-{contents[:_HASH_DIGITS]}{kind}"
+    return S3Url(to.bucket, f"{key.rstrip('/')}/")
+
+
+def _job(
+    checkpoint: Checkpoint,
+    to: S3Url,
+    name: str,
+    making: Sequence[Action],
+    is_tar: bool,
+    work_dir: Path,
+    console: Console,
+) -> _Job:
+    """Read the files that go up."""
+    paths = serving_paths(checkpoint)
+    if others := left_out(checkpoint.directory, paths):
+        console.progress(f"Not needed to serve, and left out: {some([path.name for path in others])}")
+    with console.bar(sum(path.stat().st_size for path in paths), "Reading") as add:
+        files = read_all(paths, add)
+    weight_types = sorted({one.dtype for one in read_safetensors(checkpoint.files).values() if one.is_float})
+    whole = manifest.of_files(name, files, checkpoint.num_weights, weight_types, is_tar)
+    return _Job(files, whole, _prefix(to, name, whole.sha256, is_tar), making, work_dir)
+
+
+def _to_s3(aws: Aws, job: _Job, kms_key: str | None, dry_run: bool, console: Console) -> None:
+    place = model_upload.target(aws, job.url, kms_key)
+    is_new = any(action.operation == "create_bucket" for action in job.making)
+    remote = Remote() if is_new else model_upload.look(aws, place)
+    uploads = _archive(job, remote, dry_run, console) if job.whole.is_tar else _files(job)
+    steps = model_upload.plan(place, uploads, job.whole, remote)
+    if dry_run:
+        sent = model_upload.upload_actions(place, steps.uploads)
+        _show_plan(job, [*job.making, *steps.before, *sent, *steps.after], console)
+        return
+    for action in job.making:
+        console.progress(f"{action.operation} {job.url.bucket}: {action.note}")
+        action.apply(aws)
+    model_upload.apply(aws, place, steps, console)
+    if job.whole.is_tar:
+        _archive_path(job).unlink(missing_ok=True)
+    _show_result(job, steps, console)
+
+
+def _files(job: _Job) -> list[Upload]:
+    return [Upload(file, f"{job.url.key}{file.name}", file.sha256) for file in job.files]
+
+
+def _archive(job: _Job, remote: Remote, dry_run: bool, console: Console) -> list[Upload]:
+    """The archive alone; it is made only if it has to go up."""
+    key, path = f"{job.url.key}{tarball.NAME}", _archive_path(job)
+    file = ModelFile(path, job.whole.num_bytes, job.whole.sha256, None)
+    if not dry_run and not remote.has(key, job.whole.sha256, None):
+        console.progress(f"Packing {path}: {_TAR_COST}")
+        if not path.exists():
+            with console.bar(job.whole.num_bytes, "Packing") as add:
+                tarball.write(path, job.files, add)
+        with console.bar(path.stat().st_size, "Reading") as add:
+            (file,) = read_all([path], add)
+    return [Upload(file, key, job.whole.sha256)]
+
+
+def _archive_path(job: _Job) -> Path:
+    # what has this name was made of the very same contents
+    return job.work_dir / f"{job.whole.name}-{job.whole.sha256[:_HASH_DIGITS]}-{tarball.NAME}"
+
+
+def _show_unprepared(undone: Unprepared, url: S3Url, making: Sequence[Action], console: Console) -> None:
+    last = f"upload it to {url}" + (" (HASH: of its contents)" if "-HASH" in url.key else "")
+    steps = [*undone.steps, last]
+    calls = f"{show(making)}\n\n" if making else ""
+    fields = {"plan": [*(action.to_dict() for action in making), *({"step": step} for step in steps)]}
+    console.result(fields, calls + "\n".join(f"# {step}" for step in steps))
+
+
+def _show_plan(job: _Job, actions: Sequence[Action], console: Console) -> None:
+    fields = {"model_data": job.model_data, "plan": [action.to_dict() for action in actions]}
+    console.result(fields, f"{show(actions)}\n\n# then: {job.model_data}")
+
+
+def _show_result(job: _Job, steps: UploadPlan, console: Console) -> None:
+    fields: dict[str, Any] = {
+        "model_data": job.model_data,
+        "bytes": job.whole.num_bytes,
+        "num_files": len(job.files),
+        "uploaded_bytes": steps.num_bytes,
+        "uploaded_files": len(steps.uploads),
+        "sha256": job.whole.sha256,
+    }
+    went_up = f"{len(steps.uploads)} uploaded" if steps.uploads else "all of it was there already"
+    console.progress(f"{len(job.files)} files, {size(job.whole.num_bytes)}: {went_up}")
+    console.result(fields, job.model_data)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

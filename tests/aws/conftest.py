@@ -1,0 +1,78 @@
+"""AWS as a server on loopback, and commands that are run against it."""
+
+import os
+import urllib.request
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import moto_components
+import moto_sagemaker
+import pytest
+from commands import NOWHERE, fake_environment
+from docker_engine import Engine
+from moto.server import ThreadedMotoServer
+
+from gptj_serve.aws.clients import Aws, connect
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _read_models_once() -> Iterator[None]:
+    """Each command makes a session, which would read botocore's descriptions of the services anew."""
+    loader = boto3.Session()._session.get_component("data_loader")
+
+    class Session(boto3.Session):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self._session.register_component("data_loader", loader)
+
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr("boto3.Session", Session)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_real_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine is set up for: made-up credentials, and nothing answers unless `aws` is used."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in fake_environment(NOWHERE).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def moto_url() -> Iterator[str]:
+    """Where moto's server listens: real HTTP, one for all tests of a process."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    moto_sagemaker.install()
+    moto_components.install()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def clients() -> dict[str, dict[str, Any]]:
+    """Clients of moto's server, by region: to make one takes longer than all of a command's calls."""
+    return defaultdict(dict)
+
+
+@pytest.fixture
+def aws(moto_url: str, clients: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Aws:
+    """An account with nothing in it; commands, in this process or their own, reach the same."""
+    reset = urllib.request.Request(f"{moto_url}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset, timeout=10).close()
+    moto_sagemaker.reset()
+    moto_components.failures.clear()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_url)
+    monkeypatch.setattr(Aws, "_clients", property(lambda self: clients[self.region]))
+    return connect()
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """A Docker engine without an image."""
+    return Engine(tmp_path / "engine", monkeypatch)

@@ -1,0 +1,72 @@
+"""The fake Docker engine as tests see it."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import fake_docker
+import pytest
+
+
+class Engine:
+    """A ``docker`` on PATH that has what tests give it; see `fake_docker`.
+
+    Args:
+        folder: Of its own, for this test alone.
+        monkeypatch: Puts it on PATH.
+    """
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.state = folder / "state"
+        self.temporary = folder / "tmp"
+        programs = folder / "bin"
+        for one in (self.state, self.temporary, programs):
+            one.mkdir(parents=True)
+        (programs / "docker").write_text(f'#!/bin/sh\nexec {sys.executable} -S {fake_docker.__file__} "$@"\n')
+        (programs / "docker").chmod(0o755)
+        monkeypatch.setenv("PATH", str(programs), prepend=":")
+        monkeypatch.setenv("FAKE_DOCKER", str(self.state))
+        monkeypatch.setenv("TMPDIR", str(self.temporary))
+        monkeypatch.setattr("tempfile.tempdir", None)
+        monkeypatch.setattr(fake_docker, "STATE", str(self.state))
+        monkeypatch.setenv("DOCKER_CONFIG", str(folder / "users"))
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """What it was called with, the first call first."""
+        path = self.state / "calls.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def commands(self) -> list[str]:
+        """The first word of each call."""
+        return [call["argv"][0] for call in self.calls]
+
+    def add_image(self, tag: str = "gptj-serve:latest", platform: str = "linux/amd64", **labels: str) -> str:
+        """Put an image there; returns its id."""
+        return fake_docker.add_image(tag, {"org.opencontainers.image.version": "0.1.0", **labels}, platform)
+
+    def wish(self, **what: str) -> None:
+        """Let a command fail with these words, ``hang``, or be ``ok``; ``arch`` is the engine's processor."""
+        fake_docker.write("wishes", what)
+
+    def hanging(self, timeout_s: float = 20) -> int:
+        """Wait until a command hangs; returns its process id."""
+        deadline_s = time.monotonic() + timeout_s
+        path = self.state / "hangs.json"
+        while not (path.exists() and path.read_text()):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        return int(path.read_text())
+
+    @property
+    def leftovers(self) -> list[Path]:
+        """Temporary files that are still there."""
+        return list(self.temporary.iterdir())
+
+    def names(self, image_id: str) -> list[str]:
+        """What an image is called."""
+        names: list[str] = fake_docker.read("images")[image_id]["RepoTags"]
+        return names

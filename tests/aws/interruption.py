@@ -1,0 +1,48 @@
+"""Interrupts or kills this process before one of its steps: a call of AWS, or a change through docker.
+
+As a program it runs a command that this happens to: ``python interruption.py STEP SIGNAL MODULE ARGUMENT...``
+"""
+
+import functools
+import importlib
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from gptj_serve.aws.docker import Docker
+from gptj_serve.aws.plan import Action
+
+Patch = Callable[[type, str, Callable[..., Any]], None]
+
+
+class Interruption:
+    """Raises a signal in this process once, before a step.
+
+    Args:
+        step: Which, 1 is the first.
+        number: The signal.
+        patch: Sets an attribute of a class, as `setattr` does.
+    """
+
+    def __init__(self, step: int, number: int, patch: Patch = setattr) -> None:
+        self.is_done = False
+        self._step, self._number, self._count = step, number, 0
+        patch(Action, "apply", self._wrap(Action.apply))
+        patch(Docker, "run", self._wrap(Docker.run))
+
+    def _wrap(self, really: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(really)
+        def counted(*arguments: Any, **named: Any) -> Any:
+            self._count += 1
+            if self._count == self._step:
+                self.is_done = True
+                signal.raise_signal(self._number)
+            return really(*arguments, **named)
+
+        return counted
+
+
+if __name__ == "__main__":
+    Interruption(int(sys.argv[1]), int(sys.argv[2]))
+    sys.exit(importlib.import_module(f"gptj_serve.aws.{sys.argv[3]}").main(sys.argv[4:]))

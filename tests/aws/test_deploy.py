@@ -1,0 +1,478 @@
+"""``scripts/deploy`` against an account in moto: what it makes, changes, refuses, and takes back."""
+
+import json
+import time
+
+import boto3
+import pytest
+from commands import command
+from deploying import (
+    BUCKET,
+    DATA,
+    ROLE,
+    SETTINGS,
+    FakeTime,
+    deploy,
+    failing,
+    push_image,
+    state,
+    upload,
+)
+from moto_sagemaker import script
+from permissions import recorded
+
+from gptj_serve.aws import deploy as deploy_module
+from gptj_serve.aws import waiting
+from gptj_serve.aws.clients import Aws
+from gptj_serve.aws.endpoints import TAG
+
+NO_CAPACITY = "Unable to provision requested ML compute capacity due to InsufficientInstanceCapacity error."
+ALARMS = ["gptj-serve/gpt-j/update-latency", "gptj-serve/gpt-j/update-server-errors"]
+NOTHING = {
+    "status": None,
+    "config": None,
+    "configs": [],
+    "models": [],
+    "alarms": [],
+    "all configs": 0,
+    "all models": 0,
+}
+
+
+@pytest.fixture(autouse=True)
+def clock(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    """Time that passes at once; and all runs share the clients, which take long to make."""
+    fake = FakeTime()
+    monkeypatch.setattr(waiting, "SYSTEM_CLOCK", waiting.Clock(fake.now, fake.sleep))
+    monkeypatch.setattr(deploy_module, "connect", lambda *_: aws)
+    return fake
+
+
+@pytest.fixture
+def image(aws: Aws) -> str:
+    upload(aws)
+    return push_image(aws, "one")
+
+
+class TestFirstTime:
+    def test_everything_is_made_and_tagged(self, aws: Aws, image: str) -> None:
+        script.num_busy = 3
+        result = deploy(image, "--json", "--tag", "team=search")
+        made = state(aws)
+        assert result.json["status"] == "InService"
+        assert result.json["change"] == "create"
+        assert result.json["usd_per_hour"] == 0.94
+        assert made["status"] == "InService"
+        assert (len(made["configs"]), len(made["models"]), made["alarms"]) == (1, 1, ALARMS)
+        assert made["configs"] == [made["config"]] == [result.json["config"]]
+        sagemaker = aws.client("sagemaker")
+        arns = [
+            sagemaker.describe_endpoint(EndpointName="gpt-j")["EndpointArn"],
+            sagemaker.describe_endpoint_config(EndpointConfigName=made["config"])["EndpointConfigArn"],
+            sagemaker.describe_model(ModelName=made["models"][0])["ModelArn"],
+        ]
+        for arn in arns:
+            tags = {one["Key"]: one["Value"] for one in sagemaker.list_tags(ResourceArn=arn)["Tags"]}
+            assert (tags[TAG], tags["team"]) == ("gpt-j", "search")
+
+    def test_status_and_time_are_shown(self, clock: FakeTime, image: str) -> None:
+        script.num_busy = 20
+        result = deploy(image)
+        lines = [line.strip() for line in result.err.splitlines()]
+        assert "0:00  Creating" in lines
+        assert "2:00  Creating" in lines  # again, for those who read a log
+        assert lines[-1] == "5:00  InService"
+        assert result.out.startswith(
+            "gpt-j is in service after 5:00: 1 x ml.g4dn.2xlarge, about $0.94 an hour"
+        )
+        assert len(clock.slept) == 20
+
+    def test_a_tag_is_looked_up(self, aws: Aws, image: str) -> None:
+        result = deploy(image.split("@")[0] + ":one")
+        assert result.code == 0
+        assert image.split("@")[1] in result.err
+        model = aws.client("sagemaker").describe_model(ModelName=state(aws)["models"][0])
+        assert model["PrimaryContainer"]["Image"] == image
+
+    def test_dry_run_shows_every_call_and_makes_none(self, aws: Aws, image: str) -> None:
+        with recorded() as calls:
+            result = deploy(image, "--dry-run")
+        assert result.code == 0
+        assert [line for line in result.out.splitlines() if line.startswith("sagemaker.create_endpoint ")]
+        assert state(aws) == NOTHING
+        assert not [name for _, name in calls if not name.startswith(("Describe", "List", "Get", "Head"))]
+        planned = [one["operation"] for one in deploy(image, "--dry-run", "--json").json["actions"]]
+        with recorded() as calls:
+            deploy(image)
+        done = [name for _, name in calls if name.startswith(("Create", "Put", "Update", "Delete"))]
+        assert done == ["".join(part.title() for part in name.split("_")) for name in planned]
+
+    def test_an_asynchronous_endpoint(self, aws: Aws, image: str) -> None:
+        assert deploy(image, "--async-output", "s3://answers/one/", "--async-concurrency", "8").code == 0
+        config = aws.client("sagemaker").describe_endpoint_config(EndpointConfigName=state(aws)["config"])
+        asynchronous = config["AsyncInferenceConfig"]
+        assert asynchronous["OutputConfig"]["S3OutputPath"] == "s3://answers/one/"
+        assert asynchronous["ClientConfig"]["MaxConcurrentInvocationsPerInstance"] == 8
+        refused = deploy(image)
+        assert refused.code == 1
+        assert "gpt-j is asynchronous, and stays so" in refused.err
+
+    def test_as_users_run_it(self, aws: Aws, image: str) -> None:
+        result = command("deploy", "--image", image, "--model-data", DATA, "--role", ROLE, "--json")
+        assert result.json["endpoint"] == "gpt-j"
+        assert state(aws)["status"] == "InService"
+
+
+class TestAgain:
+    def test_the_same_arguments_change_nothing(self, aws: Aws, image: str) -> None:
+        deploy(image)
+        before = state(aws)
+        with recorded() as calls:
+            result = deploy(image, "--json")
+        assert result.json["change"] == "none"
+        assert not [name for _, name in calls if not name.startswith(("Describe", "List", "Get", "Head"))]
+        assert state(aws) == before
+        assert "nothing to change" in deploy(image).out
+        assert deploy(image, "--dry-run").out == "Nothing to do.\n"
+
+    def test_a_new_image_is_an_update_with_a_way_back(self, aws: Aws, image: str) -> None:
+        deploy(image)
+        before = state(aws)
+        script.num_busy = 2
+        result = deploy(push_image(aws, "two"), "--json")
+        after = state(aws)
+        assert result.json["change"] == "update"
+        assert after["config"] != before["config"]
+        assert after["configs"] == [after["config"]]
+        assert len(after["models"]) == 1
+        assert after["models"] != before["models"]
+        assert after["all configs"] == after["all models"] == 1
+        described = aws.client("sagemaker").describe_endpoint(EndpointName="gpt-j")
+        rollback = described["LastDeploymentConfig"]["AutoRollbackConfiguration"]["Alarms"]
+        assert sorted(one["AlarmName"] for one in rollback) == ALARMS
+
+    def test_new_files_at_the_same_address_are_an_update(self, aws: Aws, image: str) -> None:
+        deploy(image)
+        aws.client("s3").put_object(Bucket=BUCKET, Key="gpt-j-6b/gptj-serve.json", Body=b"{}")
+        assert deploy(image, "--json").json["change"] == "none"
+        upload(aws, {**SETTINGS, "n_layer": 27})
+        assert deploy(image, "--json").json["change"] == "update"
+
+    def test_the_number_that_scaling_chose_stays_until_another_count_is_asked_for(
+        self, aws: Aws, image: str
+    ) -> None:
+        deploy(image)
+        aws.client("sagemaker").update_endpoint_weights_and_capacities(
+            EndpointName="gpt-j",
+            DesiredWeightsAndCapacities=[
+                {"VariantName": "main", "DesiredInstanceCount": 3, "DesiredWeight": 1}
+            ],
+        )
+        assert deploy(push_image(aws, "two"), "--json").json["instances"] == 3
+        assert deploy(push_image(aws, "three"), "--count", "2", "--json").json["instances"] == 2
+
+    def test_an_endpoint_that_is_being_made_is_waited_for(self, aws: Aws, image: str) -> None:
+        script.num_busy = 3
+        with recorded() as calls:
+            deploy(image)
+        endpoint = next(name for _, name in calls if name == "CreateEndpoint")
+        assert endpoint
+        aws.client("sagemaker").delete_endpoint(EndpointName="gpt-j")
+        made = state(aws)
+        aws.client("sagemaker").create_endpoint(EndpointName="gpt-j", EndpointConfigName=made["configs"][0])
+        result = deploy(image, "--json")
+        assert "gpt-j is Creating: waiting for that first" in result.err
+        assert result.json["change"] == "none"
+
+    def test_one_that_failed_is_made_again(self, aws: Aws, image: str) -> None:
+        script.creations = ["it was not meant to be"]
+        assert deploy(image, "--keep").code == 1
+        assert state(aws)["status"] == "Failed"
+        assert deploy(image, "--json").json["change"] == "recreate"
+        assert state(aws)["status"] == "InService"
+
+    def test_alarms_come_and_go(self, aws: Aws, image: str) -> None:
+        deploy(image, "--no-alarms")
+        assert state(aws)["alarms"] == []
+        deploy(image)
+        assert state(aws)["alarms"] == ALARMS
+        deploy(image, "--rollback-latency-s", "0")
+        assert state(aws)["alarms"] == ALARMS[1:]
+
+    def test_alarms_of_others_stay(self, aws: Aws, image: str) -> None:
+        deploy(image)
+        cloudwatch = aws.client("cloudwatch")
+        one = cloudwatch.describe_alarms(AlarmNames=ALARMS[:1])["MetricAlarms"][0]
+        keys = ("ComparisonOperator", "EvaluationPeriods", "MetricName", "Namespace", "Period", "Threshold")
+        name = "gptj-serve/gpt-j/from-zero"
+        cloudwatch.put_metric_alarm(AlarmName=name, Statistic="Sum", **{key: one[key] for key in keys})
+        deploy(image, "--no-alarms")
+        assert state(aws)["alarms"] == [name]
+
+
+class TestFailures:
+    def test_what_was_made_is_taken_back_and_the_log_is_shown(self, aws: Aws, image: str) -> None:
+        group = "/aws/sagemaker/Endpoints/gpt-j"
+        logs = aws.client("logs")
+        logs.create_log_group(logGroupName=group)
+        logs.create_log_stream(logGroupName=group, logStreamName="main/i-1")
+        events = [
+            {"timestamp": int(time.time() * 1000), "message": '{"event": "not_started", "why": "no GPU"}'}
+        ]
+        logs.put_log_events(logGroupName=group, logStreamName="main/i-1", logEvents=events)
+        script.creations = ["The container for production variant main did not pass the ping health check."]
+        result = deploy(image)
+        assert result.code == 1
+        assert "did not pass the ping health check" in result.err
+        assert '"event": "not_started"' in result.err
+        assert state(aws) == NOTHING
+
+    def test_a_container_that_never_ran(self, aws: Aws, image: str) -> None:
+        script.creations = ["CannotStartContainerError"]
+        result = deploy(image)
+        assert "the container never ran" in result.err
+        assert state(aws) == NOTHING
+
+    def test_keep(self, aws: Aws, image: str) -> None:
+        script.creations = ["no"]
+        assert deploy(image, "--keep").code == 1
+        kept = state(aws)
+        assert (kept["status"], len(kept["configs"]), len(kept["models"])) == ("Failed", 1, 1)
+
+    def test_an_update_that_is_called_off_leaves_what_was_there(self, aws: Aws, image: str) -> None:
+        deploy(image)
+        before = state(aws)
+        script.updates = ["One or more alarms went off: update-server-errors"]
+        result = deploy(push_image(aws, "two"))
+        assert result.code == 1
+        assert "the update was called off, the version before it serves: One or more alarms" in result.err
+        assert state(aws) == before
+
+    def test_a_call_that_is_refused_takes_back_what_was_made(self, aws: Aws, image: str) -> None:
+        with failing(
+            "CreateEndpoint", "ResourceLimitExceeded", "The account-level service limit is 0 Instances"
+        ):
+            result = deploy(image)
+        assert result.code == 1
+        assert "service limit" in result.err
+        assert state(aws) == NOTHING
+
+    def test_permission_to_look_is_lost_while_it_waits(self, aws: Aws, image: str) -> None:
+        script.num_busy = 3
+        with failing("DescribeEndpoint", "ExpiredTokenException", "expired", times=5, skip=1):
+            result = deploy(image)
+        assert result.code == 1
+        assert "credentials have expired" in result.err
+        assert state(aws)["status"] is not None  # it goes on by itself
+        assert deploy(image, "--json").json["change"] == "none"
+
+    def test_what_cannot_be_taken_back_is_said(self, aws: Aws, image: str) -> None:
+        script.creations = ["first reason"]
+        with failing("DeleteEndpointConfig", "AccessDeniedException", "no"):
+            result = deploy(image)
+        assert "first reason" in result.err
+        assert "Not all could be taken away" in result.err
+        assert deploy(image).code == 0
+        assert state(aws)["all configs"] == 1
+
+    def test_an_alarm_that_is_on_already(self, aws: Aws, image: str) -> None:
+        deploy(image)
+        aws.client("cloudwatch").set_alarm_state(AlarmName=ALARMS[1], StateValue="ALARM", StateReason="test")
+        before = state(aws)
+        result = deploy(push_image(aws, "two"))
+        assert result.code == 1
+        assert f"{ALARMS[1]}: in alarm now" in result.err
+        assert state(aws) == before
+        assert deploy(push_image(aws, "three"), "--no-alarms").code == 0
+
+
+class TestCapacity:
+    def test_it_tries_again_with_longer_and_longer_pauses(
+        self, aws: Aws, clock: FakeTime, image: str
+    ) -> None:
+        script.creations = [NO_CAPACITY] * 3
+        assert deploy(image).code == 0
+        assert clock.slept == [60, 120, 240]
+        assert state(aws)["status"] == "InService"
+
+    def test_it_gives_up_and_names_others(self, aws: Aws, clock: FakeTime, image: str) -> None:
+        script.creations = [NO_CAPACITY] * 9
+        result = deploy(image, "--capacity-wait", "10")
+        assert result.code == 1
+        assert clock.slept == [60, 120, 240]
+        assert "ml.g5.xlarge, ml.g6.xlarge, ml.g6e.xlarge" in result.err
+        assert "g4dn.xlarge" not in result.err.split("fits")[1]
+        assert state(aws) == NOTHING
+
+    def test_updates_too(self, aws: Aws, clock: FakeTime, image: str) -> None:
+        deploy(image)
+        script.updates = [NO_CAPACITY]
+        assert deploy(push_image(aws, "two")).code == 0
+        assert clock.slept == [60]
+
+
+class TestRole:
+    def test_it_is_made_when_asked_for(self, aws: Aws, image: str) -> None:
+        assert deploy(image, "--create-role", role=None).code == 0
+        iam = aws.client("iam")
+        role = iam.get_role(RoleName="gptj-serve-execution")["Role"]
+        assert (
+            role["AssumeRolePolicyDocument"]["Statement"][0]["Principal"]["Service"]
+            == "sagemaker.amazonaws.com"
+        )
+        policy = iam.get_role_policy(RoleName="gptj-serve-execution", PolicyName="gptj-serve-gpt-j")
+        text = json.dumps(policy["PolicyDocument"])
+        assert f"arn:aws:s3:::{BUCKET}/gpt-j-6b/*" in text
+        assert f":{aws.account}:repository/gptj-serve" in text
+        model = aws.client("sagemaker").describe_model(ModelName=state(aws)["models"][0])
+        assert model["ExecutionRoleArn"] == role["Arn"]
+        assert deploy(image, "--create-role", "--json", role=None).json["change"] == "none"
+
+    def test_a_new_role_takes_a_moment(self, clock: FakeTime, image: str) -> None:
+        with failing("CreateModel", "ValidationException", "Could not assume role", times=2):
+            assert deploy(image, "--create-role", role=None).code == 0
+        assert clock.slept == [6, 6]
+        with failing("CreateModel", "ValidationException", "Could not assume role", times=2):
+            assert (
+                deploy(image, "--tag", "a=b").code == 1
+            )  # the user's own role does not come right by waiting
+
+    def test_its_name_will_do(self, aws: Aws, image: str) -> None:
+        deploy(image, role="mine")
+        model = aws.client("sagemaker").describe_model(ModelName=state(aws)["models"][0])
+        assert model["ExecutionRoleArn"] == "arn:aws:iam::123456789012:role/mine"
+
+
+def refusal(aws: Aws, image: str, *arguments: str, data: str = DATA) -> str:
+    """What a deployment that cannot work says; nothing is made."""
+    result = deploy(image, *arguments, data=data)
+    assert result.code in (1, 2)
+    assert state(aws) == NOTHING
+    return result.err
+
+
+class TestRefused:
+    """Before anything is made."""
+
+    def test_a_model_that_does_not_fit(self, aws: Aws, image: str) -> None:
+        upload(aws, {**SETTINGS, "n_layer": 56})
+        said = refusal(aws, image)
+        assert "the model does not fit ml.g4dn.2xlarge" in said
+        assert "--instance-type ml.g6e.xlarge" in said
+        assert deploy(image, "--instance-type", "ml.g6e.xlarge").code == 0
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--instance-type", "ml.g5.3xlarge"], "no such instance type; did you mean"),
+            (["--instance-type", "ml.inf2.xlarge"], "needs an NVIDIA GPU"),
+            (["--volume-gb", "100"], "has a disk of its own"),
+            (["--env", "GPTJ_FRONTEND=http"], "did you mean GPTJ_FRONT?"),
+            (["--env", "TENSOR_PARALLEL_DEGREE=4"], "must be 1"),
+            (["--traffic", "canary"], "needs --count 2"),
+            (["--subnets", "subnet-1"], "both or neither"),
+            (["--async-output", "answers"], "not an S3 address"),
+            (["--async-concurrency", "2"], "only with --async-output"),
+            (["--count", "0"], "must be a whole number from 1"),
+            (["--rollback-latency-s", "-1"], "must be a number from 0"),
+            (["--tag", "gptj-serve:x=1"], "gptj-serve:"),
+            (["--role", "again"], ""),
+            (["a_b"], "letters, digits and single hyphens"),
+        ],
+    )
+    def test_options(self, aws: Aws, image: str, arguments: list[str], said: str) -> None:
+        if arguments == ["--role", "again"]:
+            assert deploy(image, "--create-role").code == 2  # one of the two
+            return
+        assert said in refusal(aws, image, *arguments)
+
+    def test_what_is_missing(self, aws: Aws, image: str) -> None:
+        result = deploy(image, role=None)
+        assert result.code == 2
+        assert "--create-role makes one" in result.err
+        assert "--image is missing" in deploy("").err
+        assert "--model-data is missing" in deploy(image, data="").err
+        assert state(aws) == NOTHING
+
+    def test_images(self, aws: Aws, image: str) -> None:
+        where, digest = image.split("@")
+        assert "there is no such image" in refusal(aws, f"{where}:nothing")
+        assert "there is no such image" in refusal(aws, f"{where}@sha256:{'0' * 64}")
+        assert "there is no such repository" in refusal(aws, image.replace("/gptj-serve", "/other"))
+        assert "not an image in ECR" in refusal(aws, "gptj-serve:latest")
+        assert "SageMaker wants both in one" in refusal(aws, image.replace("eu-west-1", "us-east-1"))
+        assert digest in deploy(f"{where}:one@{digest}", "--dry-run").out
+
+    def test_model_data(self, aws: Aws, image: str) -> None:
+        s3 = aws.client("s3")
+        assert "nothing is there" in refusal(aws, image, data=f"s3://{BUCKET}/other/")
+        assert "there is no bucket" in refusal(aws, image, data="s3://nobodys/gpt-j-6b/")
+        assert "not an S3 address" in refusal(aws, image, data="/models")
+        s3.put_object(Bucket=BUCKET, Key="other/weights", Body=b"x")
+        assert "there is no config.json" in refusal(aws, image, data=f"s3://{BUCKET}/other")
+        s3.put_object(Bucket=BUCKET, Key="bert/config.json", Body=b'{"model_type": "bert"}')
+        assert "supported: GPTJForCausalLM" in refusal(aws, image, data=f"s3://{BUCKET}/bert/")
+        s3.put_object(Bucket=BUCKET, Key="bad/config.json", Body=b"nonsense")
+        assert "bad/config.json" in refusal(aws, image, data=f"s3://{BUCKET}/bad/")
+        s3.put_object(Bucket=BUCKET, Key="gpt-j-6b/", Body=b"")
+        assert "stands for a folder" in refusal(aws, image)
+
+    def test_an_upload_that_did_not_end_is_remarked_on(self, aws: Aws, image: str) -> None:
+        assert "is it whole?" in deploy(image, "--dry-run").err
+        aws.client("s3").put_object(Bucket=BUCKET, Key="gpt-j-6b/gptj-serve.json", Body=b"{}")
+        assert "is it whole?" not in deploy(image, "--dry-run").err
+
+    def test_a_bucket_elsewhere(self, aws: Aws, image: str) -> None:
+        where = {"CreateBucketConfiguration": {"LocationConstraint": "us-west-2"}}
+        boto3.client("s3", region_name="us-west-2").create_bucket(Bucket="elsewhere", **where)
+        assert "--region us-west-2" in refusal(aws, image, data="s3://elsewhere/gpt-j-6b/")
+
+    def test_a_model_that_may_not_be_read_is_taken_for_gpt_j_6b(self, image: str) -> None:
+        with failing("HeadBucket", "403", "Forbidden"):
+            result = deploy(image, "--dry-run")
+        assert "may not be read from here" in result.err
+        assert '"ModelDataDownloadTimeoutInSeconds": 600' in result.out
+
+    def test_another_instance_type_while_it_scales_by_itself(self, aws: Aws, image: str) -> None:
+        deploy(image)
+        aws.client("application-autoscaling").register_scalable_target(
+            ServiceNamespace="sagemaker",
+            ResourceId="endpoint/gpt-j/variant/main",
+            ScalableDimension="sagemaker:variant:DesiredInstanceCount",
+            MinCapacity=1,
+            MaxCapacity=2,
+        )
+        before = state(aws)
+        result = deploy(image, "--instance-type", "ml.g5.2xlarge")
+        assert result.code == 1
+        assert "scales by itself" in result.err
+        assert state(aws) == before
+        assert deploy(push_image(aws, "two")).code == 0
+
+
+class TestInstanceTypes:
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("ml.p3.2xlarge", "AWS is retiring the p3 family"),
+            (
+                "ml.g4dn.12xlarge",
+                "has 4 GPUs, and the service uses one of them: ml.g4dn.xlarge does the same",
+            ),
+            ("ml.p4d.24xlarge", "has 8 GPUs, and the service uses one of them."),
+            ("ml.m5.xlarge", "for tests with a small model only"),
+        ],
+    )
+    def test_warnings(self, image: str, name: str, said: str) -> None:
+        result = deploy(image, "--instance-type", name, "--dry-run")
+        assert result.code == 0
+        assert said in result.err
+
+
+def test_print_iam_needs_no_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deploy_module, "connect", None)
+    result = deploy("", "--print-iam", "--json")
+    assert {"deploy", "execution-role"} <= set(result.json)
+    one = json.loads(deploy("", "--print-iam", "deploy").out)
+    assert one == result.json["deploy"]
+    assert "there are push, " in deploy("", "--print-iam", "nothing").err

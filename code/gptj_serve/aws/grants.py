@@ -208,7 +208,7 @@ COMMANDS: dict[str, tuple[Grant, ...]] = {
                 "sagemaker:UpdateInferenceComponent",
                 "sagemaker:DeleteInferenceComponent",
             ),
-            COMPONENT + ENDPOINT,
+            COMPONENT + ENDPOINT + MODEL,
         ),
         Grant(("sagemaker:AddTags",), COMPONENT, calls=False),
     ),

@@ -297,6 +297,7 @@ class TestTar:
             tarball.write(tmp_path / f"{name}.tar.gz", files, lambda _: None)
             archives.append((tmp_path / f"{name}.tar.gz").read_bytes())
         assert archives[0] == archives[1]
+        assert archives[0][4:8] == bytes(4)  # when it was packed, in gzip's header
 
 
 class TestDryRun:

@@ -14,8 +14,8 @@ from gptj_serve.aws.model_files import ModelFile
 
 NAME = "model.tar.gz"
 LEVEL = 0
-"""Of gzip: stored as it is. Level 1 makes weights 7 % smaller, but packs them at a thirteenth of the speed
-(34 MB/s of one core instead of 452), and each new instance would unpack them at a third of it (172, not 565)."""
+"""Of gzip: stored as it is. Level 1 makes weights 7 % smaller, but packs 34 MB/s on one core instead of 452,
+and each new instance would unpack 172 MB/s instead of 565."""
 
 
 def write(path: Path, files: Sequence[ModelFile], add: Callable[[int], None]) -> None:

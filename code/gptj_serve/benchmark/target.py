@@ -48,12 +48,10 @@ class Target(Protocol):
 
     Attributes:
         name: In results.
-        facts: What is known of it, for the file of results; never a secret.
         max_together: Requests that it takes at the same time.
     """
 
     name: str
-    facts: dict[str, Any]
     max_together: int
 
     async def ask(self, ask: Ask) -> Answer:

@@ -1,9 +1,10 @@
 """What `test_sanitizer_gpu` runs under compute-sanitizer: the fused engine's kernels, on the demo model."""
 
 import os
+import sys
 
 import torch
-from states import batch, copy_of, random_state
+from states import batch, copy_of, mixed_step, random_state
 
 from gptj_serve import demo
 from gptj_serve.engine.fused.compiler import find_library
@@ -11,14 +12,14 @@ from gptj_serve.engine.fused.cuda_kernels import CudaKernels
 from gptj_serve.engine.fused.geometry import read_geometry
 from gptj_serve.engine.fused.kernels import Tokens
 from gptj_serve.engine.fused.loader import load_weights
-from gptj_serve.engine.fused.model import FusedModel, PromptPart
+from gptj_serve.engine.fused.model import FusedModel
 from gptj_serve.engine.model_dir import find_checkpoint
 
 BATCHES = ((300,), (0, 15, 16, 200), tuple(range(1, 160, 10)), (*range(0, 400, 20), -1))
 
 
-def main() -> None:
-    """Decode batches of every kind, and read a prompt."""
+def main(with_cublas: bool) -> None:
+    """Decode batches of every kind, and read prompts."""
     device = torch.device("cuda", 0)
     checkpoint = find_checkpoint(demo.MODEL_DIR)
     weights = load_weights(checkpoint, device, torch.float16)
@@ -28,17 +29,29 @@ def main() -> None:
     library = find_library(os.environ, [f"{major}.{minor}"])
     for positions in BATCHES:
         one = copy_of(state)
-        FusedModel(one, CudaKernels(library, one)).decode(batch(one, positions).tokens)
-    prompt = batch(state, range(40)).tokens
-    tokens = Tokens(
-        prompt.positions_T, torch.arange(40, dtype=torch.int32, device=device), prompt.history_rows_T
-    )
-    last = Tokens(*(part[-1:] for part in (tokens.positions_T, tokens.cache_rows_T, tokens.history_rows_T)))
-    model = FusedModel(state, CudaKernels(library, state))
-    model.prefill(tokens, [PromptPart(0, 40, 0, None)], torch.tensor([39], device=device), last)
+        kernels, tokens = CudaKernels(library, one), batch(one, positions).tokens
+        if with_cublas or tokens.num_tokens <= kernels.max_decode_rows:
+            FusedModel(one, kernels).decode(tokens)
+        else:
+            between_products(kernels, tokens, tokens, tokens)
+    kernels, step = CudaKernels(library, state), mixed_step(state)
+    if with_cublas:
+        FusedModel(state, kernels).prefill(step)
+    elif step.decoding is not None:
+        between_products(kernels, step.tokens, step.decoding, step.last)
     torch.cuda.synchronize()
     print("done")
 
 
+def between_products(kernels: CudaKernels, tokens: Tokens, decoding: Tokens, last: Tokens) -> None:
+    """What the kernels do between cuBLAS's products, on whatever lies there."""
+    kernels.embed(tokens)
+    for layer in range(2):
+        kernels.finish_in(tokens, layer)
+        kernels.attend(decoding, layer)
+        kernels.add_and_normalise(tokens.num_tokens, layer)
+    kernels.choose(last)
+
+
 if __name__ == "__main__":
-    main()
+    main(with_cublas=sys.argv[1:] != ["--without-cublas"])

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from states import Batch, batch, copy_of, geometry, random_state, random_weights, spoil_what_is_not_cached
+from states import (
+    Batch,
+    batch,
+    copy_of,
+    geometry,
+    mixed_step,
+    random_state,
+    random_weights,
+    spoil_what_is_not_cached,
+)
 
 from gptj_serve.engine.backend import BackendDead
 from gptj_serve.engine.fused.compiler import compile_library, find_library, find_nvcc
@@ -130,6 +139,30 @@ class TestDecode:
             )
             alone_TV = decoded(copied := copy_of(state), CudaKernels(library, copied), alone)
             assert torch.equal(alone_TV[0], together_TV[row]), row
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_prompts_and_decoding_in_one_step(library: Path, head_dim: int) -> None:
+    """Two prompts begin while two sequences are decoded: each as if alone."""
+    state = make_state(geometry(head_dim))
+    exact, plain = copy_of(state, torch.float32), copy_of(state)
+    found = []
+    for one, kernels in (
+        (exact, PlainKernels(exact)),
+        (plain, PlainKernels(plain)),
+        (state, CudaKernels(library, state)),
+    ):
+        FusedModel(one, kernels).prefill(mixed_step(one))
+        torch.cuda.synchronize()
+        found.append(one.scratch.logits_TV[:4].clone())
+    truth_TV, plain_TV, cuda_TV = found
+    for row in range(4):
+        allowed = max(2 * rms(plain_TV[row], truth_TV[row]), 2e-3)
+        assert rms(cuda_TV[row], truth_TV[row]) <= allowed, row
+    assert state.scratch.chosen_2T[0, :4].tolist() == cuda_TV.argmax(dim=1).tolist()
+    for kind in ("keys_LNHSE", "values_LNHSE"):
+        got, wanted = getattr(state.cache, kind).float(), getattr(exact.cache, kind)
+        torch.testing.assert_close(got, wanted, rtol=2e-2, atol=3e-2)
 
 
 @pytest.mark.parametrize("inner", [64, 192, 4096])

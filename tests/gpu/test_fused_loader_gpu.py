@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
 
 MODEL_DIR = os.environ.get("GPTJ_6B_DIR")
 LOAD_ONCE = Path(__file__).with_name("load_once.py")
-NUM_RUNS = 3
+NUM_RUNS = 2
 MIB = 1 << 20
 DIMS = {"n_layer": 3, "n_embd": 256, "n_inner": 768, "vocab_size": 3000, "eos_token_id": 0}
 FORMATS = ("safetensors", "sharded safetensors", "pickle")

@@ -23,7 +23,8 @@ from gptj_serve.engine.fused.cuda_kernels import CudaKernels
 from gptj_serve.engine.fused.geometry import Geometry
 from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Tokens
 from gptj_serve.engine.fused.load import make_state
-from gptj_serve.engine.fused.model import FusedModel, PromptPart
+from gptj_serve.engine.fused.model import FusedModel, Prefill
+from gptj_serve.engine.fused.prompt_attention import PromptPart
 from gptj_serve.engine.fused.weights import PackedWeights
 
 GPT_J_6B = Geometry(
@@ -41,11 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/benchmark decode", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--contexts", type=_numbers, default=[50, 500, 1000, 2000], help="at batch 1")
+    parser.add_argument("--contexts", type=numbers, default=[50, 500, 1000, 2000], help="at batch 1")
     parser.add_argument(
-        "--batches", type=_numbers, default=[1, 2, 4, 8, 12, 16, 24, 32, 64], help="at 250 tokens"
+        "--batches", type=numbers, default=[1, 2, 4, 8, 12, 16, 24, 32, 64], help="at 250 tokens"
     )
-    parser.add_argument("--prompts", type=_numbers, default=[50, 256, 500, 1000, 2000], help="prompt tokens")
+    parser.add_argument("--prompts", type=numbers, default=[50, 256, 500, 1000, 2000], help="prompt tokens")
     parser.add_argument("--profile", action="store_true", help="also time each kernel")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args(arguments)
@@ -72,7 +73,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     report["gpu_memory_gib"] = bench.memory_gib()
     if args.profile:
         report["kernels"] = {
-            size: bench.profile(size, 1000 if size == 1 else BATCH_CONTEXT) for size in (1, 8, 64)
+            size: bench.profile(size, 1000 if size == 1 else BATCH_CONTEXT) for size in (1, 8, 16, 64)
         }
     return report
 
@@ -84,12 +85,12 @@ class Bench:
         self._device = device
         major, minor = torch.cuda.get_device_capability(device)
         library = find_library(os.environ, [f"{major}.{minor}"])
-        self._state = make_state(GPT_J_6B, _weights(device), MAX_BATCH, MAX_CONTEXT)
-        for part in (self._state.cache.keys_LNHSE, self._state.cache.values_LNHSE):
+        self.state = make_state(GPT_J_6B, _weights(device), MAX_BATCH, MAX_CONTEXT)
+        for part in (self.state.cache.keys_LNHSE, self.state.cache.values_LNHSE):
             for layer_NHSE in part:
                 layer_NHSE.normal_()
-        self.kernels = CudaKernels(library, self._state)
-        self._model = FusedModel(self._state, self.kernels)
+        self.kernels = CudaKernels(library, self.state)
+        self._model = FusedModel(self.state, self.kernels)
         self.through_cublas = False
 
     def decode(self, size: int, context: int, read_speed: float) -> dict[str, float]:
@@ -107,15 +108,14 @@ class Bench:
         positions = list(range(num_tokens))
         tokens = self._tokens(positions, [0] * num_tokens)
         last_R = torch.tensor([num_tokens - 1], device=self._device)
-        last = Tokens(
-            *(getattr(tokens, name)[last_R] for name in ("positions_T", "cache_rows_T", "history_rows_T"))
-        )
+        borders = torch.tensor([0, num_tokens], dtype=torch.int32, device=self._device)
         parts = [PromptPart(0, num_tokens, 0, None)]
-        return round(_time(lambda: self._model.prefill(tokens, parts, last_R, last), 3) * 1e3, 3)
+        step = Prefill(tokens, None, tokens.history_rows_T, parts, borders, last_R, tokens.select(last_R))
+        return round(_time(lambda: self._model.prefill(step), 3) * 1e3, 3)
 
     def read_bytes_per_s(self) -> float:
         """How fast this GPU reads: the sum of 6.6 GB."""
-        numbers = self._state.weights.in_weight_LND.view(-1).view(torch.int64)
+        numbers = self.state.weights.in_weight_LND.view(-1).view(torch.int64)
         return numbers.nbytes / _time(lambda: numbers.sum(), 3)
 
     def profile(self, size: int, context: int) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class Bench:
         }
 
     def _kernel(self, name: str, microseconds: float, calls: int) -> dict[str, float]:
-        weights = self._state.weights
+        weights = self.state.weights
         read = {
             "::in_projection": weights.in_weight_LND,
             "::out_projection": weights.out_weight_LDK,
@@ -150,7 +150,7 @@ class Bench:
     def memory_gib(self) -> dict[str, float]:
         """GPU memory by purpose; the rest includes CUDA's own."""
         free, total = torch.cuda.mem_get_info(self._device)
-        weights, cache = self._state.weights.num_bytes, 2 * self._state.cache.keys_LNHSE.nbytes
+        weights, cache = self.state.weights.num_bytes, 2 * self.state.cache.keys_LNHSE.nbytes
         parts = {"weights": weights, "cache": cache, "rest": total - free - weights - cache}
         return {name: round(num_bytes / (1 << 30), 3) for name, num_bytes in parts.items()}
 
@@ -167,7 +167,7 @@ class Bench:
     def _tokens(self, positions: Sequence[int], slots: Sequence[int]) -> Tokens:
         """Tokens of sequences that each have blocks of their own, one after the other."""
         width = MAX_CONTEXT // BLOCK_SIZE
-        stride, num_blocks = self._state.history_SC.shape[1], self._state.cache.keys_LNHSE.shape[1]
+        stride, num_blocks = self.state.history_SC.shape[1], self.state.cache.keys_LNHSE.shape[1]
         tables = [[(slot * width + i) % num_blocks for i in range(width)] for slot in slots]
         pairs = list(zip(positions, tables, strict=True))
         rows = [
@@ -178,7 +178,7 @@ class Bench:
         return Tokens(*(torch.tensor(value, dtype=torch.int32, device=self._device) for value in values))
 
     def _bytes(self, size: int, context: int) -> int:
-        weights = self._state.weights
+        weights = self.state.weights
         read = weights.num_bytes - weights.embedding_VD.nbytes
         per_token = 2 * GPT_J_6B.num_layers * GPT_J_6B.width * 2
         return read + size * context * per_token
@@ -227,7 +227,8 @@ def _time_once(work: Callable[[], Any]) -> float:
     return float(start.elapsed_time(end)) / 1e3
 
 
-def _numbers(raw: str) -> list[int]:
+def numbers(raw: str) -> list[int]:
+    """For an option: numbers with commas between them."""
     return [int(part) for part in raw.split(",")] if raw else []
 
 

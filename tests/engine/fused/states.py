@@ -1,12 +1,14 @@
 """Random models, caches and token batches for tests of the fused engine's kernels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from gptj_serve.engine.fused.geometry import Geometry
 from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Cache, State, Tokens, make_rotary, make_scratch
+from gptj_serve.engine.fused.model import Prefill
+from gptj_serve.engine.fused.prompt_attention import PromptPart
 from gptj_serve.engine.fused.weights import PackedWeights
 
 MAX_CONTEXT = 2048
@@ -128,6 +130,23 @@ def batch(state: State, positions: Sequence[int], seed: int = 0) -> Batch:
 
     tokens = Tokens(on_device(positions), on_device(cache_rows), on_device(history_rows), on_device(padded))
     return Batch(tokens, tuple(positions), tables)
+
+
+def mixed_step(state: State) -> Prefill:
+    """Two sequences are decoded, two prompts begin, of 40 and 10 tokens."""
+    positions = (300, 17, *range(40), *range(10))
+    tokens = batch(state, positions).tokens
+    last_R = torch.tensor([0, 1, 41, 51], device=state.history_SC.device)
+    assert tokens.tables_TW is not None
+    return Prefill(
+        tokens=tokens.select(slice(None)),
+        decoding=replace(tokens.select(slice(2)), tables_TW=tokens.tables_TW[:2]),
+        ids_T=tokens.history_rows_T[2:],
+        parts=[PromptPart(2, 40, 0, None), PromptPart(42, 10, 0, None)],
+        borders=torch.tensor([2, 42, 52], dtype=torch.int32, device=state.history_SC.device),
+        last_R=last_R,
+        last=tokens.select(last_R),
+    )
 
 
 def spoil_what_is_not_cached(state: State, of: Batch) -> None:

@@ -87,20 +87,31 @@ class TestPrefill:
         add(scheduler, "a", request(2, 20))
         run_step(scheduler)
         add(scheduler, "b", request(10))
-        assert shapes(step_of(scheduler).prefills) == [("b", 0, 4, False)]
-        assert shapes(step_of(scheduler).prefills) == [("b", 4, 8, False)]
-        step = step_of(scheduler)
-        assert shapes(step.prefills) == [("b", 8, 10, True)]
-        assert names(step.decodes) == ["a"]
+        # of four tokens one is decoded
+        for start in (0, 3, 6):
+            step = step_of(scheduler)
+            assert shapes(step.prefills) == [("b", start, start + 3, False)]
+            assert names(step.decodes) == ["a"]
+        assert shapes(step_of(scheduler).prefills) == [("b", 9, 10, True)]
 
     def test_prompts_share_a_chunk_too(self) -> None:
         scheduler = make(max_batch_size=8)
-        for name in "abc":
+        for name in "ab":
             add(scheduler, name, request(2, 20))
         run_step(scheduler)
         add(scheduler, "d", request(1))
         add(scheduler, "e", request(5))
-        assert shapes(step_of(scheduler).prefills) == [("d", 0, 1, True), ("e", 0, 3, False)]
+        assert shapes(step_of(scheduler).prefills) == [("d", 0, 1, True), ("e", 0, 1, False)]
+
+    def test_many_that_decode_leave_half_of_a_chunk(self) -> None:
+        scheduler = make(max_batch_size=8, max_prefill=16)
+        for name in "abcdef":
+            add(scheduler, name, request(2, 20))
+        run_step(scheduler)
+        add(scheduler, "g", request(5))
+        step = step_of(scheduler)
+        assert len(step.decodes) == 6
+        assert shapes(step.prefills) == [("g", 0, 2, False)]
 
     def test_when_more_wait_than_run_they_get_the_whole_step(self) -> None:
         scheduler = make()
@@ -108,9 +119,9 @@ class TestPrefill:
         run_step(scheduler)
         add(scheduler, "b", request(7))
         add(scheduler, "c", request(7))
-        assert shapes(step_of(scheduler).prefills) == [("b", 0, 7, True), ("c", 0, 1, False)]
+        assert shapes(step_of(scheduler).prefills) == [("b", 0, 7, True)]
         # now two are decoded and one waits
-        assert shapes(step_of(scheduler).prefills) == [("c", 1, 5, False)]
+        assert shapes(step_of(scheduler).prefills) == [("c", 0, 2, False)]
 
     def test_those_that_wait_for_a_slot_are_no_reason_for_a_long_step(self) -> None:
         scheduler = make(max_batch_size=2)
@@ -118,7 +129,7 @@ class TestPrefill:
         run_step(scheduler)
         for name in "bcdef":
             add(scheduler, name, request(8))
-        assert shapes(step_of(scheduler).prefills) == [("b", 0, 4, False)]
+        assert shapes(step_of(scheduler).prefills) == [("b", 0, 3, False)]
 
     def test_first_come_first_served_even_if_a_later_one_would_fit(self) -> None:
         scheduler = make(num_blocks=8)
@@ -459,38 +470,41 @@ class TestCheck:
             scheduler.check()
 
 
-def prompt_tokens_beside_decodes(num_decodes: int, num_long: int) -> list[int]:
-    """Prompt tokens of each step in which sequences are decoded, while prompts of 30 tokens come in."""
-    runner_limits: RunnerLimits = limits(max_batch_size=40, max_context=64, num_blocks=900, max_prefill=16)
+def tokens_of_mixed_steps(num_decodes: int, num_long: int) -> list[int]:
+    """Tokens of each step in which sequences are decoded, while prompts of 60 tokens come in."""
+    runner_limits: RunnerLimits = limits(
+        max_batch_size=40, max_context=128, num_blocks=900, prefill_chunk=32, max_prefill=64
+    )
     scheduler, runner = ContinuousScheduler(runner_limits, max_queue=99), FakeRunner(runner_limits)
     for number in range(num_decodes):
         add(scheduler, f"first{number}", request(2, 60))
     while scheduler.num_waiting:
         scheduler.commit(step := step_of(scheduler), runner.launch(step).results(), 0.0)
     for number in range(num_long):
-        add(scheduler, f"long{number}", request(30, 1))
-    found = []
+        add(scheduler, f"long{number}", request(60, 1))
+    found, num_prompt_tokens = [], 0
     while not scheduler.is_idle:
         step = step_of(scheduler)
         if step.decodes and step.prefills:
-            found.append(sum(row.end - row.start for row in step.prefills))
+            num_prompt_tokens += sum(row.end - row.start for row in step.prefills)
+            found.append(sum(row.end - row.start for row in (*step.prefills, *step.decodes)))
         scheduler.commit(step, runner.launch(step).results(), 0.0)
-    assert sum(found) == 30 * num_long
+    assert num_prompt_tokens == 60 * num_long
     return found
 
 
-@pytest.mark.parametrize(("num_decodes", "num_long"), [(1, 1), (3, 3), (20, 2)])
+@pytest.mark.parametrize(("num_decodes", "num_long"), [(1, 1), (3, 3), (16, 2)])
 def test_decodes_wait_for_one_chunk(num_decodes: int, num_long: int) -> None:
     """The bound on the time between two tokens."""
-    assert max(prompt_tokens_beside_decodes(num_decodes, num_long)) == limits().prefill_chunk
+    assert max(tokens_of_mixed_steps(num_decodes, num_long)) == 32
 
 
 def test_a_large_batch_waits_for_two_chunks() -> None:
-    assert max(prompt_tokens_beside_decodes(LARGE_BATCH, 2)) == 2 * limits().prefill_chunk
+    assert max(tokens_of_mixed_steps(LARGE_BATCH, 2)) == 64
 
 
 @pytest.mark.parametrize(("num_decodes", "num_long"), [(1, 2), (20, MANY_PREFILLS + 1)])
 def test_many_prompts_come_first(num_decodes: int, num_long: int) -> None:
-    found = prompt_tokens_beside_decodes(num_decodes, num_long)
-    assert found[0] == 16
-    assert found[-1] <= limits().prefill_chunk
+    found = tokens_of_mixed_steps(num_decodes, num_long)
+    assert found[0] == 64
+    assert found[-1] <= 32

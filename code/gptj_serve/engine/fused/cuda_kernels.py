@@ -60,10 +60,10 @@ class _Scratch(ctypes.Structure):
 _ARGUMENTS = {
     "decode": (_pointer, _pointer, _pointer, _pointer, _int, _int),
     "embed": (_pointer, _pointer, _pointer, _int),
-    "finish_in": (_pointer, _pointer, _pointer, _pointer, _int, _int),
-    "attend": (_pointer, _pointer, _pointer, _pointer, _int, _int),
-    "add_and_normalise": (_pointer, _pointer, _int, _int),
-    "choose": (_pointer, _pointer, _pointer, _int),
+    "finish_in": (_pointer, _pointer, _pointer, _pointer, _int, _int, _int),
+    "attend": (_pointer, _pointer, _pointer, _pointer, _int, _int, _int),
+    "add_and_normalise": (_pointer, _pointer, _int, _int, _int),
+    "choose": (_pointer, _pointer, _pointer, _int, _int),
 }
 """The library's functions without their prefix, and what they take before the stream."""
 
@@ -98,7 +98,7 @@ class CudaKernels:
         state: What they work on; float16, on the GPU, contiguous.
 
     Attributes:
-        overlap: Whether kernels of one `decode` may overlap.
+        overlap: Whether kernels may start while the one before still runs.
 
     Raises:
         RuntimeError: The library was built from other sources than this module.
@@ -113,15 +113,13 @@ class CudaKernels:
         self._state = state
         self._structures = (_model(state), _cache(state), _scratch(state))
         self._model, self._cache, self._scratch = map(ctypes.addressof, self._structures)
-        self._tokens: tuple[Tokens, _Tokens] | None = None
+        self._recent: list[tuple[Tokens, _Tokens]] = []
         self.overlap = bool(functions.fused_can_overlap())
 
     def decode(self, tokens: Tokens) -> None:
         """See `Kernels.decode`; 1..16 tokens."""
-        of = self._address(tokens)
-        self._call(
-            "decode", self._model, self._cache, of, self._scratch, tokens.num_tokens, int(self.overlap)
-        )
+        of, num = self._address(tokens), tokens.num_tokens
+        self._call("decode", self._model, self._cache, of, self._scratch, num, self.overlap)
 
     def embed(self, tokens: Tokens) -> None:
         """See `Kernels.embed`."""
@@ -129,27 +127,31 @@ class CudaKernels:
 
     def finish_in(self, tokens: Tokens, layer: int) -> None:
         """See `Kernels.finish_in`."""
-        of = self._address(tokens)
-        self._call("finish_in", self._model, self._cache, of, self._scratch, tokens.num_tokens, layer)
+        of, num = self._address(tokens), tokens.num_tokens
+        self._call("finish_in", self._model, self._cache, of, self._scratch, num, layer, self.overlap)
 
     def attend(self, tokens: Tokens, layer: int) -> None:
         """See `Kernels.attend`."""
-        of = self._address(tokens)
-        self._call("attend", self._model, self._cache, of, self._scratch, tokens.num_tokens, layer)
+        of, num = self._address(tokens), tokens.num_tokens
+        self._call("attend", self._model, self._cache, of, self._scratch, num, layer, self.overlap)
 
     def add_and_normalise(self, num_tokens: int, layer: int) -> None:
         """See `Kernels.add_and_normalise`."""
-        self._call("add_and_normalise", self._model, self._scratch, num_tokens, layer)
+        self._call("add_and_normalise", self._model, self._scratch, num_tokens, layer, self.overlap)
 
     def choose(self, tokens: Tokens) -> None:
         """See `Kernels.choose`."""
-        self._call("choose", self._model, self._address(tokens), self._scratch, tokens.num_tokens)
+        of, num = self._address(tokens), tokens.num_tokens
+        self._call("choose", self._model, of, self._scratch, num, self.overlap)
 
     def _address(self, tokens: Tokens) -> int:
-        """The tokens as the library takes them. One pass asks for the same ones again and again."""
-        if self._tokens is None or self._tokens[0] is not tokens:
-            self._tokens = (tokens, _tokens(tokens, self._state.history_SC))
-        return ctypes.addressof(self._tokens[1])
+        """The tokens as the library takes them. One pass asks for the same two again and again."""
+        for known, structure in self._recent:
+            if known is tokens:
+                return ctypes.addressof(structure)
+        structure = _tokens(tokens, self._state.history_SC)
+        self._recent = [(tokens, structure), *self._recent[:1]]
+        return ctypes.addressof(structure)
 
     def _call(self, name: str, *arguments: int) -> None:
         error = self._functions[name](*arguments, torch.cuda.current_stream().cuda_stream)

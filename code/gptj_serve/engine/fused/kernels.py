@@ -47,6 +47,10 @@ class Tokens:
         """T."""
         return self.positions_T.shape[0]
 
+    def select(self, which: slice | torch.Tensor) -> "Tokens":
+        """Some of the tokens, without their tables."""
+        return Tokens(self.positions_T[which], self.cache_rows_T[which], self.history_rows_T[which])
+
 
 @dataclass(frozen=True, slots=True)
 class Scratch:

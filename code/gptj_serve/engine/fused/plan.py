@@ -75,8 +75,8 @@ class RunnerLimits:
         vocab_size: Width of the logits.
         block_size: Positions in one cache block.
         num_blocks: Cache blocks that sequences may use, ids 0..num_blocks-1.
-        prefill_chunk: Prompt tokens in one step at most while sequences are being decoded: bounds how
-            long those wait.
+        prefill_chunk: Tokens in one step at most while sequences are being decoded, theirs included (but
+            half of it is for prompts in any case): bounds how long those wait.
         max_prefill: Prompt tokens in one step at most, ever.
     """
 

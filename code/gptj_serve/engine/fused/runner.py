@@ -13,6 +13,7 @@ import torch
 from gptj_serve.engine.device_errors import batch_errors
 from gptj_serve.engine.fused.choice import Choice
 from gptj_serve.engine.fused.greedy import GreedyChoice, is_greedy
+from gptj_serve.engine.fused.grouping import groups, joining
 from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Kernels, State
 from gptj_serve.engine.fused.model import FusedModel
 from gptj_serve.engine.fused.plan import ContinuousStep, Row, RunnerLimits
@@ -65,15 +66,17 @@ class FusedRunner:
         """Start a step; see `StepRunner.launch`."""
         self._check(step)
         parts: list[Part] = []
+        together = joining(step)
         num_prefills = sum(row.samples for row in step.prefills)
         with batch_errors("a step"), self._memory_given_back():
             if step.prefills:
-                choice = self._prefill(step.prefills)
+                choice = self._prefill(step.prefills, [step.decodes[place] for place in together])
                 if choice is not None:
-                    parts.append((list(range(num_prefills)), choice))
-            for places in self._groups(step.decodes):
-                choice = self._decode([step.decodes[place] for place in places])
-                parts.append(([num_prefills + place for place in places], choice))
+                    places = [num_prefills + place for place in together]
+                    parts.append(([*places, *range(num_prefills)], choice))
+            for group in groups(step.decodes, self._kernels.max_decode_rows, without=together):
+                choice = self._decode([step.decodes[place] for place in group])
+                parts.append(([num_prefills + place for place in group], choice))
         return RunningStep(parts)
 
     @torch.inference_mode()
@@ -93,6 +96,7 @@ class FusedRunner:
                 self._graphs[size] = graph
         for num_tokens in PREFILL_SIZES:
             self._warm_up_prefill(num_tokens)
+        self._warm_up_mixed()
         logits_TV = self._state.scratch.logits_TV
         warm_up(logits_TV.device, logits_TV.dtype, self.limits)
 
@@ -132,6 +136,12 @@ class FusedRunner:
         starts = (0, num_tokens) if 2 * num_tokens < limits.max_context else (0,)
         self._prefill_alone((0,) * num_tokens, starts)
 
+    def _warm_up_mixed(self) -> None:
+        """Two prompts in one step, and a sequence that is decoded beside them."""
+        (row,) = self._prefill_alone((0, 0), (0,))
+        prompt = replace(row, samples=False)
+        self._prefill([prompt, prompt], [replace(row, start=row.end, token_ids=None)])
+
     def _prefill_alone(self, token_ids: tuple[int, ...], starts: Sequence[int]) -> list[Row]:
         """Prefill these tokens at each of these positions, in the cache's first blocks."""
         request = GenerationRequest("warm-up", token_ids, SamplingParams(1))
@@ -139,7 +149,7 @@ class FusedRunner:
         blocks = range(-(-(starts[-1] + len(token_ids) + 1) // BLOCK_SIZE))
         rows = [Row(running, 0, blocks, start, token_ids, samples=True) for start in starts]
         for row in rows:
-            self._prefill([row])
+            self._prefill([row], [])
         return rows
 
     @contextmanager
@@ -172,23 +182,6 @@ class FusedRunner:
                     f"{len(row.blocks) * BLOCK_SIZE}, the context {limits.max_context}"
                 )
 
-    def _groups(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Rows that are decoded together, as indexes.
-
-        Up to `Kernels.max_decode_rows` rows, a row's logits do not depend on the others. Sequences whose
-        seed the client chose are decoded so, whatever else runs.
-        """
-        limit = self._kernels.max_decode_rows
-        if len(rows) <= max(limit, 1):
-            return [list(range(len(rows)))] if rows else []
-        # others fill the last such group up: its bits do not depend on them
-        places = sorted(range(len(rows)), key=lambda place: not rows[place].running.request.reproducible)
-        num_reproducible = sum(row.running.request.reproducible for row in rows) if limit else 0
-        num_groups = -(-num_reproducible // max(limit, 1))
-        groups = [places[at * limit : (at + 1) * limit] for at in range(num_groups)]
-        rest = places[num_groups * limit :]
-        return [*groups, rest] if rest else groups
-
     def _decode(self, rows: Sequence[Row]) -> Choice | GreedyChoice:
         size = next(size for size in self._decode_sizes if size >= len(rows))
         tokens = self._words.decode(rows, size, self._decode_words)
@@ -198,12 +191,12 @@ class FusedRunner:
             self._model.decode(tokens)
         return self._choose(rows)
 
-    def _prefill(self, rows: Sequence[Row]) -> Choice | GreedyChoice | None:
-        prompts = self._words.prompts(rows, self._decode_words.device)
+    def _prefill(self, prompts: Sequence[Row], decodes: Sequence[Row]) -> Choice | GreedyChoice | None:
+        step = self._words.prefill(prompts, decodes, self._decode_words.device)
         history_T = self._state.history_SC.view(-1)
-        history_T.index_copy_(0, prompts.tokens.history_rows_T.long(), prompts.ids_T.long())
-        self._model.prefill(prompts.tokens, prompts.parts, prompts.last_R, prompts.last)
-        choosing = [row for row in rows if row.samples]
+        history_T.index_copy_(0, step.tokens.history_rows_T[len(decodes) :].long(), step.ids_T.long())
+        self._model.prefill(step)
+        choosing = [*decodes, *(row for row in prompts if row.samples)]
         return self._choose(choosing) if choosing else None
 
     def _choose(self, rows: Sequence[Row]) -> Choice | GreedyChoice:

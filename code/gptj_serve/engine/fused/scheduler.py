@@ -141,13 +141,15 @@ class ContinuousScheduler(Scheduler):
         """Prompt tokens in this step at most.
 
         Those that decode wait for the whole step; but when those that could start are more, or simply many,
-        it serves more to let these start.
+        it serves more to let these start. Those that decode take part in the step's products, which are
+        fastest when their size is a round number.
         """
         num_prefills = (self._unfinished() is not None) + min(len(self._waiting), self._seats.num_free_slots)
-        if num_prefills > min(num_decodes, MANY_PREFILLS):
-            return self._limits.max_prefill
-        chunks = 2 if num_decodes >= LARGE_BATCH else 1
-        return min(chunks * self._limits.prefill_chunk, self._limits.max_prefill)
+        budget = self._limits.max_prefill
+        if num_prefills <= min(num_decodes, MANY_PREFILLS):
+            chunks = 2 if num_decodes >= LARGE_BATCH else 1
+            budget = min(chunks * self._limits.prefill_chunk, budget)
+        return max(budget - num_decodes, budget // 2)
 
     def _next_prefill(self, now_s: float, *, is_shared: bool) -> Seat | None:
         """Whose prompt goes on or starts; never past the oldest that cannot."""

@@ -5,34 +5,16 @@ are over, so none has to be kept track of here. Shape suffixes as in `kernels`; 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Tokens
-from gptj_serve.engine.fused.model import PromptPart
+from gptj_serve.engine.fused.model import Prefill
 from gptj_serve.engine.fused.plan import Row, RunnerLimits
-
-
-@dataclass(frozen=True, slots=True)
-class Prompts:
-    """Chunks of prompts, as `FusedModel.prefill` takes them.
-
-    Attributes:
-        tokens: All tokens, sequence by sequence.
-        ids_T: int32, their ids.
-        parts: The sequences.
-        last_R: int64, indexes of the tokens after which one is chosen.
-        last: Those tokens.
-    """
-
-    tokens: Tokens
-    ids_T: torch.Tensor  # noqa: N815
-    parts: Sequence[PromptPart]
-    last_R: torch.Tensor  # noqa: N815
-    last: Tokens
+from gptj_serve.engine.fused.prompt_attention import PromptPart
 
 
 class StepWords:
@@ -66,45 +48,60 @@ class StepWords:
         """
         words = np.zeros(self.num_decode_words(size), dtype=np.int32)
         positions_T, cache_rows_T, history_rows_T = words[: 3 * size].reshape(3, size)
-        tables_TW = words[3 * size :].reshape(size, self._table_width)
         positions_T[len(rows) :] = -1
         history_rows_T[len(rows) :] = self._padding_row
-        for place, row in enumerate(rows):
-            positions_T[place] = row.start
-            cache_rows_T[place] = row.blocks[row.start // BLOCK_SIZE] * BLOCK_SIZE + row.start % BLOCK_SIZE
-            history_rows_T[place] = row.slot * self._history_width + row.start
-            num_blocks = -(-row.end // BLOCK_SIZE)
-            tables_TW[place, :num_blocks] = row.blocks[:num_blocks]
+        if rows:
+            columns_4T = self._columns(rows)
+            positions_T[: len(rows)], cache_rows_T[: len(rows)], history_rows_T[: len(rows)], _ = columns_4T
+        self._fill_tables(words[3 * size :], rows)
         uploaded = _upload(words, target)
         positions, cache_rows, history_rows = uploaded[: 3 * size].view(3, size).unbind(0)
         tables = uploaded[3 * size :].view(size, self._table_width)
         return Tokens(positions, cache_rows, history_rows, tables)
 
-    def prompts(self, rows: Sequence[Row], device: torch.device) -> Prompts:
-        """Start the upload of chunks of prompts."""
+    def prefill(self, prompts: Sequence[Row], decodes: Sequence[Row], device: torch.device) -> Prefill:
+        """Start the upload of chunks of prompts, and of sequences that are decoded beside them."""
+        rows, num_decodes = [*decodes, *prompts], len(decodes)
         columns_4T, last = self._columns(rows), _last(rows)
-        tables = [row.blocks[: -(-row.end // BLOCK_SIZE)] if row.start else [] for row in rows]
-        flat = np.concatenate([columns_4T.reshape(-1), last, *tables]).astype(np.int32)
+        borders = np.cumsum([num_decodes, *(row.end - row.start for row in prompts)])
+        tables = np.zeros(num_decodes * self._table_width, dtype=np.int32)
+        self._fill_tables(tables, decodes)
+        blocks = [row.blocks[: -(-row.end // BLOCK_SIZE)] if row.start else [] for row in prompts]
+        fields = [columns_4T.reshape(-1), np.asarray(last), borders, tables, np.concatenate([[], *blocks])]
+        flat = np.concatenate(fields).astype(np.int32)
         words = _upload(flat, torch.empty(flat.size, dtype=torch.int32, device=device))
-        columns, last_R, blocks = torch.split(
-            words, [columns_4T.size, len(last), flat.size - columns_4T.size - len(last)]
-        )
+        columns, last_R, borders_P, tables_X, blocks_X = torch.split(words, [field.size for field in fields])
         positions_T, cache_rows_T, history_rows_T, ids_T = columns.view(4, -1).unbind(0)
         tokens = Tokens(positions_T, cache_rows_T, history_rows_T)
         last_R = last_R.long()
-        picked = [part.index_select(0, last_R) for part in (positions_T, cache_rows_T, history_rows_T)]
-        return Prompts(tokens, ids_T, _parts(rows, tables, blocks), last_R, Tokens(*picked))
+        tables_TW = tables_X.view(num_decodes, self._table_width)
+        return Prefill(
+            tokens=tokens,
+            decoding=replace(tokens.select(slice(num_decodes)), tables_TW=tables_TW) if decodes else None,
+            ids_T=ids_T[num_decodes:],
+            parts=_parts(prompts, borders.tolist(), torch.split(blocks_X, [len(of) for of in blocks])),
+            borders=borders_P,
+            last_R=last_R,
+            last=tokens.select(last_R),
+        )
 
     def _columns(self, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
-        """Of every token: position, place in the cache, place in the history, id."""
+        """Of every token: position, place in the cache, place in the history, id where it is known."""
         positions_T = np.concatenate([np.arange(row.start, row.end) for row in rows])
         blocks_T = np.concatenate(
             [np.asarray(row.blocks)[np.arange(row.start, row.end) // BLOCK_SIZE] for row in rows]
         )
         slots_T = np.repeat([row.slot for row in rows], [row.end - row.start for row in rows])
-        ids_T = np.concatenate([np.asarray(row.token_ids) for row in rows])
+        ids_T = np.concatenate([np.asarray(row.token_ids or (0,)) for row in rows])
         cache_rows_T = blocks_T * BLOCK_SIZE + positions_T % BLOCK_SIZE
         return np.stack([positions_T, cache_rows_T, slots_T * self._history_width + positions_T, ids_T])
+
+    def _fill_tables(self, words: npt.NDArray[np.int32], rows: Sequence[Row]) -> None:
+        """The rows' cache blocks, one line each."""
+        tables_TW = words.reshape(-1, self._table_width)
+        for place, row in enumerate(rows):
+            num_blocks = -(-row.end // BLOCK_SIZE)
+            tables_TW[place, :num_blocks] = row.blocks[:num_blocks]
 
 
 def _last(rows: Sequence[Row]) -> list[int]:
@@ -113,14 +110,11 @@ def _last(rows: Sequence[Row]) -> list[int]:
     return [int(end) - 1 for row, end in zip(rows, ends, strict=True) if row.samples]
 
 
-def _parts(rows: Sequence[Row], tables: Sequence[Sequence[int]], blocks: torch.Tensor) -> list[PromptPart]:
-    parts, first = [], 0
-    of_each = torch.split(blocks, [len(table) for table in tables])
-    for row, table, blocks_N in zip(rows, tables, of_each, strict=True):
-        num_tokens = row.end - row.start
-        parts.append(PromptPart(first, num_tokens, row.start, blocks_N.long() if table else None))
-        first += num_tokens
-    return parts
+def _parts(rows: Sequence[Row], borders: Sequence[int], blocks: Sequence[torch.Tensor]) -> list[PromptPart]:
+    return [
+        PromptPart(first, row.end - row.start, row.start, blocks_N.long() if row.start else None)
+        for row, first, blocks_N in zip(rows, borders[:-1], blocks, strict=True)
+    ]
 
 
 def _upload(values: npt.NDArray[np.int32], target: torch.Tensor) -> torch.Tensor:

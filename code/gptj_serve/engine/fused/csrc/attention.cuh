@@ -7,6 +7,7 @@
 #pragma once
 #include "device.cuh"
 #include "fused.h"
+#include "layout.cuh"
 
 namespace fused {
 
@@ -25,9 +26,15 @@ struct AttentionRow {
   const int32_t *table;    // the sequence's blocks
   int length;              // positions to attend to
   int head, num_heads;
-  half *out;               // [head_dim]
+  half *out;               // activations, of which this head's get [head_dim]
+  Layout out_layout;
+  int out_row, out_column;
   float *partial;          // [MAX_SPLITS, head_dim + 2]
   uint32_t *arrived;       // counter
+
+  __device__ __forceinline__ void put(int at, float value) const {
+    out[out_layout.place(out_row, out_column + at)] = __float2half(value);
+  }
 };
 
 // A softmax that is not finished: the largest score, the sum of exponentials and the weighted values.
@@ -131,7 +138,7 @@ struct Attention {
         value = fmaf(scale, memory.values[i][threadIdx.x], value);
       }
       if (splits == 1) {
-        row.out[threadIdx.x] = __float2half(value / sum);
+        row.put(threadIdx.x, value / sum);
         return;
       }
       partial[threadIdx.x] = value;
@@ -153,7 +160,7 @@ struct Attention {
       sum = fmaf(scale, __ldcg(partial + HEAD_DIM + 1), sum);
       value = fmaf(scale, __ldcg(partial + threadIdx.x), value);
     }
-    row.out[threadIdx.x] = __float2half(value / sum);
+    row.put(threadIdx.x, value / sum);
   }
 };
 

@@ -2,8 +2,7 @@
 //
 //   embed                 hidden = embedding, normed = LayerNorm(hidden)
 //   in_projection         normed -> query, cache, gelu(fc_in); attention rides along
-//   out_projection        hidden += [fc_out | out_proj] (gelu, attention); for one row: normed = next LayerNorm
-//   normalise             for several rows: normed = next LayerNorm
+//   out_projection        hidden += [fc_out | out_proj] (gelu, attention), normed = next LayerNorm
 //   head                  logits, and the likeliest token
 //
 // The parallel residual of GPT-J makes that possible: attention and MLP read the same LayerNorm.
@@ -37,11 +36,12 @@ __device__ __forceinline__ InPlace look_up(const Model &model, const Tokens &tok
 
 // Where it goes: rotary embedding and cache for q, k and v, gelu for the MLP. `other` is the number that q or k
 // is rotated with: the other of its pair of rows.
-__device__ __forceinline__ void finish_in(const Model &model, const Cache &cache, const Scratch &scratch, int layer,
-                                          int token, const InPlace &place, float value, float other) {
+__device__ __forceinline__ void finish_in(const Model &model, const Cache &cache, const Scratch &scratch,
+                                          Layout mixed, int layer, int token, const InPlace &place, float value,
+                                          float other) {
   const int d = model.d;
   if (place.section == 3) {
-    scratch.mixed[static_cast<int64_t>(token) * (model.inner + d) + place.at] = __float2half(gelu(value + place.bias));
+    scratch.mixed[mixed.place(token, place.at)] = __float2half(gelu(value + place.bias));
     return;
   }
   if (place.position < 0) return;
@@ -59,7 +59,7 @@ __device__ __forceinline__ void finish_in(const Model &model, const Cache &cache
 
 __device__ __forceinline__ AttentionRow attention_row(const Model &model, const Cache &cache, const Tokens &tokens,
                                                       const Scratch &scratch, const half *query, int64_t query_stride,
-                                                      int layer, int token, int head) {
+                                                      Layout mixed, int layer, int token, int head) {
   const int64_t token_head = static_cast<int64_t>(token) * model.num_heads + head;
   return {query + token * query_stride + head * model.head_dim,
           cache.keys + layer * cache.layer_stride,
@@ -68,21 +68,24 @@ __device__ __forceinline__ AttentionRow attention_row(const Model &model, const 
           __ldcg(tokens.positions + token) + 1,
           head,
           model.num_heads,
-          scratch.mixed + static_cast<int64_t>(token) * (model.inner + model.d) + model.inner + head * model.head_dim,
+          scratch.mixed,
+          mixed,
+          token,
+          model.inner + head * model.head_dim,
           scratch.partial + token_head * MAX_SPLITS * (model.head_dim + 2),
           scratch.arrived_splits + token_head};
 }
 
 // One thread block a token. Lets no kernel start early: what follows may be one that does not wait.
-__global__ void __launch_bounds__(THREADS) embed(const Model model, const Tokens tokens, const Scratch scratch) {
+__global__ void __launch_bounds__(THREADS)
+embed(const Model model, const Tokens tokens, const Scratch scratch, const Layout normed) {
   const int token = blockIdx.x, d = model.d;
   const half *row = model.embedding + tokens.history[tokens.history_rows[token]] * d;
   float *hidden = scratch.hidden + static_cast<int64_t>(token) * d;
   for (int i = threadIdx.x; i < d; i += THREADS) hidden[i] = __half2float(row[i]);
   __threadfence_block();
   __syncthreads();
-  normalise_row(hidden, model.norm_weight, model.norm_bias, scratch.normed + static_cast<int64_t>(token) * d, d,
-                model.epsilon);
+  normalise_row(model, scratch, normed, token, 0);
 }
 
 // Thread blocks of the in-projection: first the tiles of q, k and v, then most of the MLP's, then attention,
@@ -97,6 +100,7 @@ template <int TILES, int HEAD_DIM>
 __global__ void __launch_bounds__(THREADS, 2)
 in_projection(const Model model, const Cache cache, const Tokens tokens, const Scratch scratch, const InGrid grid,
               const int num_rows, const int layer) {
+  const Layout mixed = {model.inner + model.d, num_rows};
   __shared__ union {
     TileSums<TILES> sums;
     typename Attention<HEAD_DIM>::Memory attention;
@@ -106,7 +110,8 @@ in_projection(const Model model, const Cache cache, const Tokens tokens, const S
   if (attention_index >= 0 && attention_index < grid.num_attention) {
     const int stride = grid.attention_blocks_per_head, first_split = attention_index % stride;
     const int head = attention_index / stride % model.num_heads, token = attention_index / stride / model.num_heads;
-    const AttentionRow row = attention_row(model, cache, tokens, scratch, scratch.query, model.d, layer, token, head);
+    const AttentionRow row = attention_row(model, cache, tokens, scratch, scratch.query, model.d, mixed, layer,
+                                           token, head);
     const int splits = num_splits(row.length, SPLIT_POSITIONS);
     if (row.length < 1 || first_split >= splits) return;
     wait_for_previous_kernel();
@@ -121,18 +126,39 @@ in_projection(const Model model, const Cache cache, const Tokens tokens, const S
   const int first_row = tile * TILE_ROWS, num_weight_rows = grid.num_tiles * TILE_ROWS;
   const HalfWeights weights(model.in_weight + static_cast<int64_t>(layer) * num_weight_rows * model.d, model.d,
                             first_row, num_weight_rows, threadIdx.x % 32);
-  const Activations x = {scratch.normed, model.d, num_rows};
+  const Activations x = {scratch.normed, num_rows};
   const int tile_row = threadIdx.x % TILE_ROWS, token = threadIdx.x / TILE_ROWS;
   InPlace place;
   multiply_tile<TILES>(weights, model.d, x, memory.sums, [&] {
     if (token < num_rows) place = look_up(model, tokens, layer, token, first_row + tile_row);
     wait_for_previous_kernel();
+    // the LayerNorms before have been computed: their counter is free for the next
+    if (index == 0 && threadIdx.x == 0) *scratch.arrived = 0;
   });
   const float value = token < num_rows ? total<TILES>(memory.sums, token, tile_row) : 0.f;
   const float other = __shfl_xor_sync(ALL_LANES, value, 1);
   if (token < num_rows)
-    finish_in(model, cache, scratch, layer, token, place, value, other);
+    finish_in(model, cache, scratch, mixed, layer, token, place, value, other);
   if (tile < grid.num_qkv_tiles) arrive(scratch.arrived_heads + first_row % model.d / HEAD_DIM * 8);
+}
+
+// The next LayerNorm, when all thread blocks have their part of the rows. One row falls to whichever is the last.
+// For several the last in the order of the grid wait for the others, which have started before them.
+__device__ __forceinline__ void normalise_when_all_arrived(const Model &model, const Scratch &scratch, int num_rows,
+                                                           int layer) {
+  const Layout normed = {model.d, num_rows};
+  if (num_rows == 1) {
+    if (arrive_last(scratch.arrived, gridDim.x)) normalise_row(model, scratch, normed, 0, layer);
+    return;
+  }
+  arrive(scratch.arrived);
+  const int first_row = gridDim.x - 1 - blockIdx.x;
+  if (first_row >= num_rows) return;
+  wait_for_arrivals(scratch.arrived, gridDim.x);
+  for (int row = first_row; row < num_rows; row += gridDim.x) {
+    normalise_row(model, scratch, normed, row, layer);
+    __syncthreads();
+  }
 }
 
 template <int TILES>
@@ -143,7 +169,7 @@ out_projection(const Model model, const Scratch scratch, const int num_rows, con
   const int d = model.d, num_columns = model.inner + d, first_row = blockIdx.x * TILE_ROWS;
   const HalfWeights weights(model.out_weight + static_cast<int64_t>(layer) * d * num_columns, num_columns, first_row,
                             d, threadIdx.x % 32);
-  const Activations x = {scratch.mixed, num_columns, num_rows};
+  const Activations x = {scratch.mixed, num_rows};
   const int tile_row = threadIdx.x % TILE_ROWS, token = threadIdx.x / TILE_ROWS;
   float *hidden = scratch.hidden + static_cast<int64_t>(token) * d + first_row + tile_row;
   float before = 0.f, bias = 0.f;
@@ -157,19 +183,7 @@ out_projection(const Model model, const Scratch scratch, const int num_rows, con
     if (token < num_rows) before = __ldcg(hidden);
   });
   if (token < num_rows) *hidden = before + total<TILES>(sums, token, tile_row) + bias;
-  if (num_rows > 1) return;
-  if (arrive_last(scratch.arrived, gridDim.x))
-    normalise_row(scratch.hidden, model.norm_weight + static_cast<int64_t>(layer + 1) * d,
-                  model.norm_bias + static_cast<int64_t>(layer + 1) * d, scratch.normed, d, model.epsilon);
-}
-
-// One thread block a token.
-__global__ void __launch_bounds__(THREADS) normalise(const Model model, const Scratch scratch, const int layer) {
-  let_next_kernel_start();
-  wait_for_previous_kernel();
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * model.d;
-  normalise_row(scratch.hidden + at, model.norm_weight + static_cast<int64_t>(layer) * model.d,
-                model.norm_bias + static_cast<int64_t>(layer) * model.d, scratch.normed + at, model.d, model.epsilon);
+  normalise_when_all_arrived(model, scratch, num_rows, layer + 1);
 }
 
 // Put the row's likeliest token where the next step finds it.
@@ -186,12 +200,13 @@ head(const Model model, const Tokens tokens, const Scratch scratch, const int nu
   let_next_kernel_start();
   const int first_row = blockIdx.x * TILE_ROWS;
   const HalfWeights weights(model.head_weight, model.d, first_row, model.vocab, threadIdx.x % 32);
-  const Activations x = {scratch.normed, model.d, num_rows};
+  const Activations x = {scratch.normed, num_rows};
   const int tile_row = threadIdx.x % TILE_ROWS, token = threadIdx.x / TILE_ROWS, row = first_row + tile_row;
   float bias = 0.f;
   multiply_tile<TILES>(weights, model.d, x, sums, [&] {
     if (row < model.vocab) bias = __half2float(model.head_bias[row]);
     wait_for_previous_kernel();
+    if (blockIdx.x == 0 && threadIdx.x == 0) *scratch.arrived = 0; // the last LayerNorm has been computed
   });
   uint64_t key = 0;
   if (token < num_rows && row < model.vocab) {

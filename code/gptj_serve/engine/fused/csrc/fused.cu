@@ -54,12 +54,12 @@ template <int TILES, int HEAD_DIM>
 int decode(const Model &model, const Cache &cache, const Tokens &tokens, const Scratch &scratch, int num_rows,
            Start start, cudaStream_t stream) {
   const InGrid grid = in_grid(model, num_rows);
-  TRY(launch(embed, dim3(num_rows), stream, Start::AFTER, model, tokens, scratch));
+  const Layout normed = {model.d, num_rows};
+  TRY(launch(embed, dim3(num_rows), stream, Start::AFTER, model, tokens, scratch, normed));
   for (int layer = 0; layer < model.num_layers; layer++) {
     TRY(launch(in_projection<TILES, HEAD_DIM>, dim3(grid.num_tiles + grid.num_attention), stream, start, model, cache,
                tokens, scratch, grid, num_rows, layer));
     TRY(launch(out_projection<TILES>, dim3(model.d / TILE_ROWS), stream, start, model, scratch, num_rows, layer));
-    if (num_rows > 1) TRY(launch(normalise, dim3(num_rows), stream, start, model, scratch, layer + 1));
   }
   TRY(launch(head<TILES>, dim3((model.vocab + TILE_ROWS - 1) / TILE_ROWS), stream, start, model, tokens, scratch,
              num_rows));
@@ -75,10 +75,15 @@ int decode_tiles(const Model &model, const Cache &cache, const Tokens &tokens, c
 
 template <int HEAD_DIM>
 int attend(const Model &model, const Cache &cache, const Tokens &tokens, const Scratch &scratch, int num_rows,
-           int layer, cudaStream_t stream) {
-  return launch(attend_rows<HEAD_DIM>, dim3(MAX_SPLITS, model.num_heads, num_rows), stream, Start::AFTER, model,
-                cache, tokens, scratch, layer);
+           int layer, Start start, cudaStream_t stream) {
+  // many rows fill the GPU with one thread block a head
+  const bool is_small = num_rows <= MAX_SMALL_BATCH;
+  const int blocks = is_small ? MAX_SPLITS : num_rows <= 2 * MAX_SMALL_BATCH ? 2 : 1;
+  return launch(attend_rows<HEAD_DIM>, dim3(blocks, model.num_heads, num_rows), stream, start, model, cache, tokens,
+                scratch, is_small ? SPLIT_POSITIONS : LONG_SPLIT_POSITIONS, layer);
 }
+
+Start start_of(int overlap) { return overlap ? Start::OVERLAPPING : Start::AFTER; }
 
 }  // namespace
 
@@ -93,14 +98,15 @@ EXPORT const char *fused_error(int error) { return cudaGetErrorString(static_cas
 // and newer alone, whatever the GPU is.
 EXPORT int fused_can_overlap() {
   cudaFuncAttributes attributes = {};
-  return cudaFuncGetAttributes(&attributes, normalise) == cudaSuccess && attributes.ptxVersion >= 90;
+  return cudaFuncGetAttributes(&attributes, add_and_normalise_rows) == cudaSuccess && attributes.ptxVersion >= 90;
 }
 
-// A whole decode step for 1..MAX_SMALL_BATCH tokens of as many sequences. `overlap`: kernels may start while
-// the one before still runs (only where `fused_can_overlap`).
+// `overlap` below: kernels may start while the one before still runs (only where `fused_can_overlap`).
+
+// A whole decode step for 1..MAX_SMALL_BATCH tokens of as many sequences.
 EXPORT int fused_decode(const Model *model, const Cache *cache, const Tokens *tokens, const Scratch *scratch,
                         int num_rows, int overlap, cudaStream_t stream) {
-  const Start start = overlap ? Start::OVERLAPPING : Start::AFTER;
+  const Start start = start_of(overlap);
   if (num_rows < 1 || num_rows > MAX_SMALL_BATCH) return cudaErrorInvalidValue;
   switch (model->head_dim) {
     case 64: return decode_tiles<64>(*model, *cache, *tokens, *scratch, num_rows, start, stream);
@@ -113,37 +119,38 @@ EXPORT int fused_decode(const Model *model, const Cache *cache, const Tokens *to
 // hidden and normed of T tokens.
 EXPORT int fused_embed(const Model *model, const Tokens *tokens, const Scratch *scratch, int num_rows,
                        cudaStream_t stream) {
-  return launch(embed, dim3(num_rows), stream, Start::AFTER, *model, *tokens, *scratch);
+  return launch(embed, dim3(num_rows), stream, Start::AFTER, *model, *tokens, *scratch, Layout{model->d, 0});
 }
 
 // See `finish_in_rows`.
 EXPORT int fused_finish_in(const Model *model, const Cache *cache, const Tokens *tokens, const Scratch *scratch,
-                           int num_rows, int layer, cudaStream_t stream) {
+                           int num_rows, int layer, int overlap, cudaStream_t stream) {
   // a few tokens would leave most of the GPU idle
   const int blocks_per_token = num_rows >= 512 ? 1 : num_rows >= 128 ? 4 : 16;
-  return launch(finish_in_rows, dim3(num_rows, blocks_per_token), stream, Start::AFTER, *model, *cache, *tokens,
-                *scratch, layer);
+  return launch(finish_in_rows, dim3(num_rows, blocks_per_token), stream, start_of(overlap), *model, *cache,
+                *tokens, *scratch, layer);
 }
 
 // See `attend_rows`.
 EXPORT int fused_attend(const Model *model, const Cache *cache, const Tokens *tokens, const Scratch *scratch,
-                        int num_rows, int layer, cudaStream_t stream) {
+                        int num_rows, int layer, int overlap, cudaStream_t stream) {
+  const Start start = start_of(overlap);
   switch (model->head_dim) {
-    case 64: return attend<64>(*model, *cache, *tokens, *scratch, num_rows, layer, stream);
-    case 128: return attend<128>(*model, *cache, *tokens, *scratch, num_rows, layer, stream);
-    case 256: return attend<256>(*model, *cache, *tokens, *scratch, num_rows, layer, stream);
+    case 64: return attend<64>(*model, *cache, *tokens, *scratch, num_rows, layer, start, stream);
+    case 128: return attend<128>(*model, *cache, *tokens, *scratch, num_rows, layer, start, stream);
+    case 256: return attend<256>(*model, *cache, *tokens, *scratch, num_rows, layer, start, stream);
   }
   return cudaErrorInvalidValue;
 }
 
 // See `add_and_normalise_rows`.
-EXPORT int fused_add_and_normalise(const Model *model, const Scratch *scratch, int num_rows, int layer,
+EXPORT int fused_add_and_normalise(const Model *model, const Scratch *scratch, int num_rows, int layer, int overlap,
                                    cudaStream_t stream) {
-  return launch(add_and_normalise_rows, dim3(num_rows), stream, Start::AFTER, *model, *scratch, layer);
+  return launch(add_and_normalise_rows, dim3(num_rows), stream, start_of(overlap), *model, *scratch, layer);
 }
 
 // See `choose_rows`.
-EXPORT int fused_choose(const Model *model, const Tokens *tokens, const Scratch *scratch, int num_rows,
+EXPORT int fused_choose(const Model *model, const Tokens *tokens, const Scratch *scratch, int num_rows, int overlap,
                         cudaStream_t stream) {
-  return launch(choose_rows, dim3(num_rows), stream, Start::AFTER, *model, *tokens, *scratch);
+  return launch(choose_rows, dim3(num_rows), stream, start_of(overlap), *model, *tokens, *scratch);
 }

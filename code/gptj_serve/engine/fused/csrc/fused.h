@@ -48,10 +48,10 @@ struct Tokens {
 // Scratch memory. Counters are zero before a call and are zero again after it.
 struct Scratch {
   float *hidden;                    // [T, d]: the residual stream
-  half *normed;                     // [T, d]: its LayerNorm, which the next product reads
+  half *normed;                     // [T, d] in some layout: its LayerNorm, which the next product reads
   half *query;                      // [T, d]: fused_decode's
   half *projected;                  // [T, 3 d + inner]: the in-projection's result: q, k, v, fc_in
-  half *mixed;                      // [T, inner + d]: gelu(fc_in), then attention
+  half *mixed;                      // [T, inner + d] in some layout: gelu(fc_in), then attention
   half *added;                      // [T, d]: the out-projection's result
   float *logits;                    // [T, vocab]
   int64_t *chosen;                  // [T]: the likeliest token

@@ -12,6 +12,7 @@
 // bit for bit, whatever the others are and however many there are.
 #pragma once
 #include "device.cuh"
+#include "layout.cuh"
 
 namespace fused {
 
@@ -20,10 +21,9 @@ constexpr int STEP_COLUMNS = 64;
 constexpr int TILE_COLUMNS = 8; // rows of the batch that one fragment holds
 constexpr int LOADS_PER_STEP = 4;
 
-// A matrix of activations, row by row.
+// A matrix of activations, 32 columns of all rows together as layout.cuh has them.
 struct Activations {
-  const half *rows;
-  int64_t stride;
+  const half *values;
   int num_rows;
 };
 
@@ -95,7 +95,9 @@ struct Sums {
 #pragma unroll
       for (int tile = 0; tile < TILES; tile++) {
         const int row = tile * TILE_COLUMNS + lane / 4;
-        const half *from = x.rows + row * x.stride + column + half_step * 32 + lane % 4 * 8;
+        // a row's 32 columns are four lanes' numbers
+        const int group = (column / LAYOUT_COLUMNS + half_step) * x.num_rows * LAYOUT_COLUMNS;
+        const half *from = x.values + group + tile * TILE_COLUMNS * LAYOUT_COLUMNS + lane * 8;
         loaded.halves[half_step][tile] =
             row < x.num_rows ? *reinterpret_cast<const uint4 *>(from) : make_uint4(0, 0, 0, 0);
       }
@@ -135,13 +137,13 @@ template <int TILES>
 struct Sums {
   struct Inputs {
     const half *from;
-    int64_t stride;
     int num_rows;
   };
   float sums[LOADS_PER_STEP][TILES * TILE_COLUMNS] = {};
 
   static __device__ __forceinline__ Inputs load(const Activations &x, int column, int lane) {
-    return {x.rows + column + lane % 8 * 8, x.stride, x.num_rows};
+    const Layout layout = {0, x.num_rows};
+    return {x.values + layout.place(0, column + lane % 8 * 8), x.num_rows};
   }
   __device__ __forceinline__ void add(const HalfWeights::Step &weights, const Inputs &x) {
     float w[LOADS_PER_STEP][8], v[8];
@@ -150,7 +152,7 @@ struct Sums {
 #pragma unroll
     for (int row = 0; row < TILES * TILE_COLUMNS; row++) {
       if (row >= x.num_rows) break;
-      to_floats(*reinterpret_cast<const uint4 *>(x.from + row * x.stride), v);
+      to_floats(*reinterpret_cast<const uint4 *>(x.from + row * LAYOUT_COLUMNS), v);
 #pragma unroll
       for (int i = 0; i < LOADS_PER_STEP; i++)
 #pragma unroll

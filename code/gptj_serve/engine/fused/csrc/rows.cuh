@@ -4,80 +4,124 @@
 
 namespace fused {
 
+// Eight halves at once.
+__device__ __forceinline__ void load_8(const half *from, float (&values)[8]) {
+  to_floats(*reinterpret_cast<const uint4 *>(from), values);
+}
+__device__ __forceinline__ void store_8(half *to, const float (&values)[8]) {
+  uint4 packed;
+  half2 *pairs = reinterpret_cast<half2 *>(&packed);
+#pragma unroll
+  for (int i = 0; i < 4; i++) pairs[i] = __floats2half2_rn(values[2 * i], values[2 * i + 1]);
+  *reinterpret_cast<uint4 *>(to) = packed;
+}
+
 // What the in-projection gave: q and k are rotated in place, k and v go into the cache,
 // gelu(fc_in + bias) into `mixed`. Grid: tokens, and thread blocks that share one.
 __global__ void __launch_bounds__(THREADS)
 finish_in_rows(const Model model, const Cache cache, const Tokens tokens, const Scratch scratch, const int layer) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const int token = blockIdx.x, d = model.d, position = tokens.positions[token];
-  const int first = blockIdx.y * THREADS + threadIdx.x, stride = gridDim.y * THREADS;
+  const int first = (blockIdx.y * THREADS + threadIdx.x) * 8, stride = gridDim.y * THREADS * 8;
   half *row = scratch.projected + static_cast<int64_t>(token) * (3 * d + model.inner);
-  half2 *mixed = reinterpret_cast<half2 *>(scratch.mixed + static_cast<int64_t>(token) * (model.inner + d));
-  const half2 *inner = reinterpret_cast<const half2 *>(row + 3 * d);
-  const half2 *bias = reinterpret_cast<const half2 *>(model.in_bias + static_cast<int64_t>(layer) * model.inner);
-  for (int i = first; i < model.inner / 2; i += stride) {
-    float2 v = __half22float2(inner[i]), b = __half22float2(bias[i]);
-    mixed[i] = __floats2half2_rn(gelu(v.x + b.x), gelu(v.y + b.y));
+  half *mixed = scratch.mixed + static_cast<int64_t>(token) * (model.inner + d);
+  const half *bias = model.in_bias + static_cast<int64_t>(layer) * model.inner;
+  for (int i = first; i < model.inner; i += stride) {
+    float v[8], b[8];
+    load_8(row + 3 * d + i, v);
+    load_8(bias + i, b);
+#pragma unroll
+    for (int j = 0; j < 8; j++) v[j] = gelu(v[j] + b[j]);
+    store_8(mixed + i, v);
   }
   if (position < 0) return;
   const int cache_row = tokens.cache_rows[token];
   const int64_t block = static_cast<int64_t>(cache_row / BLOCK_SIZE) * model.num_heads;
-  for (int i = first; i < 3 * d / 2; i += stride) {
-    const int section = i / (d / 2), at = i % (d / 2) * 2, head = at / model.head_dim, in_head = at % model.head_dim;
-    half2 *pair = reinterpret_cast<half2 *>(row) + i;
-    float2 v = __half22float2(*pair);
+  for (int i = first; i < 3 * d; i += stride) {
+    const int section = i / d, at = i % d, head = at / model.head_dim, in_head = at % model.head_dim;
+    float v[8];
+    load_8(row + i, v);
     if (section < 2 && in_head < model.rotary_dim) {
-      float2 turn = model.rotary[position * (model.rotary_dim / 2) + in_head / 2];
-      v = make_float2(fmaf(-v.y, turn.y, v.x * turn.x), fmaf(v.x, turn.y, v.y * turn.x));
-      *pair = __floats2half2_rn(v.x, v.y);
+      const float2 *turns = model.rotary + position * (model.rotary_dim / 2) + in_head / 2;
+#pragma unroll
+      for (int j = 0; j < 8 && in_head + j < model.rotary_dim; j += 2) {
+        const float2 turn = turns[j / 2];
+        const float even = v[j], odd = v[j + 1];
+        v[j] = fmaf(-odd, turn.y, even * turn.x);
+        v[j + 1] = fmaf(even, turn.y, odd * turn.x);
+      }
+      store_8(row + i, v);
     }
     if (section == 0) continue;
     const int64_t place = ((block + head) * BLOCK_SIZE + cache_row % BLOCK_SIZE) * model.head_dim + in_head;
-    half *to = (section == 1 ? cache.keys : cache.values) + layer * cache.layer_stride + place;
-    *reinterpret_cast<half2 *>(to) = __floats2half2_rn(v.x, v.y);
+    store_8((section == 1 ? cache.keys : cache.values) + layer * cache.layer_stride + place, v);
   }
 }
 
-// Attention of one token a sequence. Grid: splits, heads, tokens.
+// Attention of one token a sequence. Grid: thread blocks that share the splits, heads, tokens.
 template <int HEAD_DIM>
 __global__ void __launch_bounds__(THREADS)
-attend_rows(const Model model, const Cache cache, const Tokens tokens, const Scratch scratch, const int layer) {
+attend_rows(const Model model, const Cache cache, const Tokens tokens, const Scratch scratch,
+            const int split_positions, const int layer) {
   __shared__ typename Attention<HEAD_DIM>::Memory memory;
+  wait_for_previous_kernel();
   const AttentionRow row = attention_row(model, cache, tokens, scratch, scratch.projected, 3 * model.d + model.inner,
-                                         layer, blockIdx.z, blockIdx.y);
-  const int splits = num_splits(row.length, LONG_SPLIT_POSITIONS);
-  if (row.length < 1 || blockIdx.x >= splits) return;
-  Attention<HEAD_DIM>::run(row, blockIdx.x, splits, memory);
+                                         {model.inner + model.d, 0}, layer, blockIdx.z, blockIdx.y);
+  if (row.length < 1) return;
+  const int splits = num_splits(row.length, split_positions);
+  for (int split = blockIdx.x; split < splits; split += gridDim.x) {
+    Attention<HEAD_DIM>::run(row, split, splits, memory);
+    __syncthreads();
+  }
 }
 
 // hidden += added + bias, normed = the next LayerNorm. One thread block a token.
 __global__ void __launch_bounds__(THREADS)
 add_and_normalise_rows(const Model model, const Scratch scratch, const int layer) {
+  constexpr int VECTORS = MAX_WIDTH / THREADS / 4;
+  wait_for_previous_kernel();
   const int d = model.d;
   const int64_t at = static_cast<int64_t>(blockIdx.x) * d;
-  const half2 *more = reinterpret_cast<const half2 *>(scratch.added + at);
-  const half2 *bias = reinterpret_cast<const half2 *>(model.out_bias + static_cast<int64_t>(layer) * d);
-  float2 *hidden = reinterpret_cast<float2 *>(scratch.hidden + at);
-  for (int i = threadIdx.x; i < d / 2; i += THREADS) {
-    float2 h = hidden[i], m = __half22float2(more[i]), b = __half22float2(bias[i]);
-    hidden[i] = make_float2(h.x + m.x + b.x, h.y + m.y + b.y);
+  const half *bias = model.out_bias + static_cast<int64_t>(layer) * d;
+  float4 hidden[VECTORS];
+#pragma unroll
+  for (int i = 0; i < VECTORS; i++) {
+    const int column = (i * THREADS + threadIdx.x) * 4;
+    if (column >= d) continue;
+    float4 *place = reinterpret_cast<float4 *>(scratch.hidden + at + column);
+    const uint2 more = *reinterpret_cast<const uint2 *>(scratch.added + at + column);
+    hidden[i] = add_4(add_4(*place, more), *reinterpret_cast<const uint2 *>(bias + column));
+    *place = hidden[i];
   }
-  __threadfence_block();
-  __syncthreads();
-  normalise_row(scratch.hidden + at, model.norm_weight + static_cast<int64_t>(layer + 1) * d,
-                model.norm_bias + static_cast<int64_t>(layer + 1) * d, scratch.normed + at, d, model.epsilon);
+  normalise_vectors(hidden, model.norm_weight + static_cast<int64_t>(layer + 1) * d,
+                    model.norm_bias + static_cast<int64_t>(layer + 1) * d, scratch.normed, {d, 0}, blockIdx.x,
+                    model.epsilon);
 }
 
 // logits += bias, and the likeliest token. One thread block a token.
 __global__ void __launch_bounds__(THREADS)
 choose_rows(const Model model, const Tokens tokens, const Scratch scratch) {
+  constexpr int AT_ONCE = 8; // the loads of so many are under way together
   __shared__ uint64_t best[WARPS];
+  wait_for_previous_kernel();
   float *logits = scratch.logits + static_cast<int64_t>(blockIdx.x) * model.vocab;
   uint64_t key = 0;
-  for (int row = threadIdx.x; row < model.vocab; row += THREADS) {
-    float logit = logits[row] + __half2float(model.head_bias[row]);
-    logits[row] = logit;
-    uint64_t other = sort_key(logit, row);
-    key = other > key ? other : key;
+  for (int first = threadIdx.x; first < model.vocab; first += AT_ONCE * THREADS) {
+    float values[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      const int row = first + i * THREADS;
+      if (row < model.vocab) values[i] = logits[row] + __half2float(model.head_bias[row]);
+    }
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      const int row = first + i * THREADS;
+      if (row >= model.vocab) break;
+      logits[row] = values[i];
+      const uint64_t other = sort_key(values[i], row);
+      key = other > key ? other : key;
+    }
   }
 #pragma unroll
   for (int offset = 16; offset; offset >>= 1) {

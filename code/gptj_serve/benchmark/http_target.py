@@ -68,7 +68,10 @@ class HttpTarget:
             return Answer(asked_s, self._timeout_s, 0, error=f"no answer within {self._timeout_s:g} s")
         except OSError as error:
             return Answer(asked_s, time.monotonic() - asked_s, 0, error=str(error))
-        self._idle.append(connection)
+        if connection.is_open:
+            self._idle.append(connection)
+        else:
+            connection.close()
         return _answer(exchange, ask)
 
     async def close(self) -> None:

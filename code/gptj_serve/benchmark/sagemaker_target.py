@@ -60,9 +60,6 @@ class SageMakerTarget:
         body, event_s = b"", []
         for part in self._client.invoke_endpoint_with_response_stream(**request)["Body"]:
             now_s = time.monotonic()
-            if "PayloadPart" not in part:  # an event that is an error
-                kind, error = next(iter(part.items()))
-                return Answer(asked_s, now_s - asked_s, 500, error=f"{kind}: {error.get('Message', '')}")
             data = part["PayloadPart"]["Bytes"]
             event_s += [now_s] * (body[-1:] + data).count(b"\n\n")
             body += data
@@ -116,9 +113,9 @@ def _client(service: str, timeout_s: float) -> Any:
 
 
 def _status(response: dict[str, Any]) -> int:
-    """The container's own status where SageMaker tells it, else SageMaker's."""
-    known = response.get("OriginalStatusCode") or response["ResponseMetadata"].get("HTTPStatusCode", 0)
-    return int(known)
+    """The container's own status where it is told, else SageMaker's; errors in streams have none."""
+    known = response.get("OriginalStatusCode") or response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return int(known or 500)
 
 
 def _message(response: dict[str, Any]) -> str:

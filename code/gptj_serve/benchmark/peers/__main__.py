@@ -30,7 +30,11 @@ def main() -> None:
     args = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no answer
-    peer = LOADERS[args.peer](args)
+    try:
+        peer = LOADERS[args.peer](args)
+    except Exception as error:
+        print(json.dumps({"error": _said(error)}), file=answers)
+        return
     print(json.dumps({"facts": peer.facts}), file=answers)
     for line in sys.stdin:
         print(json.dumps(_answer(peer, json.loads(line))), file=answers)
@@ -46,8 +50,12 @@ def _answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         stream = on_token if request["stream"] else None
         ids = peer.generate(request["prompt_ids"], request["num_tokens"], stream)
     except Exception as error:  # whatever a peer raises is its answer
-        return {"error": f"{type(error).__name__}: {error}"}
+        return {"error": _said(error)}
     return {"completion_tokens": len(ids), "token_s": times_s}
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _load_transformers(args: argparse.Namespace) -> Peer:

@@ -58,11 +58,11 @@ class ProcessTarget:
         """What it says when it is ready.
 
         Raises:
-            StartupError: It has ended.
+            StartupError: It could not load the model, or has ended; says why.
         """
         said = self._read()
         if "facts" not in said:
-            raise StartupError(f"{self.name} did not start (it said why above)")
+            raise StartupError(f"{self.name} did not start: {said['error'] or 'it has ended'}")
         return said
 
     def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def test_every_path_is_there(front: Server, document: Any) -> None:
     found = {(path, method.upper()) for path, item in document["paths"].items() for method in item}
     assert found == {
         ("/", "GET"),
+        ("/health", "GET"),
         ("/invocations", "POST"),
         ("/metrics", "GET"),
         ("/openapi.json", "GET"),

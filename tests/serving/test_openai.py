@@ -103,6 +103,15 @@ def test_every_field_arrives() -> None:
 def test_fields_that_say_little() -> None:
     assert read(echo=True).parameters.return_full_text
     assert read(stream=True, stream_options={"include_usage": True}).parameters.include_usage
+    both = read(
+        stream=True, stream_options={"include_usage": True, "continuous_usage_stats": True}
+    ).parameters
+    assert (both.include_usage, both.continuous_usage) == (True, True)
+    alone = read(stream=True, stream_options={"continuous_usage_stats": True}).parameters
+    assert (alone.include_usage, alone.continuous_usage) == (False, False)
+    assert read(max_tokens=7, ignore_eos=True, min_tokens=2).parameters.min_new_tokens == 7
+    assert read(ignore_eos=True).parameters.min_new_tokens == 16
+    assert read(max_tokens=7, ignore_eos=False).parameters.min_new_tokens == 0
     assert read(n=2, best_of=2).parameters.best_of is None
     assert read(n=2, best_of=2, stream=True).stream
     zero = read(logprobs=0).parameters
@@ -156,6 +165,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"stream_options": {}}, "body.stream_options: is for streams only"),
     ({"stream": True, "stream_options": 1}, "body.stream_options=1: must be an object"),
     ({"stream": True, "stream_options": {"include_usage": 1}}, "body.stream_options.include_usage=1: must"),
+    ({"ignore_eos": 1}, "body.ignore_eos=1: must be true or false"),
     ({"seed": -1}, "body.seed=-1: must be a whole number from 0"),
     ({"logprobs": 6}, "body.logprobs=6: must be a whole number from 0 to 5"),
     ({"logprobs": True}, "body.logprobs=true: must be a whole number from 0 to 5"),

@@ -285,6 +285,23 @@ def test_openais_chunks() -> None:
     assert "usage" not in run({"prompt": "The"})[1][0]
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_counts_with_every_token(chat: bool) -> None:
+    """Tokens whose text is not final yet have a chunk, too: whoever measures sees when each came."""
+    asked = {"messages": [{"role": "user", "content": "The"}]} if chat else {"prompt": "The"}
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    document = {**asked, "stream_options": options, "max_tokens": 4, "stop": "sat. The"}
+    _, call = parse({**document, "stream": True})
+    _, stream = run(document)
+    chunks = [event for event in stream[:-2] if not (chat and event["choices"][0]["delta"].get("role"))]
+    counts = [event["usage"]["completion_tokens"] for event in chunks]
+    assert counts == sorted(counts)
+    assert set(counts) == set(range(1, stream[-2]["usage"]["completion_tokens"] + 1))
+    assert {event["usage"]["prompt_tokens"] for event in chunks} == {call.num_prompt_tokens}
+    _, plain = run({**document, "stream_options": {"include_usage": True}})
+    assert len(plain) < len(stream)
+
+
 def test_the_prompt_is_echoed_first() -> None:
     _, stream = run({"prompt": ["The", "Hello"], "n": 2, "echo": True})
     firsts = [openai_choices(stream, index)[0]["text"] for index in range(4)]

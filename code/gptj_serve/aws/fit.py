@@ -57,9 +57,7 @@ def need_of(config: ModelConfig, gpu: Gpu, context: int, batch_size: int | None)
     """
     rows = batch_size or room.MAX_AUTO_BATCH_SIZE
     _, max_tokens = room.prefill_sizes(int(gpu.memory_gib * room.GIB))
-    scratch = room.scratch_bytes(
-        config.n_embd, config.n_inner, config.vocab_size, max(max_tokens, rows), rows
-    )
+    scratch = room.scratch_bytes(config.n_embd, config.n_inner, config.vocab_size, max_tokens + rows, rows)
     of_block = room.block_bytes(config.n_layer, config.n_embd, ELEMENT_BYTES)
     return Need(
         weights_bytes=ELEMENT_BYTES * sum(map(math.prod, expected_shapes(config).values())),

@@ -4,12 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from gptj_serve.benchmark import schedule
-from gptj_serve.benchmark.results import Cell, Run
+from gptj_serve.benchmark.results import FIRST_CELL, Cell, Run
 from gptj_serve.benchmark.schedule import Step
 from gptj_serve.benchmark.session import Session, as_run, check_alive
 from gptj_serve.benchmark.target import Ask, Target
-
-FIRST_CELL = Cell(50, 50)
 
 
 async def first_request(target: Target, number: int) -> tuple[Run, bool]:

@@ -42,7 +42,7 @@ class Connection(asyncio.Protocol):
     """One connection that is kept; one request at a time. Made by `connect`.
 
     Attributes:
-        is_open: The other side has not ended it.
+        is_open: The other side has not ended it, and will not after this answer.
     """
 
     def __init__(self, host: str) -> None:
@@ -148,6 +148,8 @@ class Connection(asyncio.Protocol):
         self._exchange.status = int(first.split()[1])
         self._exchange.request_id = headers.get("x-request-id", "")
         self._exchange._is_chunked = "chunked" in headers.get("transfer-encoding", "").lower()
+        if first.startswith("HTTP/1.0") or "close" in headers.get("connection", "").lower():
+            self.is_open = False
         self._is_stream = headers.get("content-type", "").startswith("text/event-stream")
         self._num_left = int(headers["content-length"]) if "content-length" in headers else None
         self._tail = b""

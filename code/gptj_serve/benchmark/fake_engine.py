@@ -1,6 +1,7 @@
 """An engine process without a model: every sequence gets its tokens at a fixed rate, and it keeps when.
 
 Usage: python -m gptj_serve.benchmark.fake_engine --socket PATH --model DIR --tokens-per-s N --log FILE
+    [--prompt-s S]
 
 It speaks to fronts as the engine does: all sequences' next tokens in one message a step. At SIGTERM it
 writes a `Kept` for every sequence as JSON, by request id, and ends.
@@ -47,16 +48,20 @@ class FakeEngine:
         server: Where fronts connect.
         tokens_per_s: Steps per second, one token a sequence each.
         token_ids: What every sequence says, over and over.
+        prompt_s: How long every prompt takes before the first token.
 
     Attributes:
         kept: Every sequence there was, by request id.
     """
 
-    def __init__(self, server: EngineServer, tokens_per_s: float, token_ids: Sequence[int]) -> None:
+    def __init__(
+        self, server: EngineServer, tokens_per_s: float, token_ids: Sequence[int], prompt_s: float = 0.0
+    ) -> None:
         self.kept: dict[str, Kept] = {}
         self._server = server
         self._step_s = 1 / tokens_per_s
         self._token_ids = token_ids
+        self._prompt_s = prompt_s
         self._running: dict[tuple[int, str], GenerationRequest] = {}
         self._is_stopped = False
 
@@ -97,7 +102,10 @@ class FakeEngine:
 
     def _step(self) -> None:
         by_connection: defaultdict[int, list[TokenEvent | EndEvent]] = defaultdict(list)
+        ready_s = time.monotonic() - self._prompt_s
         for (connection, name), request in list(self._running.items()):
+            if self.kept[name].received_s > ready_s:
+                continue
             by_connection[connection] += self._next(request)
             if len(self.kept[name].sent_s) + 1 == request.sampling.max_new_tokens:
                 del self._running[connection, name]
@@ -127,6 +135,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--tokens-per-s", type=float, required=True)
     parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--prompt-s", type=float, default=0.0)
     args = parser.parse_args()
     checkpoint = find_checkpoint(args.model)
     info = ModelInfo(
@@ -139,7 +148,7 @@ def main() -> None:
     )
     server = EngineServer(args.socket, info)
     token_ids = Tokenizer.load(checkpoint.directory).encode(TEXT)
-    engine = FakeEngine(server, args.tokens_per_s, token_ids)
+    engine = FakeEngine(server, args.tokens_per_s, token_ids, args.prompt_s)
     signal.signal(signal.SIGTERM, lambda *_: engine.stop())
     server.start()
     engine.run()

@@ -38,13 +38,14 @@ class Service:
 
 
 @contextlib.contextmanager
-def running(front: str, tokens_per_s: float, log: Path) -> Iterator[Service]:
+def running(front: str, tokens_per_s: float, log: Path, *, prompt_s: float = 0.0) -> Iterator[Service]:
     """An engine without a model and a front. The file ``log`` is there when both have ended.
 
     Args:
         front: Name for ``GPTJ_FRONT``.
         tokens_per_s: What every sequence gets.
         log: Where the engine writes what it has kept.
+        prompt_s: How long every prompt takes before the first token.
     """
     port = processes.free_port()
     env = {**os.environ, "GPTJ_FRONT": front, "GPTJ_HOST": "127.0.0.1", "GPTJ_PORT": str(port)}
@@ -54,6 +55,7 @@ def running(front: str, tokens_per_s: float, log: Path) -> Iterator[Service]:
         socket_path = run_dir.engine_socket(directory)
         command = [sys.executable, "-m", "gptj_serve.benchmark.fake_engine", "--socket", str(socket_path)]
         command += ["--model", str(demo.MODEL_DIR), "--tokens-per-s", str(tokens_per_s), "--log", str(log)]
+        command += ["--prompt-s", str(prompt_s)]
         engine = stack.enter_context(processes.running(command, env))
         _wait_for(engine, socket_path.exists)
         start = _start_http if front == "http" else _start_mms

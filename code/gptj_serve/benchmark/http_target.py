@@ -27,7 +27,6 @@ class HttpTarget:
         name: In results.
         url: Where it listens; the path is that of `/invocations` unless there is one.
         timeout_s: For an answer.
-        facts: For the file of results.
         fields: What each request has besides.
 
     Raises:
@@ -39,14 +38,12 @@ class HttpTarget:
         name: str,
         url: str,
         timeout_s: float,
-        facts: dict[str, Any],
         fields: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise StartupError(f"{url}: must be an address such as http://127.0.0.1:8080")
         self.name = name
-        self.facts = facts
         self.max_together = MANY
         self._host = parts.hostname
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -71,7 +68,10 @@ class HttpTarget:
             return Answer(asked_s, self._timeout_s, 0, error=f"no answer within {self._timeout_s:g} s")
         except OSError as error:
             return Answer(asked_s, time.monotonic() - asked_s, 0, error=str(error))
-        self._idle.append(connection)
+        if connection.is_open:
+            self._idle.append(connection)
+        else:
+            connection.close()
         return _answer(exchange, ask)
 
     async def close(self) -> None:

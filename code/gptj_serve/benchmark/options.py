@@ -3,12 +3,12 @@
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gptj_serve.benchmark.peers import PEERS
-from gptj_serve.benchmark.results import Cell, Level
+from gptj_serve.benchmark.results import FIRST_CELL, Cell, Level
 from gptj_serve.benchmark.run_parser import LOADS, TOGETHER_BATCH_SIZE, make_parser
 from gptj_serve.benchmark.spawn import Spawn
 from gptj_serve.settings import ENGINES
@@ -41,6 +41,7 @@ class Options:
         timeout_s: For an answer.
         work: Where peers keep converted models.
         overrides: Of what is found out: ``commit``, ``hardware``, ``read_bytes_per_s``.
+        skipped: Why targets that were asked for are left out, by name.
     """
 
     loads: tuple[str, ...]
@@ -66,6 +67,13 @@ class Options:
     timeout_s: float
     work: Path
     overrides: Mapping[str, Any]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest request."""
+        cells = (*self.cells, *self.latency_cells, self.throughput_cell, FIRST_CELL)
+        return max(cell.input_tokens + cell.output_tokens for cell in cells)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -124,6 +132,8 @@ def _check_targets(
     for spawn in spawns:
         if spawn.engine not in (*ENGINES, *PEERS):
             parser.error(f"--spawn {spawn.engine}: must be one of {', '.join((*ENGINES, *PEERS))}")
+    if args.together and any(spawn.engine in PEERS for spawn in spawns):
+        parser.error("--together: peers take turns, they leave no memory to others")
     if spawns and args.model is None:
         parser.error("--spawn needs --model DIR")
     only_spawn = {"load", "memory"} & set(args.load)
@@ -147,9 +157,7 @@ def _with_settings(
 
 def _bounded(parser: argparse.ArgumentParser, options: Options) -> Options:
     """With several servers in one GPU's memory none may take all that is left."""
-    cells = (*options.cells, *options.latency_cells, options.throughput_cell)
-    longest = max(cell.input_tokens + cell.output_tokens for cell in cells)
-    bounds = {"GPTJ_MAX_BATCH_SIZE": TOGETHER_BATCH_SIZE, "GPTJ_MAX_CONTEXT": str(longest)}
+    bounds = {"GPTJ_MAX_BATCH_SIZE": TOGETHER_BATCH_SIZE, "GPTJ_MAX_CONTEXT": str(options.longest)}
     given = {name: value for name, value in os.environ.items() if name in bounds}
     for spawn in options.spawns:
         if "throughput" in options.loads and "GPTJ_MAX_BATCH_SIZE" not in {**given, **spawn.settings}:

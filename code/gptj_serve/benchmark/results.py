@@ -31,6 +31,10 @@ class Cell:
         return f"{self.input_tokens}x{self.output_tokens}"
 
 
+FIRST_CELL = Cell(50, 50)
+"""What the very first request to a server is of."""
+
+
 @dataclass(frozen=True, slots=True)
 class Level:
     """How many requests come at once: of so many clients that wait for their answers, or so many a second."""

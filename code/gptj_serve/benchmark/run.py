@@ -6,19 +6,21 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import uvloop
 
-from gptj_serve.benchmark import alone, together
+from gptj_serve.benchmark import alone, processes, together
 from gptj_serve.benchmark.bandwidth import measure_in_child
 from gptj_serve.benchmark.http_target import HttpTarget, engine_facts
 from gptj_serve.benchmark.memory import MemoryWatch
 from gptj_serve.benchmark.model_facts import model_facts
 from gptj_serve.benchmark.options import Options, parse
+from gptj_serve.benchmark.peers import PEERS, missing, process_target, vllm_server
 from gptj_serve.benchmark.progress import Progress
 from gptj_serve.benchmark.results import Level, Results, read
+from gptj_serve.benchmark.sagemaker_target import SageMakerTarget, connect, instance_type
 from gptj_serve.benchmark.session import Session, TargetGone, vocabularies
 from gptj_serve.benchmark.spawn import Spawn, Spawned, spawned
 from gptj_serve.benchmark.surroundings import surroundings
@@ -34,7 +36,7 @@ MAX_NAMED = 10
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    options = parse(arguments)
+    options = _present(parse(arguments))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return measure(options)
@@ -44,6 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"interrupted; the same command goes on from {options.out}", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _present(options: Options) -> Options:
+    """Without the peers that are not installed."""
+    absent = {
+        spawn.name: why
+        for spawn in options.spawns
+        if spawn.engine in PEERS and (why := missing(spawn.engine)) is not None
+    }
+    for name, why in absent.items():
+        print(f"{name} is skipped: {why}", file=sys.stderr)
+    present = tuple(spawn for spawn in options.spawns if spawn.name not in absent)
+    return replace(options, spawns=present, skipped=absent)
 
 
 def measure(options: Options) -> int:
@@ -67,7 +82,12 @@ def _head(options: Options) -> dict[str, Any]:
     known = surroundings()
     known["commit"] = options.overrides.get("commit", known["commit"])
     targets: dict[str, Any] = {
-        name: {"kind": "url", "url": url, **engine_facts(url)} for name, url in options.urls.items()
+        name: {"kind": "url", "url": url, **engine_facts(url), **_elsewhere(options)}
+        for name, url in options.urls.items()
+    }
+    targets |= {
+        name: {"kind": "endpoint", "endpoint": endpoint, **_elsewhere(options, instance_type(endpoint))}
+        for name, endpoint in options.endpoints.items()
     }
     targets |= {spawn.name: spawn.facts(os.environ) for spawn in options.spawns}
     model = None if options.model is None else model_facts(options.model)
@@ -77,7 +97,14 @@ def _head(options: Options) -> dict[str, Any]:
         "seed": options.seed,
         "read_bytes_per_s": _read_bytes_per_s(options),
         "targets": targets,
+        "skipped": options.skipped,
     }
+
+
+def _elsewhere(options: Options, found: str | None = None) -> dict[str, str]:
+    """What a server that we do not start runs on, as far as that is known."""
+    known = options.overrides.get("hardware", found)
+    return {} if known is None else {"hardware": known}
 
 
 def _read_bytes_per_s(options: Options) -> float | None:
@@ -110,7 +137,9 @@ def _up(turn: Turn, options: Options, results: Results, progress: Progress) -> I
     facts = results.head["targets"]
     with contextlib.ExitStack() as stack:
         for name, url in turn.urls.items():
-            targets[name] = HttpTarget(name, url, options.timeout_s, facts[name])
+            targets[name] = HttpTarget(name, url, options.timeout_s)
+        for name, endpoint in turn.endpoints.items():
+            targets[name] = SageMakerTarget(name, endpoint, connect(options.timeout_s))
         for spawn in turn.spawns:
             progress.say(f"starting {spawn.name}")
             one = stack.enter_context(_start(spawn, options))
@@ -118,14 +147,28 @@ def _up(turn: Turn, options: Options, results: Results, progress: Progress) -> I
             facts[spawn.name] |= one.facts
             if len(turn.spawns) == 1:  # beside another server a start is slower
                 results.starts.append({"target": spawn.name, **one.start})
-            targets[spawn.name] = HttpTarget(spawn.name, one.url, options.timeout_s, facts[spawn.name])
+            targets[spawn.name] = one.target
         yield Up(targets, started)
 
 
 def _start(spawn: Spawn, options: Options) -> contextlib.AbstractContextManager[Spawned]:
     assert options.model is not None
     watch = "memory" in options.loads
-    return spawned(spawn, options.model, watch_memory=watch, forget_kernels=options.forget_kernels)
+    if spawn.engine == "vllm":
+        port = processes.free_port()
+        program = vllm_server.command(options.model, port, options.longest)
+        return vllm_server.started(spawn, program, port, timeout_s=options.timeout_s, watch_memory=watch)
+    if spawn.engine in PEERS:
+        return process_target.started(
+            spawn, options.model, work=options.work, max_context=options.longest, watch_memory=watch
+        )
+    return spawned(
+        spawn,
+        options.model,
+        timeout_s=options.timeout_s,
+        watch_memory=watch,
+        forget_kernels=options.forget_kernels,
+    )
 
 
 def _take_turn(turn: Turn, options: Options, results: Results, progress: Progress) -> None:

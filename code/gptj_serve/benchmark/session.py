@@ -88,7 +88,7 @@ def as_run(
         is_first: See `Run`.
         late_s: How long after its time it was sent.
     """
-    times = answer.token_s
+    times = answer.token_s[: step.cell.output_tokens]  # the reason of the end may come as an event of its own
     started_s = time.time() - (time.monotonic() - answer.asked_s) - late_s
     return Run(
         load=step.load,

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from gptj_serve.benchmark import phases, processes
+from gptj_serve.benchmark.http_target import HttpTarget
 from gptj_serve.benchmark.memory import MemoryWatch
+from gptj_serve.benchmark.target import Target
 from gptj_serve.errors import StartupError
 
 START_TIMEOUT_S = 1800.0
@@ -60,17 +62,17 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Spawned:
-    """A server that is ready.
+    """A server, or a peer, that is ready.
 
     Attributes:
-        url: Where it listens.
+        target: To ask it.
         pid: Of its first process.
         start: What `phases.phases` makes of its log, and ``seconds`` until it was ready.
         start_peaks: Memory while it started; empty unless that was watched.
-        facts: What its log says of the model as it runs.
+        facts: What it says of the model as it runs.
     """
 
-    url: str
+    target: Target
     pid: int
     start: dict[str, Any]
     start_peaks: dict[str, Any]
@@ -79,13 +81,14 @@ class Spawned:
 
 @contextlib.contextmanager
 def spawned(
-    spawn: Spawn, model: Path, *, watch_memory: bool = False, forget_kernels: bool = False
+    spawn: Spawn, model: Path, *, timeout_s: float, watch_memory: bool = False, forget_kernels: bool = False
 ) -> Iterator[Spawned]:
     """Start ``serve``, wait until it is ready, end it at exit.
 
     Args:
         spawn: What to start.
         model: Model directory.
+        timeout_s: For an answer.
         watch_memory: Watch the start's memory.
         forget_kernels: Do not use kernels that an earlier start has compiled.
 
@@ -93,25 +96,21 @@ def spawned(
         StartupError: It ended, or was not ready in time; has what it said.
     """
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
         port = processes.free_port()
         env = spawn.environment(os.environ) | {"GPTJ_MODEL_DIR": str(model), "GPTJ_PORT": str(port)}
         if forget_kernels:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
             env |= {"TORCH_EXTENSIONS_DIR": folder, "XDG_CACHE_HOME": folder}
-        command = [sys.executable, "-m", "gptj_serve"]
-        process = stack.enter_context(
-            processes.running(
-                command, env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, end_timeout_s=30
-            )
-        )
+        command, out = [sys.executable, "-m", "gptj_serve"], subprocess.PIPE
+        running = processes.running(command, env, stdout=out, stderr=subprocess.STDOUT, end_timeout_s=30)
+        process = stack.enter_context(running)
         log = _Log(process)
         watch = MemoryWatch(process.pid)
         with watch if watch_memory else contextlib.nullcontext():
             log.wait_until_ready(spawn.name)
         known = phases.records(log.lines)
-        yield Spawned(
-            f"http://127.0.0.1:{port}", process.pid, _start(log.lines, known), watch.peaks, _facts(known)
-        )
+        target = HttpTarget(spawn.name, f"http://127.0.0.1:{port}", timeout_s)
+        yield Spawned(target, process.pid, _start(log.lines, known), watch.peaks, _facts(known))
 
 
 class _Log:

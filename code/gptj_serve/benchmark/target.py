@@ -48,12 +48,10 @@ class Target(Protocol):
 
     Attributes:
         name: In results.
-        facts: What is known of it, for the file of results; never a secret.
         max_together: Requests that it takes at the same time.
     """
 
     name: str
-    facts: dict[str, Any]
     max_together: int
 
     async def ask(self, ask: Ask) -> Answer:
@@ -69,7 +67,9 @@ def document(ask: Ask) -> dict[str, Any]:
     """A request in OpenAI's completions schema. The end of text is held back until all tokens are there."""
     length = {"max_tokens": ask.num_tokens, "min_tokens": ask.num_tokens}
     asked: dict[str, Any] = {"prompt": ask.prompt, **length, "temperature": 0}
-    return asked | {"stream": True, "stream_options": {"include_usage": True}} if ask.stream else asked
+    # without counts in every chunk a token whose text is not final yet would have none
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    return asked | {"stream": True, "stream_options": options} if ask.stream else asked
 
 
 async def close_all(targets: Sequence[Target]) -> None:

@@ -59,6 +59,7 @@ class Parameters:
         num_top_logprobs: Report this many of the most likely tokens beside each token; needs
             log-probabilities.
         include_usage: End a stream with the counts of tokens.
+        continuous_usage: Tell them with every token, too, those without text included; with `include_usage`.
         names: What the client's schema calls our fields, where it has other names; for errors.
     """
 
@@ -85,6 +86,7 @@ class Parameters:
     logprobs: bool = False
     num_top_logprobs: int = 0
     include_usage: bool = False
+    continuous_usage: bool = False
     names: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property

@@ -87,6 +87,10 @@ def _fill(measured: Measured, named: Sequence[tuple[str, Results]]) -> None:
             measured.facts.setdefault(found, head["targets"].get(target, {}))
             return found
 
+        for target in results.head["targets"]:  # their order is that of the command line
+            for load in LOADS:
+                if (load, target) in variants:
+                    name(load, target)
         measured.runs += [replace(run, target=name(run.load, run.target)) for run in results.runs]
         measured.starts += [{**one, "target": name("load", one["target"])} for one in results.starts]
         measured.memory += [{**one, "target": name("memory", one["target"])} for one in results.memory]

@@ -46,6 +46,8 @@ def surroundings(measured: Measured) -> str:
     lines = ["; ".join(machine) + "."]
     if measured.read_bytes_per_s:
         lines.append(f"Its memory is read at {measured.read_bytes_per_s / 1e12:.3f} TB/s.")
+    skipped = {name: why for head in measured.heads.values() for name, why in head.get("skipped", {}).items()}
+    lines += [f"`{name}` was not measured: {why}." for name, why in skipped.items()]
     return " ".join(lines) + "\n\n" + table(["file", "date", "commit", "versions"], rows)
 
 

@@ -28,6 +28,7 @@ PATHS = {
     "/v1/chat/completions": "POST",
     "/v1/models": "GET",
     "/ping": "GET",
+    "/health": "GET",
     "/metrics": "GET",
     "/openapi.json": "GET",
 }
@@ -47,6 +48,7 @@ def build(shared: Shared, chat_template: ChatTemplate | None) -> Starlette:
         "/v1/chat/completions": Generate(shared, read_chat, is_openai=True),
         "/v1/models": functools.partial(_models, int(time.time())),
         "/ping": functools.partial(_ping, shared),
+        "/health": functools.partial(_ping, shared),  # other servers' name for it
         "/metrics": functools.partial(_metrics, shared),
         "/openapi.json": functools.partial(_openapi, openapi.document(shared.settings.page)),
     }

@@ -33,12 +33,14 @@ def document(has_page: bool) -> dict[str, Any]:
     Args:
         has_page: Whether there is a page to try the service.
     """
+    health = _get("Whether the model is loaded and the engine moves", body.JSON, ref("Health"))
     paths = {
         "/invocations": {"post": _invocations()},
         "/v1/completions": {"post": _completions()},
         "/v1/chat/completions": {"post": _chat()},
         "/v1/models": {"get": _get("The model, in OpenAI's list", body.JSON, ref("Models"))},
-        "/ping": {"get": _get("Whether the model is loaded and the engine moves", body.JSON, ref("Health"))},
+        "/ping": {"get": health},
+        "/health": {"get": health},
         "/metrics": {"get": _get("Figures for Prometheus", body.PLAIN, STRING)},
         "/openapi.json": {"get": _get("This document", body.JSON, {"type": "object"})},
     }

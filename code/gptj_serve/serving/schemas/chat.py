@@ -179,6 +179,9 @@ class Stream(openai.ChunkStream):
             # clients expect the reason in a chunk without content
             yield _choice(delta.index, {}, logprobs, openai.finish_reason(delta.finish_reason))
 
+    def _nothing(self, index: int) -> dict[str, Any]:
+        return _choice(index, {"content": ""})
+
 
 def _choice(
     index: int, delta: dict[str, str], logprobs: dict[str, Any] | None = None, reason: str | None = None

@@ -93,7 +93,12 @@ _BIASES = {
     "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
 }
 _TEMPERATURE = {"anyOf": [{"enum": [0]}, {"type": "number", "minimum": 1e-6, "maximum": 2}]}
-_STREAM_OPTIONS: Mapping[str, Check] = {"include_usage": boolean, "include_obfuscation": only(False)}
+_STREAM_OPTIONS: Mapping[str, Check] = {
+    "include_usage": boolean,
+    "include_obfuscation": only(False),
+    # vLLM's, and what measures servers asks for it
+    "continuous_usage_stats": boolean,
+}
 
 SHARED: Mapping[str, Check] = {
     "model": string,
@@ -111,6 +116,7 @@ SHARED: Mapping[str, Check] = {
     "user": string,
     # not OpenAI's, but common among servers that speak its schema
     "min_tokens": COMMON["min_new_tokens"],
+    "ignore_eos": boolean,
     "top_k": COMMON["top_k"],
     "typical_p": probability,
     "repetition_penalty": COMMON["repetition_penalty"],
@@ -181,13 +187,25 @@ def to_parameters(fields: Mapping[str, Any], **own: Any) -> Parameters:
         raise BadRequest("body.stream_options: is for streams only; leave it out or send stream=true")
     options = read_fields(fields.get("stream_options"), _STREAM_OPTIONS, "body.stream_options")
     known = {ours: fields[theirs] for theirs, ours in _OUR_NAMES.items() if theirs in fields}
+    if fields.get("ignore_eos"):
+        known["min_new_tokens"] = _all_tokens(known)
+    include_usage = options.get("include_usage", False)
     return Parameters(
         **{"top_k": 0, **known, **own},
         do_sample=samples,
         temperature=fields.get("temperature", 1.0) if samples else 1.0,
-        include_usage=options.get("include_usage", False),
+        include_usage=include_usage,
+        continuous_usage=include_usage and options.get("continuous_usage_stats", False),
         names=_NAMES,
     )
+
+
+def _all_tokens(known: Mapping[str, Any]) -> int:
+    """The least number of new tokens of an answer that no end of text may end."""
+    if "max_new_tokens" not in known:
+        raise BadRequest("body.ignore_eos=true: needs max_tokens, which then says how long the answer is")
+    number: int = known["max_new_tokens"]
+    return number
 
 
 def render(
@@ -289,13 +307,18 @@ class ChunkStream:
         self._call = call
         self._head = {"id": chunk_id, "object": kind, "created": int(time.time()), "model": MODEL_NAME}
         self._sequences = [SequenceState() for _ in range(call.num_sequences)]
+        self._num_generated = 0
 
     def delta(self, delta: Delta) -> bytes:
         """Chunks for what one event added."""
         sequence = self._sequences[delta.index]
         is_first, sequence.was_opened = not sequence.was_opened, True
-        choices = self._choices(delta, is_first, sequence.push(delta))
-        return b"".join(self._chunk([choice]) for choice in choices)
+        choices = list(self._choices(delta, is_first, sequence.push(delta)))
+        if not self._call.parameters.continuous_usage:
+            return b"".join(self._chunk([choice]) for choice in choices)
+        self._num_generated += delta.token is not None
+        counts = usage(self._call, (), self._num_generated)
+        return b"".join(self._chunk([choice], counts) for choice in choices or [self._nothing(delta.index)])
 
     def end(self, answers: tuple[Answer, ...]) -> bytes:
         """The counts of tokens, if they were asked for, and the end."""
@@ -310,6 +333,10 @@ class ChunkStream:
 
     def _choices(self, delta: Delta, is_first: bool, tokens: list[Token]) -> Iterator[dict[str, Any]]:
         """The choices to tell of, each in a chunk of its own."""
+        raise NotImplementedError
+
+    def _nothing(self, index: int) -> dict[str, Any]:
+        """The choice for a token that no text became final with."""
         raise NotImplementedError
 
     def _chunk(self, choices: list[dict[str, Any]], counts: dict[str, int] | None = None) -> bytes:
@@ -333,6 +360,9 @@ class Stream(ChunkStream):
             if parameters.details and tokens:
                 logprobs = openai_logprobs.for_completions(tokens, parameters.num_top_logprobs)
             yield _choice(delta.index, delta.text, logprobs, finish_reason(delta.finish_reason))
+
+    def _nothing(self, index: int) -> dict[str, Any]:
+        return _choice(index, "", None, None)
 
 
 def _choice(index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:

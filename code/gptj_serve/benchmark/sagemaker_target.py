@@ -1,0 +1,125 @@
+"""A SageMaker endpoint, by its name. boto3 is imported here and only when an endpoint is measured."""
+
+import asyncio
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from gptj_serve.benchmark import completions
+from gptj_serve.benchmark.target import Answer, Ask, document
+from gptj_serve.errors import StartupError
+
+MAX_TOGETHER = 64
+JSON = "application/json"
+
+
+class SageMakerTarget:
+    """Meets `gptj_serve.benchmark.target.Target`.
+
+    Args:
+        name: In results.
+        endpoint: The endpoint's name.
+        client: boto3's for ``sagemaker-runtime``, made by `connect`.
+    """
+
+    def __init__(self, name: str, endpoint: str, client: Any) -> None:
+        self.name = name
+        self.max_together = MAX_TOGETHER
+        self._endpoint = endpoint
+        self._client = client
+        self._pool = ThreadPoolExecutor(MAX_TOGETHER, "endpoint")
+
+    async def ask(self, ask: Ask) -> Answer:
+        """See `Target`."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, ask)
+
+    async def close(self) -> None:
+        """See `Target`."""
+        self._pool.shutdown()
+
+    def _ask(self, ask: Ask) -> Answer:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        request = {"EndpointName": self._endpoint, "ContentType": JSON, "Body": json.dumps(document(ask))}
+        asked_s = time.monotonic()
+        try:
+            return self._stream(request, asked_s) if ask.stream else self._whole(request, asked_s)
+        except ClientError as error:
+            seconds = time.monotonic() - asked_s
+            return Answer(asked_s, seconds, _status(error.response), error=_message(error.response))
+        except BotoCoreError as error:
+            return Answer(asked_s, time.monotonic() - asked_s, 0, error=str(error))
+
+    def _whole(self, request: dict[str, str], asked_s: float) -> Answer:
+        body = self._client.invoke_endpoint(**request)["Body"].read()
+        seconds = time.monotonic() - asked_s
+        return Answer(asked_s, seconds, 200, (), *completions.usage(completions.read(body)))
+
+    def _stream(self, request: dict[str, str], asked_s: float) -> Answer:
+        body, event_s = b"", []
+        for part in self._client.invoke_endpoint_with_response_stream(**request)["Body"]:
+            now_s = time.monotonic()
+            data = part["PayloadPart"]["Bytes"]
+            event_s += [now_s] * (body[-1:] + data).count(b"\n\n")
+            body += data
+        seconds = time.monotonic() - asked_s
+        found, num_other, error_text = completions.stream_end(body)
+        token_s = completions.token_times(event_s, num_other, asked_s)
+        return Answer(asked_s, seconds, 200, token_s, *completions.usage(found), error_text)
+
+
+def connect(timeout_s: float) -> Any:
+    """boto3's client for invoking endpoints, with the region and credentials of AWS's own configuration.
+
+    Raises:
+        StartupError: boto3 is not installed, or there is no region.
+    """
+    return _client("sagemaker-runtime", timeout_s)
+
+
+def instance_type(endpoint: str) -> str | None:
+    """What an endpoint runs on; None if this account may not ask.
+
+    Raises:
+        StartupError: As `connect`.
+    """
+    client = _client("sagemaker", 60)
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        config = client.describe_endpoint(EndpointName=endpoint)["EndpointConfigName"]
+        variants = client.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"]
+    except (BotoCoreError, ClientError):
+        return None
+    return ", ".join(sorted({variant.get("InstanceType", "serverless") for variant in variants}))
+
+
+def _client(service: str, timeout_s: float) -> Any:
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        raise StartupError("--endpoint needs the package boto3") from None
+    # a call that was retried would be two calls in one measurement
+    config = Config(
+        read_timeout=timeout_s, max_pool_connections=MAX_TOGETHER, retries={"total_max_attempts": 1}
+    )
+    try:
+        return boto3.client(service, config=config)
+    except BotoCoreError as error:
+        raise StartupError(f"--endpoint: {error}") from None
+
+
+def _status(response: dict[str, Any]) -> int:
+    """The container's own status where it is told, else SageMaker's; errors in streams have none."""
+    known = response.get("OriginalStatusCode") or response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return int(known or 500)
+
+
+def _message(response: dict[str, Any]) -> str:
+    error = response["Error"]
+    original = completions.read(str(response.get("OriginalMessage", "")).encode())
+    text = completions.error_text(original) if original else error.get("Message", "")
+    return f"{error.get('Code', 'error')}: {text}"[: completions.MAX_ERROR_CHARS]

@@ -1,0 +1,249 @@
+"""``scripts/benchmark run`` as a user has it: real servers, a command line, a file of results."""
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from gptj_serve import demo
+from gptj_serve.benchmark import fake_service, run
+from gptj_serve.benchmark.memory import MemoryWatch
+from gptj_serve.benchmark.report.statistics import level_tokens_per_s
+from gptj_serve.benchmark.results import Results, Run, read
+
+TINY = ("--inputs", "5,9", "--outputs", "4,6", "--runs", "2", "--latency-cells", "5x4", "--latency-runs", "3")
+LEVELS = ("--throughput-cell", "5x4", "--concurrency", "1,2", "--requests-per-client", "2")
+
+
+def arguments(out: Path, *rest: str) -> list[str]:
+    return [*rest, *TINY, *LEVELS, "--out", str(out), "--commit", "abc"]
+
+
+def counts(results: Results) -> Counter[str]:
+    return Counter(one.load for one in results.runs if not one.is_first)
+
+
+@pytest.fixture(scope="module")
+def spawned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of everything, of one engine."""
+    out = tmp_path_factory.mktemp("spawned") / "r.json"
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    loads = "grid,latency,throughput,memory,load"
+    given = arguments(out, "--spawn", "hf", "--model", str(demo.MODEL_DIR), "--load", loads, "--starts", "1")
+    assert run.main(given) == 0
+    assert {child.pid for child in psutil.Process().children(recursive=True)} == before
+    return out
+
+
+def test_everything_of_an_engine_that_is_started(spawned: Path) -> None:
+    results = read(spawned)
+    assert counts(results) == {"grid": 8, "latency": 3, "throughput": 16}
+    (first,) = [one for one in results.runs if one.is_first]
+    assert (first.prompt_tokens, first.completion_tokens) == (50, 50)
+    assert not [one for one in results.runs if one.problem]
+    for one in results.runs:
+        assert (one.prompt_tokens, one.completion_tokens) == (one.input_tokens, one.output_tokens)
+        assert (one.ttft_s is not None) == (one.load != "grid")
+        assert (one.ttft_s or 0.0) < one.seconds
+    facts = results.head["targets"]["hf"]
+    assert (facts["engine"], facts["streams"]) == ("hf", True)
+    assert facts["weight_bytes"] > 4 * results.head["model"]["num_weights"]
+    (start,) = results.starts
+    assert 0 < start["parts"]["load"] < start["seconds"]
+    (memory,) = results.memory
+    assert memory["load"]["rss_bytes"] >= memory["load"]["pss_bytes"] > 100 << 20
+
+
+def test_the_same_command_again_does_nothing(spawned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = read(spawned)
+    given = arguments(spawned, "--spawn", "hf", "--model", str(demo.MODEL_DIR), "--load", "grid,latency")
+    started_s = time.monotonic()
+    assert run.main(given) == 0
+    assert time.monotonic() - started_s < 5  # nothing was started
+    assert "starting" not in capsys.readouterr().err
+    assert read(spawned).runs == before.runs
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a front over an engine that gives every sequence 200 tokens a second."""
+    with fake_service.running("http", 200, tmp_path_factory.mktemp("fake") / "log") as service:
+        yield f"http://127.0.0.1:{service.port}"
+
+
+def test_two_targets_take_turns(fake: str, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    assert run.main(arguments(out, "--url", f"a={fake}", "--url", f"b={fake}/invocations")) == 0
+    grid = [one for one in read(out).runs if one.load == "grid"]
+    assert [one.target for one in grid] == ["a", "b"] * 8
+    pairs = list(zip(grid[::2], grid[1::2], strict=True))
+    assert all((a.cell, a.number) == (b.cell, b.number) for a, b in pairs)
+    starts = [one.started_s for one in grid]
+    assert starts == sorted(starts)
+    assert read(out).head["targets"]["a"]["engine"] == "fake"  # it said so itself
+
+
+def test_throughput_of_an_engine_of_known_pace(fake: str, tmp_path: Path) -> None:
+    """Every sequence gets 200 tokens a second, however many there are."""
+    out = tmp_path / "r.json"
+    loads = ("--load", "throughput", "--throughput-cell", "20x60", "--concurrency", "1,8")
+    loads += ("--rates", "20", "--open-seconds", "1", "--requests-per-client", "2")
+    assert run.main(["--url", f"fake={fake}", *loads, "--out", str(out)]) == 0
+    by_level: dict[str, list[Run]] = {}
+    for one in read(out).runs:
+        if one.load == "throughput":
+            by_level.setdefault(str(one.level), []).append(one)
+    assert {level: len(runs) for level, runs in by_level.items()} == {
+        "1 at once": 8,
+        "8 at once": 16,
+        "20 a second": 20,
+    }
+    assert level_tokens_per_s(by_level["1 at once"]) == pytest.approx(200, rel=0.1)
+    assert level_tokens_per_s(by_level["8 at once"]) == pytest.approx(8 * 200, rel=0.15)
+    for one in by_level["20 a second"]:  # none waits for another
+        assert one.seconds == pytest.approx(0.3, abs=0.1)
+        assert one.tpot_s == pytest.approx(0.005, rel=0.1)
+    begins = sorted(one.started_s for one in by_level["20 a second"])
+    assert 0.3 < begins[-1] - begins[0] < 3  # 19 gaps of 50 ms, on average
+
+
+class Odd(http.server.BaseHTTPRequestHandler):
+    """Answers as its server's ``plan`` says, one thing after the other; by default as asked."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.asked.append(asked)  # type: ignore[attr-defined]
+        prompt_tokens, tokens = asked["prompt"].count(" "), asked["max_tokens"]
+        status = 200
+        if prompt_tokens == 9:  # of one cell; calibration and the other cell are in order
+            tokens, status = next(self.server.plan, (tokens, 200))  # type: ignore[attr-defined]
+        body: Any = {"usage": {"prompt_tokens": prompt_tokens, "completion_tokens": tokens}}
+        if asked.get("stream"):
+            status = 400
+        if status != 200:
+            body = {"error": {"message": f"no: {status}"}}
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def odd() -> Iterator[Any]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
+        server.asked, server.plan = [], iter(())  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_wrong_lengths_and_errors_are_marked(
+    odd: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "r.json"
+    given = ["--url", f"odd=http://127.0.0.1:{odd.server_port}", "--inputs", "5,9", "--outputs", "4"]
+    given += ["--runs", "3", "--out", str(out), "--commit", "abc"]
+    odd.plan = iter([(4, 200), (3, 200), (4, 500)])  # the first is the warm-up
+    assert run.main(given) == 1
+    said = capsys.readouterr().err
+    assert "9 tokens in and 3 out, not 9 and 4" in said
+    assert "status 500: no: 500" in said
+    problems = Counter((one.input_tokens, bool(one.problem)) for one in read(out).runs if one.load == "grid")
+    assert problems == {(5, False): 3, (9, False): 1, (9, True): 2}
+    # lengths are asked for as a minimum, too, and chosen without chance
+    assert all(one["min_tokens"] == one["max_tokens"] and one["temperature"] == 0 for one in odd.asked)
+    odd.plan = iter(())
+    assert run.main(given) == 1  # what failed stays, unless it is to be made again
+    assert run.main([*given, "--retry-failed"]) == 0
+    assert not [one for one in read(out).runs if one.has_failed]
+
+
+def test_a_front_that_does_not_stream(odd: Any, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    given = [
+        "--url",
+        f"odd=http://127.0.0.1:{odd.server_port}",
+        "--load",
+        "latency",
+        "--latency-cells",
+        "5x4",
+    ]
+    assert run.main([*given, "--latency-runs", "2", "--out", str(out)]) == 0
+    results = read(out)
+    assert results.head["targets"]["odd"]["streams"] is False
+    assert all(one.ttft_s and one.tpot_s is not None for one in results.runs if not one.is_first)
+
+
+def test_nobody_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(arguments(tmp_path / "r.json", "--url", "http://127.0.0.1:9")) == 1
+    assert "127.0.0.1:9 does not answer" in capsys.readouterr().err
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--spawn", "hf", "--model", str(demo.MODEL_DIR), "--set", "GPTJ_MAX_CONTEXT=1")
+    assert run.main(arguments(tmp_path / "r.json", *given)) == 1
+    assert "hf did not start:\n" in (said := capsys.readouterr().err)
+    assert "GPTJ_MAX_CONTEXT" in said
+
+
+def test_an_interrupted_measurement_goes_on(fake: str, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    given = [
+        "--url",
+        f"fake={fake}",
+        "--inputs",
+        "5",
+        "--outputs",
+        "20,30",
+        "--runs",
+        "12",
+        "--out",
+        str(out),
+    ]
+    command = [sys.executable, "-m", "gptj_serve.benchmark", "run", *given]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+        give_up_s = time.monotonic() + 30
+        while not out.exists() or not counts(read(out)):
+            assert time.monotonic() < give_up_s
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert (process.returncode, "the same command goes on from" in said) == (130, True)
+    before = [one for one in read(out).runs if one.load == "grid"]
+    assert 0 < len(before) < 24
+    assert run.main(given) == 0
+    after = [one for one in read(out).runs if one.load == "grid"]
+    assert after[: len(before)] == before
+    assert len({(one.cell, one.number) for one in after}) == len(after) == 24
+
+
+def test_memory_is_watched_in_all_processes() -> None:
+    child = "import subprocess, sys; x = b'x' * (200 << 20); subprocess.run(['sleep', '30'])"
+    with subprocess.Popen([sys.executable, "-c", child]) as process:
+        with MemoryWatch(process.pid) as watch:
+            time.sleep(1)
+        (sleeping,) = psutil.Process(process.pid).children()
+        sleeping.kill()
+        process.kill()
+    assert watch.peaks["rss_bytes"] > watch.peaks["pss_bytes"] > 200 << 20

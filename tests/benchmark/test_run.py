@@ -239,11 +239,39 @@ def test_an_interrupted_measurement_goes_on(fake: str, tmp_path: Path) -> None:
 
 
 def test_memory_is_watched_in_all_processes() -> None:
-    child = "import subprocess, sys; x = b'x' * (200 << 20); subprocess.run(['sleep', '30'])"
+    child = "import subprocess, sys; x = b'x' * (200 << 20); subprocess.run(['sleep', '60'])"
     with subprocess.Popen([sys.executable, "-c", child]) as process:
         with MemoryWatch(process.pid) as watch:
-            time.sleep(1)
+            give_up_s = time.monotonic() + 30
+            while watch.peaks.get("num_processes") != 2 and time.monotonic() < give_up_s:
+                time.sleep(0.05)
         (sleeping,) = psutil.Process(process.pid).children()
         sleeping.kill()
         process.kill()
     assert watch.peaks["rss_bytes"] > watch.peaks["pss_bytes"] > 200 << 20
+
+
+SMI = """#!/bin/sh
+case "$1" in
+  --query-compute-apps=*) cat "{apps}" ;;
+  --query-gpu=memory.used) cat "{used}" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_gpu_memory_is_the_processes_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: bool) -> None:
+    """In some containers the driver counts processes by other numbers: then the GPU is looked at as a whole."""
+    apps, used, program = tmp_path / "apps", tmp_path / "used", tmp_path / "nvidia-smi"
+    program.write_text(SMI.format(apps=apps, used=used))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    pid = os.getpid()
+    apps.write_text(f"{pid if seen else pid + 1}, 700\n999999, 5000\n")
+    used.write_text("6000\n")
+    with MemoryWatch(pid, gpu_before=5000 << 20) as watch:
+        give_up_s = time.monotonic() + 10
+        while "gpu_bytes" not in watch.peaks and time.monotonic() < give_up_s:
+            time.sleep(0.05)
+    assert watch.peaks["gpu_bytes"] == (700 if seen else 1000) << 20
+    assert watch.peaks["gpu_counts"] == ("processes" if seen else "whole GPU")

@@ -17,21 +17,26 @@ class MemoryWatch:
 
     Args:
         pid: Of the first process.
+        gpu_before: What the whole GPU held before that process; None: what it holds now.
 
     Attributes:
         peaks: Most bytes at one moment. ``rss`` counts what processes share once a process, ``pss`` once;
             ``gpu`` is what the driver counts for these processes, or, where it does not see them (in some
-            containers), what the whole GPU holds more than at the beginning (``gpu_counts`` says which).
+            containers), what the whole GPU holds more than before (``gpu_counts`` says which).
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, gpu_before: int | None = None) -> None:
         self.peaks: dict[str, Any] = {}
         self._pid = pid
-        self._gpu_before = _whole_gpu_bytes()
+        self._gpu_before = gpu_before
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
 
     def __enter__(self) -> "MemoryWatch":
+        if self._gpu_before is None:
+            self._gpu_before = _whole_gpu_bytes()
+        if self._gpu_before is not None:
+            self.peaks["gpu_before_bytes"] = self._gpu_before
         self._thread.start()
         return self
 
@@ -47,6 +52,7 @@ class MemoryWatch:
     def _look(self) -> None:
         pids = _tree(self._pid)
         found: dict[str, int] = {
+            "num_processes": len(pids),
             "rss_bytes": sum(map(_rss_bytes, pids)),
             "pss_bytes": sum(map(_pss_bytes, pids)),
         }

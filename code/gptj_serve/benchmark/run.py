@@ -214,7 +214,7 @@ async def _memory(session: Session, name: str, up: Up, options: Options) -> None
     longest = max(
         (*options.cells, options.throughput_cell), key=lambda cell: cell.input_tokens + cell.output_tokens
     )
-    with MemoryWatch(one.pid) as watch:
+    with MemoryWatch(one.pid, one.start_peaks.get("gpu_before_bytes")) as watch:
         await together.burst(session, name, longest, Level(concurrency=1))
         await together.burst(session, name, options.throughput_cell, MEMORY_LEVEL)
     found = {

@@ -261,7 +261,7 @@ esac
 
 @pytest.mark.parametrize("seen", [True, False])
 def test_gpu_memory_is_the_processes_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: bool) -> None:
-    """In some containers the driver counts processes by other numbers: then the GPU is looked at as a whole."""
+    """In some containers the driver knows processes by other numbers: then all of the GPU counts."""
     apps, used, program = tmp_path / "apps", tmp_path / "used", tmp_path / "nvidia-smi"
     program.write_text(SMI.format(apps=apps, used=used))
     program.chmod(0o755)

@@ -10,26 +10,29 @@ from typing import Any
 import boto3
 import moto_components
 import moto_sagemaker
+import moto_server
 import pytest
 from commands import NOWHERE, fake_environment
 from docker_engine import Engine
-from moto.server import ThreadedMotoServer
 
 from gptj_serve.aws.clients import Aws, connect
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _read_models_once() -> Iterator[None]:
-    """Each command makes a session, which would read botocore's descriptions of the services anew."""
-    loader = boto3.Session()._session.get_component("data_loader")
+def _share_sessions() -> Iterator[None]:
+    """Each command makes a session, which takes longer than its calls, and reads botocore's data anew."""
+    really = boto3.Session
+    sessions: dict[object, boto3.Session] = {}
 
-    class Session(boto3.Session):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            self._session.register_component("data_loader", loader)
+    def session(**options: Any) -> boto3.Session:
+        settings = [item for item in sorted(os.environ.items()) if item[0].startswith("AWS_")]
+        wanted = (*settings, *options.items())
+        if wanted not in sessions:
+            sessions[wanted] = really(**options)
+        return sessions[wanted]
 
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr("boto3.Session", Session)
+        patches.setattr("boto3.Session", session)
         yield
 
 
@@ -45,13 +48,8 @@ def _no_real_aws(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def moto_url() -> Iterator[str]:
     """Where moto's server listens: real HTTP, one for all tests of a process."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    moto_sagemaker.install()
-    moto_components.install()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with moto_server.running() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import killing
 import moto_components
 import moto_sagemaker
 import moto_server
 import pytest
 from commands import NOWHERE, fake_environment
 from docker_engine import Engine
+from killing import Killer
 
 from gptj_serve.aws.clients import Aws, connect
 
@@ -68,6 +70,13 @@ def aws(moto_url: str, clients: dict[str, dict[str, Any]], monkeypatch: pytest.M
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_url)
     monkeypatch.setattr(Aws, "_clients", property(lambda self: clients[self.region]))
     return connect()
+
+
+@pytest.fixture(scope="session")
+def killer() -> Iterator[Killer]:
+    """Runs commands that die."""
+    with killing.running() as running:
+        yield running
 
 
 @pytest.fixture

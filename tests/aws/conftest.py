@@ -24,6 +24,7 @@ from gptj_serve.aws.clients import Aws, connect
 def _share_sessions() -> Iterator[None]:
     """Each command makes a session, which takes longer than its calls, and reads botocore's data anew."""
     really = boto3.Session
+    loader = really()._session.get_component("data_loader")
     sessions: dict[object, boto3.Session] = {}
 
     def session(**options: Any) -> boto3.Session:
@@ -31,6 +32,7 @@ def _share_sessions() -> Iterator[None]:
         wanted = (*settings, *options.items())
         if wanted not in sessions:
             sessions[wanted] = really(**options)
+            sessions[wanted]._session.register_component("data_loader", loader)
         return sessions[wanted]
 
     with pytest.MonkeyPatch.context() as patches:

@@ -8,28 +8,35 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import killing
 import moto_components
 import moto_sagemaker
+import moto_server
 import pytest
 from commands import NOWHERE, fake_environment
 from docker_engine import Engine
-from moto.server import ThreadedMotoServer
+from killing import Killer
 
 from gptj_serve.aws.clients import Aws, connect
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _read_models_once() -> Iterator[None]:
-    """Each command makes a session, which would read botocore's descriptions of the services anew."""
-    loader = boto3.Session()._session.get_component("data_loader")
+def _share_sessions() -> Iterator[None]:
+    """Each command makes a session, which takes longer than its calls, and reads botocore's data anew."""
+    really = boto3.Session
+    loader = really()._session.get_component("data_loader")
+    sessions: dict[object, boto3.Session] = {}
 
-    class Session(boto3.Session):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            self._session.register_component("data_loader", loader)
+    def session(**options: Any) -> boto3.Session:
+        settings = [item for item in sorted(os.environ.items()) if item[0].startswith("AWS_")]
+        wanted = (*settings, *options.items())
+        if wanted not in sessions:
+            sessions[wanted] = really(**options)
+            sessions[wanted]._session.register_component("data_loader", loader)
+        return sessions[wanted]
 
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr("boto3.Session", Session)
+        patches.setattr("boto3.Session", session)
         yield
 
 
@@ -45,13 +52,8 @@ def _no_real_aws(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def moto_url() -> Iterator[str]:
     """Where moto's server listens: real HTTP, one for all tests of a process."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    moto_sagemaker.install()
-    moto_components.install()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with moto_server.running() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +72,13 @@ def aws(moto_url: str, clients: dict[str, dict[str, Any]], monkeypatch: pytest.M
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_url)
     monkeypatch.setattr(Aws, "_clients", property(lambda self: clients[self.region]))
     return connect()
+
+
+@pytest.fixture(scope="session")
+def killer() -> Iterator[Killer]:
+    """Runs commands that die."""
+    with killing.running() as running:
+        yield running
 
 
 @pytest.fixture

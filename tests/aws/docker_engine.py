@@ -1,17 +1,54 @@
 """The fake Docker engine as tests see it."""
 
+import contextlib
+import io
 import json
+import os
+import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_docker
 import pytest
 
 
+class InProcess:
+    """Stands for `subprocess` where docker alone is started: commands in this process call it instead.
+
+    A start takes longer than all else that these commands do.
+    """
+
+    DEVNULL, PIPE, STDOUT = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
+
+    @staticmethod
+    def run(
+        argv: Sequence[str], *, env: Mapping[str, str] | None, input: str, **_: object
+    ) -> "subprocess.CompletedProcess[str]":
+        """What `subprocess.run` does when it captures."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = fake_docker.main(list(argv[1:]), input, env or os.environ)
+        return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+    @classmethod
+    @contextmanager
+    def Popen(  # noqa: N802
+        cls, argv: Sequence[str], *, env: Mapping[str, str] | None, **_: object
+    ) -> Iterator[SimpleNamespace]:
+        """A program whose two streams are read as one."""
+        ran = cls.run(argv, env=env, input="")
+        yield SimpleNamespace(
+            stdout=(ran.stdout + ran.stderr).splitlines(keepends=True), returncode=ran.returncode
+        )
+
+
 class Engine:
-    """A ``docker`` on PATH that has what tests give it; see `fake_docker`.
+    """A ``docker`` that has what tests give it, for this process and, on PATH, for others; see `fake_docker`.
 
     Args:
         folder: Of its own, for this test alone.
@@ -30,7 +67,7 @@ class Engine:
         monkeypatch.setenv("FAKE_DOCKER", str(self.state))
         monkeypatch.setenv("TMPDIR", str(self.temporary))
         monkeypatch.setattr("tempfile.tempdir", None)
-        monkeypatch.setattr(fake_docker, "STATE", str(self.state))
+        monkeypatch.setattr("gptj_serve.aws.docker.subprocess", InProcess)
         monkeypatch.setenv("DOCKER_CONFIG", str(folder / "users"))
 
     @property

@@ -1,7 +1,7 @@
 """A ``docker`` for tests: images in a file, a registry in a file, and ECR's as moto has it.
 
-It notes every call with its stdin and the folder of its configuration. Tests start it hundreds of times: it
-imports only what is fast, or where it is needed.
+It notes every call with its stdin and the folder of its configuration. As a program it imports only what is
+fast, or where it is needed.
 """
 
 import binascii
@@ -9,8 +9,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 
-STATE = os.environ.get("FAKE_DOCKER", ".")
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
 
@@ -20,7 +20,7 @@ class Failure(Exception):
 
 def read(name: str, folder: str | None = None):  # type: ignore[no-untyped-def]
     """A part of the state."""
-    path = f"{folder or STATE}/{name}.json"
+    path = f"{folder or os.environ['FAKE_DOCKER']}/{name}.json"
     if not os.path.exists(path):
         return {}
     with open(path) as file:
@@ -29,7 +29,7 @@ def read(name: str, folder: str | None = None):  # type: ignore[no-untyped-def]
 
 def write(name: str, content: object, folder: str | None = None) -> None:
     """Change a part of the state."""
-    with open(f"{folder or STATE}/{name}.json", "w") as file:
+    with open(f"{folder or os.environ['FAKE_DOCKER']}/{name}.json", "w") as file:
         json.dump(content, file)
 
 
@@ -101,8 +101,7 @@ def remove(name: str) -> None:
     write("images", images)
 
 
-def login(host: str) -> None:
-    folder = os.environ["DOCKER_CONFIG"]
+def login(host: str, folder: str) -> None:
     content = read("config", folder)
     assert host in content["auths"], "a keychain would get the password"
     secret = binascii.b2a_base64(f"AWS:{read('stdin')}".encode(), newline=False).decode()
@@ -111,12 +110,12 @@ def login(host: str) -> None:
     print("Login Succeeded")
 
 
-def push(reference: str) -> None:
+def push(reference: str, folder: str) -> None:
     image = find(read("images"), reference)
     host, name = reference.rpartition(":")[0].split("/", 1)
     print(f"The push refers to repository [{host}/{name}]\nab: Preparing\nab: Pushed", flush=True)
     if ".dkr.ecr." in host:
-        if not read("config", os.environ["DOCKER_CONFIG"])["auths"][host].get("auth"):
+        if not read("config", folder)["auths"][host].get("auth"):
             raise Failure("no basic auth credentials")
         put_image(name, reference.rpartition(":")[2], manifest_of(image))
     else:
@@ -150,7 +149,7 @@ def manifest_inspect(reference: str) -> None:
     print(json.dumps({"Descriptor": descriptor, "SchemaV2Manifest": json.loads(manifest)}))
 
 
-def run(argv: list[str]) -> None:
+def run(argv: list[str], folder: str) -> None:
     match argv:
         case ["version", *_]:
             print(read("wishes").get("arch", "amd64"))
@@ -165,22 +164,20 @@ def run(argv: list[str]) -> None:
         case ["tag", source, name]:
             tag(source, name)
         case ["login", "--username", "AWS", "--password-stdin", host]:
-            login(host)
+            login(host, folder)
         case ["push", reference]:
-            push(reference)
+            push(reference, folder)
         case ["manifest", "inspect", *_, reference]:
             manifest_inspect(reference)
         case _:
             raise Failure(f"docker: unknown command: docker {' '.join(argv)}")
 
 
-def main() -> int:
-    argv = sys.argv[1:]
-    stdin = sys.stdin.read()
+def main(argv: list[str], stdin: str, environment: Mapping[str, str]) -> int:
+    folder = environment["DOCKER_CONFIG"]
     write("stdin", stdin)
-    call = {"argv": argv, "stdin": stdin, "config": os.environ.get("DOCKER_CONFIG")}
-    with open(f"{STATE}/calls.jsonl", "a") as calls:
-        calls.write(json.dumps(call) + "\n")
+    with open(f"{environment['FAKE_DOCKER']}/calls.jsonl", "a") as calls:
+        calls.write(json.dumps({"argv": argv, "stdin": stdin, "config": folder}) + "\n")
     wish = read("wishes").get(argv[0])
     if wish == "hang":
         write("hangs", os.getpid())
@@ -189,7 +186,7 @@ def main() -> int:
     try:
         if wish not in (None, "ok"):
             raise Failure(wish)
-        run(argv)
+        run(argv, folder)
     except Failure as failure:
         print(failure, file=sys.stderr)
         return 1
@@ -197,4 +194,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:], sys.stdin.read(), os.environ))

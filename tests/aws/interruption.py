@@ -1,12 +1,7 @@
-"""Interrupts or kills this process before one of its steps: a call of AWS, or a change through docker.
-
-As a program it runs a command that this happens to: ``python interruption.py STEP SIGNAL MODULE ARGUMENT...``
-"""
+"""Interrupts this process before one of its steps: a call of AWS, or a change through docker."""
 
 import functools
-import importlib
 import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -41,8 +36,3 @@ class Interruption:
             return really(*arguments, **named)
 
         return counted
-
-
-if __name__ == "__main__":
-    Interruption(int(sys.argv[1]), int(sys.argv[2]))
-    sys.exit(importlib.import_module(f"gptj_serve.aws.{sys.argv[3]}").main(sys.argv[4:]))

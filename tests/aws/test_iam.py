@@ -13,6 +13,7 @@ from gptj_serve.aws import deploy as deploy_module
 from gptj_serve.aws import iam, waiting
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.grants import COMMANDS
+from gptj_serve.aws.s3 import S3Url
 from harness import ROOT
 
 MODELS = {"sagemaker": ("sagemaker", "sagemaker-runtime")}
@@ -101,7 +102,7 @@ def test_resources_are_limited_to_what_the_options_name() -> None:
 
 
 def test_the_execution_role() -> None:
-    scope = iam.Scope(bucket="models", output=("answers", "one/"), in_vpc=True)
+    scope = iam.Scope(bucket="models", output=S3Url("answers", "one/"), in_vpc=True)
     allowed = {action for one in iam.execution_policy(scope)["Statement"] for action in one["Action"]}
     assert {"ecr:BatchGetImage", "s3:GetObject", "s3:PutObject", "logs:PutLogEvents"} <= allowed
     assert "ec2:CreateNetworkInterface" in allowed

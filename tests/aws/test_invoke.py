@@ -18,31 +18,47 @@ from gptj_serve.aws import plan
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.plan import Action
 from gptj_serve.aws.s3 import S3Url
-from harness import Server, serving
+from gptj_serve.benchmark import fake_service
+from gptj_serve.benchmark.fake_service import Service
+from harness import Client
 
 PROMPT, NUM_TOKENS = "In the beginning God created", 12
+TOKENS_PER_S = 200.0
 ROLE = "arn:aws:iam::123456789012:role/gpt-j"
 
 
+class Front(Client):
+    """A front over an engine without a model: what is asked for here is how fronts answer.
+
+    Args:
+        service: What runs.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.port, self.lines = service.port, []
+
+
 @pytest.fixture(scope="module")
-def http() -> Iterator[Server]:
-    """The demo model behind the front that streams."""
-    with serving(GPTJ_FRONT="http", GPTJ_ENGINE="hf") as running:
-        yield running
+def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    """The front that streams."""
+    with fake_service.running("http", TOKENS_PER_S, tmp_path_factory.mktemp("engine") / "log") as service:
+        yield Front(service)
 
 
 @pytest.fixture(scope="module", params=["http", "mms"])
-def service(request: pytest.FixtureRequest, http: Server) -> Iterator[Server]:
-    """The demo model behind each front."""
+def service(
+    request: pytest.FixtureRequest, http: Front, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Front]:
+    """Each front."""
     if request.param == "http":
         yield http
         return
-    with serving(GPTJ_FRONT="mms", GPTJ_ENGINE="hf", SAGEMAKER_MODEL_SERVER_WORKERS="1") as running:
-        yield running
+    with fake_service.running("mms", TOKENS_PER_S, tmp_path_factory.mktemp("engine") / "log") as service:
+        yield Front(service)
 
 
 @pytest.fixture(scope="module")
-def text(http: Server) -> str:
+def text(http: Front) -> str:
     """What the model answers."""
     return http.generate(PROMPT, max_new_tokens=NUM_TOKENS).text
 
@@ -102,43 +118,43 @@ def always(answer: Answer) -> Answers:
 
 
 class TestUrl:
-    def test_the_text(self, service: Server, text: str) -> None:
+    def test_the_text(self, service: Front, text: str) -> None:
         result = ask(f"http://127.0.0.1:{service.port}")
         assert (result.code, result.out, result.err) == (0, f"{text}\n", "")
 
-    def test_the_whole_answer(self, service: Server, text: str) -> None:
+    def test_the_whole_answer(self, service: Front, text: str) -> None:
         assert ask(f"127.0.0.1:{service.port}", "--json").json == [{"generated_text": text}]
 
-    def test_an_error_is_the_services_own(self, service: Server) -> None:
+    def test_an_error_is_the_services_own(self, service: Front) -> None:
         result = ask(f"http://127.0.0.1:{service.port}/", "--top-p", "3")
         assert (result.code, result.out) == (1, "")
         assert result.err.startswith("error: 400 validation: parameters.top_p=3.0: must be a number above 0")
 
-    def test_a_stream(self, http: Server, text: str) -> None:
+    def test_a_stream(self, http: Front, text: str) -> None:
         result = ask(f"http://127.0.0.1:{http.port}", "--stream")
         assert (result.code, result.out) == (0, f"{text}\n")
 
-    def test_a_stream_as_json_is_its_events(self, http: Server, text: str) -> None:
+    def test_a_stream_as_json_is_its_events(self, http: Front, text: str) -> None:
         lines = ask(f"http://127.0.0.1:{http.port}", "--stream", "--json").out.splitlines()
         found = [json.loads(line) for line in lines]
         assert "".join(event["token"]["text"] for event in found) == text == found[-1]["generated_text"]
 
     @pytest.mark.parametrize("service", ["mms"], indirect=True)
-    def test_a_front_that_does_not_stream_says_so(self, service: Server) -> None:
+    def test_a_front_that_does_not_stream_says_so(self, service: Front) -> None:
         result = ask(f"http://127.0.0.1:{service.port}", "--stream")
         assert result.code == 1
         assert "400 validation: stream" in result.err
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_another_path_and_another_schema(
-        self, http: Server, text: str, tmp_path: Path, stream: bool
+        self, http: Front, text: str, tmp_path: Path, stream: bool
     ) -> None:
         body = {"prompt": PROMPT, "max_tokens": NUM_TOKENS, "temperature": 0, "stream": stream}
         (tmp_path / "body.json").write_text(json.dumps(body))
         url = f"http://127.0.0.1:{http.port}/v1/completions"
         assert invoke(url, "--body", str(tmp_path / "body.json")).out == f"{text}\n"
 
-    def test_several_answers_do_not_mix(self, http: Server, tmp_path: Path) -> None:
+    def test_several_answers_do_not_mix(self, http: Front, tmp_path: Path) -> None:
         (tmp_path / "body.json").write_text('{"prompt": "In", "max_tokens": 4, "n": 2, "temperature": 1}')
         url, body = f"http://127.0.0.1:{http.port}/v1/completions", ("--body", str(tmp_path / "body.json"))
         result = invoke(url, *body, "--stream")
@@ -175,21 +191,21 @@ class TestUrl:
 
 
 class TestEndpoint:
-    def test_the_text_through_sagemaker(self, endpoint: Runtime, http: Server, text: str) -> None:
+    def test_the_text_through_sagemaker(self, endpoint: Runtime, http: Front, text: str) -> None:
         endpoint.answer = fake.passing_on(http.port)
         assert ask("gpt-j").out == f"{text}\n"
         assert ask("gpt-j", "--json").json == [{"generated_text": text}]
         assert [(one.endpoint, one.operation) for one in endpoint.asked] == [("gpt-j", fake.WHOLE)] * 2
         assert endpoint.asked[0].headers["content-type"] == "application/json"
 
-    def test_the_default_is_gpt_j(self, endpoint: Runtime, http: Server) -> None:
+    def test_the_default_is_gpt_j(self, endpoint: Runtime, http: Front) -> None:
         endpoint.answer = fake.passing_on(http.port)
         assert invoke(PROMPT, "--max-new-tokens", "2").code == 0
         assert endpoint.asked[0].endpoint == "gpt-j"
 
     @pytest.mark.parametrize("piece_bytes", [1, 7, 10**6])
     def test_a_stream_in_parts_that_respect_nothing(
-        self, endpoint: Runtime, http: Server, text: str, piece_bytes: int
+        self, endpoint: Runtime, http: Front, text: str, piece_bytes: int
     ) -> None:
         endpoint.answer = fake.passing_on(http.port, piece_bytes)
         assert ask("gpt-j", "--stream").out == f"{text}\n"
@@ -210,7 +226,7 @@ class TestEndpoint:
         endpoint.go_on.set()
         assert process.communicate(timeout=30) == (" two\n", "")
 
-    def test_an_inference_component(self, endpoint: Runtime, http: Server) -> None:
+    def test_an_inference_component(self, endpoint: Runtime, http: Front) -> None:
         endpoint.answer = fake.passing_on(http.port)
         assert ask("gpt-j", "--component", "copy").code == 0
         assert endpoint.asked[0].headers["x-amzn-sagemaker-inference-component"] == "copy"
@@ -249,7 +265,7 @@ class TestEndpoint:
 class TestEndpointErrors:
     @pytest.mark.parametrize("stream", [(), ("--stream",)])
     def test_a_model_error_is_the_services_own(
-        self, endpoint: Runtime, http: Server, stream: tuple[str, ...]
+        self, endpoint: Runtime, http: Front, stream: tuple[str, ...]
     ) -> None:
         endpoint.answer = fake.passing_on(http.port)
         result = ask("gpt-j", "--top-p", "3", *stream)
@@ -360,7 +376,7 @@ class TestInterrupted:
         endpoint.go_on.set()
         assert endpoint.hung_up.wait(10)
 
-    def test_ctrl_c_at_a_service_cancels_its_request(self, http: Server) -> None:
+    def test_ctrl_c_at_a_service_cancels_its_request(self, http: Front) -> None:
         parameters = json.dumps({"max_new_tokens": 200, "min_new_tokens": 200})
         process = start("invoke", f"127.0.0.1:{http.port}", "x", "--stream", "--parameters", parameters)
         assert process.stdout is not None

@@ -5,13 +5,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import hub as fake
 import pytest
 import tiny
 import torch
-from commands import NOWHERE, Result, command, finish, start
+from commands import NOWHERE, Result, call, command, finish, start
 from hub import Hub
+from huggingface_hub import constants, file_download
 
 from gptj_serve import demo
 from gptj_serve.aws import manifest, model_source
@@ -30,18 +32,28 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     files |= {name: (demo.MODEL_DIR / name).read_bytes() for name in TOKENIZER}
     unneeded = {"README.md": b"# Tiny", "flax_model.msgpack": b"x" * 1000, ".gitattributes": b""}
     with fake.running(files | unneeded) as running:
-        for name, value in {
-            "HF_ENDPOINT": running.url,
-            "HF_HOME": str(tmp_path / "home"),
-            "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        }.items():
-            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        configure(monkeypatch, ENDPOINT=running.url, HF_HUB_CACHE=str(tmp_path / "home/hub"))
+        configure(monkeypatch, HF_TOKEN_PATH=str(tmp_path / "home/token"))
         yield running
 
 
-def upload(*arguments: str, **environment: str) -> Result:
-    """Upload the hub's model in a process of its own: the hub's client reads its settings when imported."""
-    return command("upload_model", "org/tiny-j", "--revision", "float16", *arguments, env=environment)
+def configure(monkeypatch: pytest.MonkeyPatch, **settings: object) -> None:
+    """Set what the hub's client has read from the environment when it was imported."""
+    for name, value in settings.items():
+        monkeypatch.setattr(constants, name, value)
+    template = f"{constants.ENDPOINT}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+ARGUMENTS = ("org/tiny-j", "--revision", "float16")
+
+
+def upload(*arguments: str) -> Result:
+    """Upload the hub's model."""
+    return call("upload_model", *ARGUMENTS, *arguments)
 
 
 def fetched(hub: Hub) -> set[str]:
@@ -49,33 +61,39 @@ def fetched(hub: Hub) -> set[str]:
     return {name for name, _ in hub.fetched}
 
 
-def test_what_is_needed_is_fetched_once_and_converted(aws: Aws, hub: Hub) -> None:
-    result = upload("--json")
+def test_what_is_needed_is_fetched_once_and_converted(
+    aws: Aws, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = command("upload_model", *ARGUMENTS, "--json")  # by the settings of the environment
     assert fetched(hub) == {"config.json", "pytorch_model.bin", *TOKENIZER}
     whole = manifest.read(aws, S3Url.parse(result.json["model_data"], "url"))
     assert whole is not None
     assert (whole.name, whole.weight_types) == ("tiny-j", ("F16",))
     hub.fetched.clear()
     # a proxy or a closed network: what was fetched is enough
-    again = upload("--json", HF_ENDPOINT=NOWHERE)
+    with monkeypatch.context() as patches:
+        configure(patches, ENDPOINT=NOWHERE)
+        again = upload("--json")
     assert "using what was fetched before" in again.err
     assert (again.json["model_data"], again.json["uploaded_files"]) == (result.json["model_data"], 0)
     assert upload("--json").json["uploaded_files"] == 0
     assert hub.fetched == []
 
 
-def test_a_transfer_that_was_cut_off_goes_on(aws: Aws, hub: Hub) -> None:
+def test_a_transfer_that_was_cut_off_goes_on(aws: Aws, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert aws.account
-    hub.files = {**hub.files, "merges.txt": bytes(12 << 20)}  # the hub's client writes 10 MiB at a time
-    hub.cut_at = 11 << 20
+    configure(monkeypatch, DOWNLOAD_CHUNK_SIZE=1 << 20)  # what the hub's client writes at a time
+    monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda _: None))
+    hub.files = {**hub.files, "merges.txt": bytes(5 << 19)}
+    hub.cut_at = 3 << 19
     assert upload().code == 0
-    assert [begin for name, begin in hub.fetched if name == "merges.txt"] == [0, 10 << 20]
+    assert [begin for name, begin in hub.fetched if name == "merges.txt"] == [0, 1 << 20]
 
 
 def test_ctrl_c_does_not_wait_for_the_file(aws: Aws, hub: Hub) -> None:
     assert aws.account
     hub.holds = threading.Event()
-    process = start("upload_model", "org/tiny-j", "--revision", "float16")
+    process = start("upload_model", *ARGUMENTS)
     try:
         while not hub.fetched:
             assert process.poll() is None
@@ -118,10 +136,11 @@ def test_who_is_not_let_in_is_told_why(aws: Aws, hub: Hub, code: str, status: in
 
 
 @pytest.mark.usefixtures("hub")
-@pytest.mark.parametrize("environment", [{"HF_ENDPOINT": NOWHERE}, {"HF_HUB_OFFLINE": "1"}])
-def test_no_network(aws: Aws, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("settings", [{"ENDPOINT": NOWHERE}, {"HF_HUB_OFFLINE": True}])
+def test_no_network(aws: Aws, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]) -> None:
     assert aws.account
-    result = upload(**environment)
+    configure(monkeypatch, **settings)
+    result = upload()
     assert result.code == 1
     assert "the Hugging Face Hub cannot be reached from here" in result.err
     assert "`hf download org/tiny-j --revision float16 --local-dir tiny-j`" in result.err

@@ -3,16 +3,14 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import interruption
 import pytest
 from commands import call, finish, start
 from docker_engine import Engine
+from killing import Killer
 
 from gptj_serve.aws.clients import Aws
-from harness import ROOT
 
 NUM_STEPS = 8
 """Create, expire, authorize, login, name, push, unname, look up."""
@@ -62,12 +60,9 @@ def test_there_are_no_more_steps(aws: Aws, engine: Engine, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("step", range(1, NUM_STEPS + 1))
-def test_killed_before_each_step(aws: Aws, engine: Engine, step: int) -> None:
+def test_killed_before_each_step(aws: Aws, engine: Engine, killer: Killer, step: int) -> None:
     image_id = engine.add_image()
-    argv = [sys.executable, interruption.__file__, str(step), str(int(signal.SIGKILL)), "push"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "code")}
-    ran = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert (ran.returncode, ran.stdout) == (-signal.SIGKILL, ""), ran.stderr
+    assert killer.run("step", step, "push") == (-signal.SIGKILL, "")
     push_again(aws, engine, image_id)
 
 

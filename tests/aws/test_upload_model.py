@@ -5,19 +5,17 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import kill_upload
 import pytest
 import tiny
 from botocore.httpsession import URLLib3Session
 from commands import Result, call
+from killing import Killer
 
 from gptj_serve import demo
 from gptj_serve.aws import manifest, model_upload, plan, tarball
@@ -40,6 +38,8 @@ DEMO_FILES = {
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 PART_BYTES = 5 << 20
 """The least that S3 takes; the demo model's weights are two parts then."""
+
+RunAndKill = Callable[[str, int, Path], int]
 
 
 @pytest.fixture(autouse=True)
@@ -408,17 +408,14 @@ class TestErrors:
 class TestInterrupted:
     URL = S3Url(BUCKET, "m/")
 
-    def run_and_kill(self, where: str, number: int, source: Path) -> int:
-        """Upload in a process that dies at a certain point; its exit code."""
-        command = [sys.executable, kill_upload.__file__, where, str(number), str(PART_BYTES), str(source)]
-        ran = subprocess.run(
-            [*command, "--to", str(self.URL)],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "code")},
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
-        return ran.returncode
+    @pytest.fixture
+    def run_and_kill(self, killer: Killer) -> RunAndKill:
+        """Uploads in a process that dies at a certain point; its exit code."""
+
+        def run(where: str, number: int, source: Path) -> int:
+            return killer.run(where, number, "upload_model", str(source), "--to", str(self.URL))[0]
+
+        return run
 
     def finish(self, aws: Aws, source: Path, names: Iterable[str] | None = None) -> None:
         """The next run ends where one that nothing happened to would have."""
@@ -432,15 +429,17 @@ class TestInterrupted:
         assert aws.client("s3").get_public_access_block(Bucket=BUCKET)
         assert upload(source, "--to", str(self.URL), "--json").json["uploaded_files"] == 0
 
-    def test_killed_before_there_is_a_bucket(self, aws: Aws, model: Path) -> None:
-        assert self.run_and_kill("request", 1, model) == -signal.SIGKILL
+    def test_killed_before_there_is_a_bucket(self, aws: Aws, run_and_kill: RunAndKill, model: Path) -> None:
+        assert run_and_kill("request", 1, model) == -signal.SIGKILL
         assert aws.client("s3").list_buckets()["Buckets"] == []
         self.finish(aws, model)
 
     @pytest.mark.parametrize("number", [2, 8])
-    def test_killed_before_a_request(self, aws: Aws, model: Path, number: int) -> None:
+    def test_killed_before_a_request(
+        self, aws: Aws, run_and_kill: RunAndKill, model: Path, number: int
+    ) -> None:
         """2: the bucket is open. 8: only the manifest is missing."""
-        assert self.run_and_kill("request", number, model) == -signal.SIGKILL
+        assert run_and_kill("request", number, model) == -signal.SIGKILL
         assert manifest.read(aws, self.URL) is None
         before = versions(aws, BUCKET)
         assert len(before) == {2: 0, 8: 5}[number]
@@ -448,21 +447,27 @@ class TestInterrupted:
         after = versions(aws, BUCKET)
         assert {key: after[key] for key in before} == before
 
-    def test_killed_while_parts_are_on_their_way(self, aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_killed_while_parts_are_on_their_way(
+        self, aws: Aws, run_and_kill: RunAndKill, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The eleventh request is the last of the weights' four, or of a small file."""
         monkeypatch.setattr(model_upload, "PART_BYTES", PART_BYTES)
-        assert self.run_and_kill("request", 11, demo.MODEL_DIR) == -signal.SIGKILL
+        assert run_and_kill("request", 11, demo.MODEL_DIR) == -signal.SIGKILL
         assert manifest.read(aws, self.URL) is None
         self.finish(aws, demo.MODEL_DIR, DEMO_FILES)
 
-    def test_killed_while_a_model_is_replaced(self, aws: Aws, model: Path, tmp_path: Path) -> None:
+    def test_killed_while_a_model_is_replaced(
+        self, aws: Aws, run_and_kill: RunAndKill, model: Path, tmp_path: Path
+    ) -> None:
         upload(write_model(tmp_path / "a", dtype=tiny.torch.float16, seed=1), "--to", str(self.URL))
-        assert self.run_and_kill("request", 2, model) == -signal.SIGKILL
+        assert run_and_kill("request", 2, model) == -signal.SIGKILL
         assert manifest.read(aws, self.URL) is None
         self.finish(aws, model)
 
-    def test_killed_while_it_converts(self, aws: Aws, pickled: Path, work_dir: Path) -> None:
-        assert self.run_and_kill("shard", 1, pickled) == -signal.SIGKILL
+    def test_killed_while_it_converts(
+        self, aws: Aws, run_and_kill: RunAndKill, pickled: Path, work_dir: Path
+    ) -> None:
+        assert run_and_kill("shard", 1, pickled) == -signal.SIGKILL
         assert upload(pickled, "--to", str(self.URL)).code == 0
         (converted,) = work_dir.iterdir()
         names = {path.name for path in converted.iterdir() if path.name != ".lock"}

@@ -23,7 +23,7 @@ from gptj_serve.aws.errors import CommandError, UsageError, redact
 from gptj_serve.aws.image_uri import ImageUri, find_image
 from gptj_serve.aws.instances import PRICES_AS_OF
 from gptj_serve.aws.inventory import describe_component
-from gptj_serve.aws.model_data import look, parse_uri
+from gptj_serve.aws.model_data import look, parse_place
 from gptj_serve.aws.plan import Action, show, validate
 from gptj_serve.aws.removal import remove
 from gptj_serve.aws.requests import (
@@ -37,6 +37,7 @@ from gptj_serve.aws.requests import (
 )
 from gptj_serve.aws.roles import ROLE_NAME, role_actions, role_arn
 from gptj_serve.aws.rollout import CallRefused, Goal, Roller, Rollout, RolloutFailed, plan_rollout
+from gptj_serve.aws.s3 import S3Url
 from gptj_serve.aws.tags import to_dict, to_list
 from gptj_serve.aws.waiting import Waiter, duration
 
@@ -97,7 +98,7 @@ def _begin(arguments: argparse.Namespace, console: Console) -> _Run:
     environment, settings = container_environment(arguments.env, is_async=is_async)
     instance = find_type(arguments.instance_type, arguments.volume_gb)
     tags = to_dict(arguments.tag)
-    parse_uri(arguments.model_data)
+    parse_place(arguments.model_data)
     ImageUri.parse(arguments.image)
     aws = connect(arguments.region, arguments.profile)
     warn(instance, console)
@@ -293,8 +294,9 @@ def _print_iam(arguments: argparse.Namespace, console: Console) -> None:
 
 def _scope(arguments: argparse.Namespace, partition: str, region: str, account: str) -> iam.Scope:
     """What the options say of the resources; what they do not say is "*"."""
-    bucket, prefix = parse_uri(arguments.model_data) if arguments.model_data else ("*", "")
-    output = parse_uri(arguments.async_output, "--async-output") if arguments.async_output else None
+    data = parse_place(arguments.model_data) if arguments.model_data else S3Url("*", "")
+    answers = arguments.async_output
+    output = S3Url.parse(answers, "--async-output").as_prefix() if answers else None
     role = arguments.role if arguments.role and arguments.role.startswith("arn:") else None
     return iam.Scope(
         partition=partition,
@@ -302,8 +304,8 @@ def _scope(arguments: argparse.Namespace, partition: str, region: str, account: 
         account=account,
         name=arguments.name,
         repository=ImageUri.parse(arguments.image).repository if arguments.image else "gptj-serve",
-        bucket=bucket,
-        prefix=prefix,
+        bucket=data.bucket,
+        prefix=data.key,
         role_arn=role,
         output=output,
         in_vpc=bool(arguments.subnets),

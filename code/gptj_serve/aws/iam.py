@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptj_serve.aws.roles import ROLE_NAME
+from gptj_serve.aws.s3 import S3Url
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class Scope:
         repository: The image's.
         bucket, prefix: The model's files.
         role_arn: The execution role, None for the one that ``--create-role`` makes.
-        output: Bucket and prefix of asynchronous answers, None for a real-time endpoint.
+        output: Prefix of asynchronous answers, None for a real-time endpoint.
         in_vpc: The containers are in a network of the account's.
     """
 
@@ -29,7 +30,7 @@ class Scope:
     bucket: str = "*"
     prefix: str = ""
     role_arn: str | None = None
-    output: tuple[str, str] | None = None
+    output: S3Url | None = None
     in_vpc: bool = False
 
     def fill(self, resource: str) -> str:
@@ -37,7 +38,8 @@ class Scope:
         known = {field: getattr(self, field) for field in ("partition", "region", "account", "name")}
         role = self.role_arn or f"arn:{self.partition}:iam::{self.account}:role/{ROLE_NAME}"
         more = {"repository": self.repository, "bucket": self.bucket, "prefix": self.prefix, "role": role}
-        more |= dict(zip(("answers", "answers_prefix"), self.output or ("*", ""), strict=True))
+        answers = self.output or S3Url("*", "")
+        more |= {"answers": answers.bucket, "answers_prefix": answers.key}
         return resource.format(**known, **more)
 
 
@@ -110,8 +112,8 @@ def execution_policy(scope: Scope) -> dict[str, Any]:
         Grant(("cloudwatch:PutMetricData",)),
     ]
     if scope.output:
-        bucket, prefix = scope.output
-        where = (f"arn:{scope.partition}:s3:::{bucket}/{prefix}*",)
+        bucket = scope.output.bucket
+        where = (f"arn:{scope.partition}:s3:::{bucket}/{scope.output.key}*",)
         grants.append(Grant(("s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"), where))
         grants.append(Grant(("s3:ListBucket",), (f"arn:{scope.partition}:s3:::{bucket}",)))
     if scope.in_vpc:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from botocore.exceptions import ClientError
 from gptj_serve.aws import manifest
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.console import Console
-from gptj_serve.aws.errors import CommandError, UsageError
+from gptj_serve.aws.errors import CommandError
 from gptj_serve.aws.fit import GPT_J_6B
+from gptj_serve.aws.s3 import S3Url
 from gptj_serve.engine.model_dir import CONFIG, ModelConfig, parse_config
 from gptj_serve.errors import StartupError
 
@@ -47,18 +47,14 @@ class ModelData:
         return self.uri.endswith(ARCHIVE)
 
 
-def parse_uri(uri: str, option: str = "--model-data") -> tuple[str, str]:
-    """Bucket and key of an S3 address; a prefix gets its "/".
+def parse_place(uri: str) -> S3Url:
+    """Where the model is: an archive, or a prefix, which gets its "/".
 
     Raises:
-        UsageError: It is none.
+        UsageError: It is no S3 address.
     """
-    found = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", uri)
-    if not found:
-        raise UsageError(f"{option} {uri}: not an S3 address; it looks like s3://bucket/folder/")
-    key = found[2] or ""
-    is_whole = not key or key.endswith(("/", ARCHIVE))
-    return found[1], key if is_whole else f"{key}/"
+    url = S3Url.parse(uri, "--model-data")
+    return url if url.key.endswith(ARCHIVE) else url.as_prefix()
 
 
 def look(aws: Aws, uri: str, console: Console) -> ModelData:
@@ -70,8 +66,8 @@ def look(aws: Aws, uri: str, console: Console) -> ModelData:
     Raises:
         CommandError: Nothing is there, or not a model that is served.
     """
-    bucket, key = parse_uri(uri)
-    s3, full_uri = aws.client("s3"), f"s3://{bucket}/{key}"
+    url = parse_place(uri)
+    s3, full_uri, bucket, key = aws.client("s3"), str(url), url.bucket, url.key
     try:
         _check_region(s3, bucket, aws.region)
         objects = _list(s3, bucket, key)

@@ -29,6 +29,11 @@ class S3Url:
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.key}"
 
+    def as_prefix(self) -> "S3Url":
+        """The same, and its key, unless it is empty, ends with "/"."""
+        is_whole = not self.key or self.key.endswith("/")
+        return self if is_whole else S3Url(self.bucket, f"{self.key}/")
+
     @staticmethod
     def parse(text: str, option: str) -> "S3Url":
         """Read ``s3://BUCKET/KEY``.

@@ -320,7 +320,7 @@ class TestRole:
             role["AssumeRolePolicyDocument"]["Statement"][0]["Principal"]["Service"]
             == "sagemaker.amazonaws.com"
         )
-        policy = iam.get_role_policy(RoleName="gptj-serve-execution", PolicyName="gptj-serve-gpt-j")
+        policy = iam.get_role_policy(RoleName="gptj-serve-execution", PolicyName="gptj-serve-eu-west-1-gpt-j")
         text = json.dumps(policy["PolicyDocument"])
         assert f"arn:aws:s3:::{BUCKET}/gpt-j-6b/*" in text
         assert f":{aws.account}:repository/gptj-serve" in text

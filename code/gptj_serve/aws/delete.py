@@ -4,15 +4,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from botocore.exceptions import ClientError
+
 from gptj_serve.aws.belongings import Belongings, find_belongings
 from gptj_serve.aws.clients import Aws, connect
 from gptj_serve.aws.command import make_parser, run
 from gptj_serve.aws.console import Console
 from gptj_serve.aws.endpoints import TAG, has_tag
-from gptj_serve.aws.errors import CommandError, UsageError
+from gptj_serve.aws.errors import CommandError, UsageError, is_denied
 from gptj_serve.aws.inventory import Inventory, take_inventory
 from gptj_serve.aws.plan import Action, show
 from gptj_serve.aws.removal import describe, endpoint_actions, remove, rest_actions, scaling_actions
+from gptj_serve.aws.roles import ROLE_NAME, removal_actions
 
 DESCRIPTION = """\
 Delete an endpoint and what was made for it: scaling, inference components, the endpoint itself, alarms,
@@ -62,6 +65,7 @@ def _delete(arguments: argparse.Namespace, console: Console) -> None:
     actions = [
         *scaling_actions(inventory),
         *endpoint_actions(inventory),
+        *_role_actions(aws, console, arguments.name),
         *more.actions,
         *rest_actions(inventory),
     ]
@@ -74,6 +78,19 @@ def _delete(arguments: argparse.Namespace, console: Console) -> None:
     for action in actions:
         remove(aws, console, action)
     _finish(aws, console, inventory, actions, more)
+
+
+def _role_actions(aws: Aws, console: Console, name: str) -> list[Action]:
+    """The policy that ``deploy --create-role`` made; who may not look has most likely not used it."""
+    try:
+        return removal_actions(aws, name)
+    except ClientError as error:
+        if not is_denied(error):
+            raise
+        console.progress(
+            f"Whether {ROLE_NAME} has a policy for {name} could not be seen (iam:GetRolePolicy)."
+        )
+        return []
 
 
 def _hint(console: Console, arguments: argparse.Namespace, inventory: Inventory) -> None:

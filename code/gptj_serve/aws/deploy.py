@@ -35,7 +35,7 @@ from gptj_serve.aws.requests import (
     model_action,
     update_action,
 )
-from gptj_serve.aws.roles import ROLE_NAME, role_actions, role_arn
+from gptj_serve.aws.roles import ROLE_NAME, plan_role, role_arn
 from gptj_serve.aws.rollout import CallRefused, Goal, Roller, Rollout, RolloutFailed, plan_rollout
 from gptj_serve.aws.tags import to_dict, to_list
 from gptj_serve.aws.waiting import Waiter, duration
@@ -145,14 +145,14 @@ def _goal(made: _Run, current: Mapping[str, Any] | None) -> Goal:
         keeps_count=_initial_count(current) == wanted.num_instances,
     )
     config_name = config.request["EndpointConfigName"]
-    role = role_actions(made.aws, wanted.name, _execution_policy(made)) if arguments.create_role else []
+    role = plan_role(made.aws, wanted.name, _execution_policy(made)) if arguments.create_role else None
     return Goal(
         model=model,
         config=config,
         alarms=alarms,
         create=endpoint_action(wanted, config_name),
         update=update_action(wanted.name, config_name, wanted.num_instances, update),
-        role=tuple(role),
+        role=role,
     )
 
 
@@ -178,9 +178,8 @@ def _deploy_component(made: _Run, goal: Goal, rollout: Rollout, component: Compo
     try:
         roller.apply(actions)
     except CommandError:
-        _undo_component(
-            made, roller, is_update="update_inference_component" in {one.operation for one in actions}
-        )
+        is_update = "update_inference_component" in {one.operation for one in actions}
+        _undo_component(made, goal, roller, is_update=is_update)
         raise
     for action in rollout.tidy:
         remove(made.aws, made.console, action)
@@ -188,11 +187,11 @@ def _deploy_component(made: _Run, goal: Goal, rollout: Rollout, component: Compo
     _show_end(made, replace(rollout, kind=kind), goal, endpoint)
 
 
-def _undo_component(made: _Run, roller: ComponentRoller, *, is_update: bool) -> None:
+def _undo_component(made: _Run, goal: Goal, roller: ComponentRoller, *, is_update: bool) -> None:
     if not made.arguments.keep and not is_update:
         roller.take_away()
     # without a component an endpoint is of no use; after an update the one before it serves
-    _undo(made, _roller(made), {"EndpointStatus": "InService" if is_update else "Failed"})
+    _undo(made, goal, _roller(made), {"EndpointStatus": "InService" if is_update else "Failed"})
 
 
 def _roll_out(made: _Run, goal: Goal, rollout: Rollout) -> Mapping[str, Any]:
@@ -201,10 +200,10 @@ def _roll_out(made: _Run, goal: Goal, rollout: Rollout) -> Mapping[str, Any]:
         return roller.apply(rollout, goal)
     except RolloutFailed as failed:
         error = explain_failure(made.aws, made.wanted, failed)
-        _undo(made, roller, failed.endpoint)
+        _undo(made, goal, roller, failed.endpoint)
         raise error from None
     except CallRefused as refused:
-        _undo(made, roller, None)
+        _undo(made, goal, roller, None)
         raise refused.error from None
 
 
@@ -215,11 +214,10 @@ def _roller(made: _Run) -> Roller:
         made.console,
         made.waiter,
         capacity_wait_s=made.arguments.capacity_wait * 60,
-        waits_for_role=made.arguments.create_role,
     )
 
 
-def _undo(made: _Run, roller: Roller, endpoint: Mapping[str, Any] | None) -> None:
+def _undo(made: _Run, goal: Goal, roller: Roller, endpoint: Mapping[str, Any] | None) -> None:
     status = endpoint["EndpointStatus"] if endpoint else None
     if made.arguments.keep:
         made.console.progress("--keep: everything stays as it is; scripts/delete takes it away.")
@@ -228,7 +226,7 @@ def _undo(made: _Run, roller: Roller, endpoint: Mapping[str, Any] | None) -> Non
         return
     made.console.progress("Taking away what was made in vain:")
     try:
-        roller.roll_back(with_endpoint=status in ("Failed", "OutOfService"))
+        roller.roll_back(goal.role, with_endpoint=status in ("Failed", "OutOfService"))
     except (CallRefused, BotoCoreError, ClientError) as error:
         why = redact(str(error))
         made.console.progress(f"Not all could be taken away ({why}); scripts/delete does it.")

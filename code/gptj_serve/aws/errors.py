@@ -122,11 +122,16 @@ def _refused(error: boto.ClientError) -> CommandError:
             f"AWS does not accept the credentials ({code})",
             "`aws sts get-caller-identity` shows which are used; a wrong clock has the same effect",
         )
-    if code in _DENIED:
+    if is_denied(error):
         return _denied(operation, message)
     if code in _THROTTLED:
         return CommandError(f"AWS takes no more calls of {operation} for now ({code})", "run it again later")
     return CommandError(f"{operation} failed: {message or code}")
+
+
+def is_denied(error: boto.ClientError) -> bool:
+    """Whether a permission is missing."""
+    return error.response.get("Error", {}).get("Code") in _DENIED
 
 
 def _denied(operation: str, message: str) -> CommandError:

@@ -18,6 +18,7 @@ from gptj_serve.aws.iam import (
     MODEL,
     MODELS,
     OBJECTS,
+    OUR_ROLE,
     REPOSITORY,
     ROLE,
     SCALING,
@@ -165,6 +166,7 @@ _DELETE = (
     Grant(("sagemaker:DeleteModel",), MODEL),
     Grant(("sagemaker:DeleteInferenceComponent",), COMPONENT),
     Grant(("cloudwatch:DeleteAlarms",), ALARM),
+    Grant(("iam:GetRolePolicy", "iam:DeleteRolePolicy"), OUR_ROLE),
     Grant(
         ("application-autoscaling:DeregisterScalableTarget", "application-autoscaling:DeleteScalingPolicy"),
         SCALING,
@@ -198,7 +200,8 @@ COMMANDS: dict[str, tuple[Grant, ...]] = {
     "upload-model": _UPLOAD_MODEL,
     "deploy": _DEPLOY,
     "deploy --create-role": (
-        Grant(("iam:GetRole", "iam:CreateRole", "iam:GetRolePolicy", "iam:PutRolePolicy"), ROLE),
+        Grant(("iam:GetRole", "iam:CreateRole"), OUR_ROLE),
+        Grant(("iam:GetRolePolicy", "iam:PutRolePolicy", "iam:DeleteRolePolicy"), OUR_ROLE),
     ),
     "deploy --to-zero": (
         Grant(

@@ -119,6 +119,8 @@ def describe(action: Action) -> str:
         return f"{action.note} ({len(request['Delete']['Objects'])} objects)"
     if "AlarmNames" in request:
         return f"{action.note} {', '.join(request['AlarmNames'])}"
+    if "PolicyName" in request and "RoleName" in request:
+        return f"policy {request['PolicyName']} of the role {request['RoleName']}"
     if "ResourceId" in request:
         return (
             f"{action.note} {' of '.join(filter(None, (request.get('PolicyName'), request['ResourceId'])))}"

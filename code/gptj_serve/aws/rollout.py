@@ -23,6 +23,7 @@ from gptj_serve.aws.endpoints import (
 from gptj_serve.aws.failure import has_no_capacity
 from gptj_serve.aws.inventory import describe_component
 from gptj_serve.aws.plan import Action
+from gptj_serve.aws.roles import RoleChange, removal_actions
 from gptj_serve.aws.waiting import Waiter, duration
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 600.0
@@ -65,7 +66,7 @@ class Goal:
         model, config: Make the model and the endpoint's configuration.
         alarms: Make the alarms.
         create, update: Make the endpoint, or move it to the configuration.
-        role: Make or complete the execution role; empty if that is right already.
+        role: Makes or completes the execution role; None if that is not ours.
     """
 
     model: Action
@@ -73,7 +74,7 @@ class Goal:
     alarms: tuple[Action, ...]
     create: Action
     update: Action
-    role: tuple[Action, ...] = ()
+    role: RoleChange | None = None
 
     @property
     def name(self) -> str:
@@ -115,7 +116,7 @@ class Rollout:
 
 def plan_rollout(goal: Goal, found: Resources) -> Rollout:
     """Compare what is wanted with what exists; the endpoint has settled."""
-    prepare = list(goal.role)
+    prepare = list(goal.role.actions) if goal.role else []
     if goal.model_name not in found.models:
         prepare.append(goal.model)
     if goal.config_name not in found.configs:
@@ -171,7 +172,6 @@ class Roller:
         console: Where to show what happens.
         waiter: Watches the endpoint.
         capacity_wait_s: How long to try again while AWS has no instance.
-        waits_for_role: The execution role may have been made just now.
     """
 
     def __init__(
@@ -182,11 +182,10 @@ class Roller:
         waiter: Waiter,
         *,
         capacity_wait_s: float,
-        waits_for_role: bool,
     ) -> None:
         self._aws, self._name, self._console, self._waiter = aws, name, console, waiter
         self._capacity_wait_s = capacity_wait_s
-        self._role_attempts = ROLE_ATTEMPTS if waits_for_role else 1
+        self._role_attempts = 1
 
     def apply(self, rollout: Rollout, goal: Goal) -> Mapping[str, Any]:
         """Make the calls, and wait for the endpoint.
@@ -199,6 +198,8 @@ class Roller:
             CallRefused: AWS refused a call.
             ClientError: AWS does not say how the endpoint is; it goes on by itself.
         """
+        if goal.role:  # it may have been made just now
+            self._role_attempts = ROLE_ATTEMPTS
         for action in rollout.prepare:
             self._call(action)
         endpoint = self._switch(rollout.switch, goal) if rollout.switch else self._waiter.settle()
@@ -206,10 +207,11 @@ class Roller:
             self._call(action)
         return endpoint or {}
 
-    def roll_back(self, *, with_endpoint: bool) -> None:
+    def roll_back(self, role: RoleChange | None, *, with_endpoint: bool) -> None:
         """Take away all that the endpoint does not use, and with it what was made in vain.
 
         Args:
+            role: What was done to the execution role; None if that is not ours.
             with_endpoint: The endpoint itself never came up: it goes too.
         """
         self._waiter.settle()  # what an update is about to use looks unused until it ends
@@ -221,6 +223,11 @@ class Roller:
         alarms = [one["AlarmName"] for one in found.alarms] if found.endpoint else []
         for action in tidy_actions(self._name, found, config, self._model_of(config), alarms):
             self._call(action)
+        if role:
+            # the version before may need what another policy allowed
+            undo = role.undo if found.endpoint else removal_actions(self._aws, self._name)
+            for action in undo:
+                self._call(action)
 
     def _model_of(self, config: str | None) -> str | None:
         described = describe_config(self._aws.client("sagemaker"), config) if config else None
@@ -295,10 +302,11 @@ def _is_done(action: Action, error: ClientError) -> bool:
 
 def _role_is_new(error: ClientError) -> bool:
     message = error.response["Error"].get("Message", "").lower()
-    return error.operation_name == "CreateModel" and "assume" in message and "role" in message
+    is_of_role = ("assume" in message and "role" in message) or "access denied" in message
+    return error.operation_name in ("CreateModel", "CreateEndpointConfig") and is_of_role
 
 
 def _subject(action: Action) -> str:
-    keys = ("ModelName", "EndpointConfigName", "AlarmName", "RoleName", "EndpointName")
+    keys = ("ModelName", "EndpointConfigName", "AlarmName", "PolicyName", "RoleName", "EndpointName")
     names = [str(action.request[key]) for key in keys if key in action.request]
     return " -> ".join(reversed(names)) if names else ", ".join(action.request.get("AlarmNames", []))

@@ -179,7 +179,11 @@ class TestAgain:
         assert endpoint
         aws.client("sagemaker").delete_endpoint(EndpointName="gpt-j")
         made = state(aws)
-        aws.client("sagemaker").create_endpoint(EndpointName="gpt-j", EndpointConfigName=made["configs"][0])
+        aws.client("sagemaker").create_endpoint(
+            EndpointName="gpt-j",
+            EndpointConfigName=made["configs"][0],
+            Tags=[{"Key": TAG, "Value": "gpt-j"}],
+        )
         result = deploy(image, "--json")
         assert "gpt-j is Creating: waiting for that first" in result.err
         assert result.json["change"] == "none"

@@ -10,7 +10,7 @@ from gptj_serve.aws.belongings import Belongings, find_belongings
 from gptj_serve.aws.clients import Aws, connect
 from gptj_serve.aws.command import make_parser, run
 from gptj_serve.aws.console import Console
-from gptj_serve.aws.endpoints import TAG, has_tag
+from gptj_serve.aws.endpoints import check_ours
 from gptj_serve.aws.errors import CommandError, UsageError, is_denied
 from gptj_serve.aws.inventory import Inventory, take_inventory
 from gptj_serve.aws.plan import Action, show
@@ -54,7 +54,8 @@ def _delete(arguments: argparse.Namespace, console: Console) -> None:
         raise UsageError("--model-data and --repository go with --all")
     aws = connect(arguments.region, arguments.profile)
     inventory = take_inventory(aws, arguments.name)
-    _check_ours(aws, inventory)
+    hint = f"`aws sagemaker delete-endpoint --endpoint-name {arguments.name}` deletes it"
+    check_ours(aws.client("sagemaker"), arguments.name, inventory.resources.endpoint, hint)
     more = Belongings()
     if arguments.all:
         more = find_belongings(aws, inventory, arguments.model_data, arguments.repository)
@@ -97,15 +98,6 @@ def _hint(console: Console, arguments: argparse.Namespace, inventory: Inventory)
     if not inventory.resources.models and not (arguments.model_data and arguments.repository):
         console.progress(
             "No model is left that names its data and its repository: --model-data and --repository do."
-        )
-
-
-def _check_ours(aws: Aws, inventory: Inventory) -> None:
-    endpoint = inventory.resources.endpoint
-    if endpoint and not has_tag(aws.client("sagemaker"), endpoint["EndpointArn"], inventory.name):
-        raise CommandError(
-            f"{inventory.name} was not made by scripts/deploy (it has no tag {TAG}), so it is left alone",
-            f"`aws sagemaker delete-endpoint --endpoint-name {inventory.name}` deletes it",
         )
 
 

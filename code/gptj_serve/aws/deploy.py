@@ -11,13 +11,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from gptj_serve.aws import deploy_options, grants, iam
 from gptj_serve.aws.alarms import alarm_actions
-from gptj_serve.aws.checks import check_fit, check_update, find_type, warn
-from gptj_serve.aws.clients import Aws, connect
+from gptj_serve.aws.checks import check_fit, check_traffic, check_update, find_type, warn
+from gptj_serve.aws.clients import Aws, connect, partition_of
 from gptj_serve.aws.command import run
 from gptj_serve.aws.component_rollout import ComponentGoal, ComponentRoller, check_pool, pool_action
 from gptj_serve.aws.console import Console
 from gptj_serve.aws.deploy_failure import explain_failure
-from gptj_serve.aws.endpoints import BUSY, TAG, Resources, describe_config, find_resources
+from gptj_serve.aws.endpoints import BUSY, TAG, Resources, check_ours, describe_config, find_resources
 from gptj_serve.aws.environment import container_environment
 from gptj_serve.aws.errors import CommandError, UsageError, redact
 from gptj_serve.aws.image_uri import ImageUri, find_image
@@ -33,6 +33,7 @@ from gptj_serve.aws.requests import (
     config_action,
     endpoint_action,
     model_action,
+    num_desired,
     update_action,
 )
 from gptj_serve.aws.roles import ROLE_NAME, plan_role, role_arn
@@ -66,14 +67,15 @@ def _handle(arguments: argparse.Namespace, console: Console) -> None:
         _print_iam(arguments, console)
         return
     made = _begin(arguments, console)
-    found = made.find()
+    sagemaker, found = made.aws.client("sagemaker"), made.find()
+    check_ours(sagemaker, arguments.name, found.endpoint, "give the new endpoint another name")
     if found.endpoint and found.endpoint["EndpointStatus"] in BUSY and not arguments.dry_run:
         console.progress(f"{arguments.name} is {found.endpoint['EndpointStatus']}: waiting for that first.")
         made.waiter.settle()
         found = made.find()
     name = (found.endpoint or {}).get("EndpointConfigName")
-    current = describe_config(made.aws.client("sagemaker"), name) if name else None
-    goal = _goal(made, current)
+    current = describe_config(sagemaker, name) if name else None
+    goal = _goal(made, found.endpoint, current)
     if arguments.to_zero:
         component = ComponentGoal.of(arguments.name, config_action(made.wanted, goal.model_name))
         check_pool(arguments.name, found, current, goal.config_name)
@@ -83,6 +85,7 @@ def _handle(arguments: argparse.Namespace, console: Console) -> None:
     if rollout.kind == "update":
         watches = not arguments.no_alarms
         check_update(made.aws, made.wanted, current, found.alarms, watches=watches)
+        check_traffic(arguments.traffic, goal.update)
     if arguments.dry_run:
         _show_plan(made, rollout)
     else:
@@ -126,7 +129,7 @@ def _begin(arguments: argparse.Namespace, console: Console) -> _Run:
     return _Run(arguments, console, aws, wanted, Waiter(aws.client("sagemaker"), arguments.name, console))
 
 
-def _goal(made: _Run, current: Mapping[str, Any] | None) -> Goal:
+def _goal(made: _Run, endpoint: Mapping[str, Any] | None, current: Mapping[str, Any] | None) -> Goal:
     arguments, wanted = made.arguments, made.wanted
     model = model_action(wanted)
     config = config_action(wanted, model.request["ModelName"])
@@ -137,12 +140,14 @@ def _goal(made: _Run, current: Mapping[str, Any] | None) -> Goal:
         alarms = alarm_actions(
             wanted.name, to_list({**wanted.tags, TAG: wanted.name}), arguments.rollback_latency_s
         )
+    # scaling may have changed the number since; another --count is an order to change it
+    keeps_count = _initial_count(current) == wanted.num_instances
     update = Update(
         traffic=arguments.traffic,
         bake_s=arguments.bake_s,
         alarms=tuple(one.request["AlarmName"] for one in alarms),
-        # scaling may have changed the number since; another --count is an order to change it
-        keeps_count=_initial_count(current) == wanted.num_instances,
+        num_instances=num_desired(endpoint, wanted.num_instances) if keeps_count else wanted.num_instances,
+        keeps_count=keeps_count,
     )
     config_name = config.request["EndpointConfigName"]
     role = plan_role(made.aws, wanted.name, _execution_policy(made)) if arguments.create_role else None
@@ -151,7 +156,7 @@ def _goal(made: _Run, current: Mapping[str, Any] | None) -> Goal:
         config=config,
         alarms=alarms,
         create=endpoint_action(wanted, config_name),
-        update=update_action(wanted.name, config_name, wanted.num_instances, update),
+        update=update_action(wanted.name, config_name, update),
         role=role,
     )
 
@@ -198,6 +203,11 @@ def _roll_out(made: _Run, goal: Goal, rollout: Rollout) -> Mapping[str, Any]:
     roller = _roller(made)
     try:
         return roller.apply(rollout, goal)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "Interrupted. Run the same command again: it goes on from here. An endpoint that is being made "
+            f"goes on by itself, and costs; this ends it: scripts/delete {made.wanted.name}"
+        ) from None
     except RolloutFailed as failed:
         error = explain_failure(made.aws, made.wanted, failed)
         _undo(made, goal, roller, failed.endpoint)
@@ -284,7 +294,8 @@ def _print_iam(arguments: argparse.Namespace, console: Console) -> None:
     known = [*grants.COMMANDS, "execution-role"]
     if command is not None and command not in known:
         raise UsageError(f"--print-iam {command}: no such command; there are {', '.join(known)}")
-    scope = _scope(arguments, "aws", arguments.region or "*", "*")
+    partition = partition_of(arguments.region, arguments.profile)
+    scope = _scope(arguments, partition, arguments.region or "*", "*")
     documents = grants.documents(scope, command)
     console.result(documents, json.dumps(documents if command is None else documents[command], indent=2))
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from gptj_serve.aws.errors import CommandError
+
 TAG = "gptj-serve:endpoint"
 """Key of the tag that everything made for an endpoint carries; the value is the endpoint's name."""
 
@@ -113,6 +115,24 @@ def has_tag(sagemaker: Any, arn: str, name: str) -> bool:
     """Whether something of SageMaker's was made for an endpoint of ours."""
     tags = or_none(sagemaker.list_tags, ResourceArn=arn) or {}
     return {"Key": TAG, "Value": name} in tags.get("Tags", [])
+
+
+def check_ours(sagemaker: Any, name: str, endpoint: Mapping[str, Any] | None, hint: str) -> None:
+    """Check that an endpoint, if there is one, was made by us.
+
+    Args:
+        sagemaker: boto3 client.
+        name: Its name.
+        endpoint: Its description.
+        hint: What to do if it was not.
+
+    Raises:
+        CommandError: Somebody else made it.
+    """
+    if endpoint and not has_tag(sagemaker, endpoint["EndpointArn"], name):
+        raise CommandError(
+            f"{name} was not made by scripts/deploy (it has no tag {TAG}), so it is left alone", hint
+        )
 
 
 def or_none(call: Callable[..., Mapping[str, Any]], **request: str) -> Mapping[str, Any] | None:

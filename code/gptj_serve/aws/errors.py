@@ -24,6 +24,11 @@ _THROTTLED = {
     "ThrottlingException",
     "TooManyRequestsException",
 }
+_LIMIT = "ResourceLimitExceeded"
+_LIMITED = (
+    'ask for more in Service Quotas, "Amazon SageMaker", or choose another type; an update needs twice the '
+    "instances while it lasts"
+)
 _DENIED = {"403", "AccessDenied", "AccessDeniedException", "Forbidden", "UnauthorizedOperation"}
 _S3_ACTIONS = {
     "AbortMultipartUpload": "s3:AbortMultipartUpload",
@@ -125,8 +130,11 @@ def _refused(error: boto.ClientError) -> CommandError:
     if is_denied(error):
         return _denied(operation, message)
     if code in _THROTTLED:
-        return CommandError(f"AWS takes no more calls of {operation} for now ({code})", "run it again later")
-    return CommandError(f"{operation} failed: {message or code}")
+        return CommandError(
+            f"AWS takes no more calls of {operation} for now ({code})",
+            "run it again later, or with AWS_MAX_ATTEMPTS=10",
+        )
+    return CommandError(f"{operation} failed: {message or code}", _LIMITED if code == _LIMIT else None)
 
 
 def is_denied(error: boto.ClientError) -> bool:

@@ -35,7 +35,7 @@ WHAT_EXISTS = (
     Grant(("sagemaker:DescribeEndpoint",), ENDPOINT),
     Grant(("sagemaker:DescribeEndpointConfig",), CONFIG),
     Grant(("sagemaker:ListModels", "sagemaker:ListEndpointConfigs")),
-    Grant(("sagemaker:ListTags",), MODEL + CONFIG),
+    Grant(("sagemaker:ListTags",), ENDPOINT + MODEL + CONFIG),
     Grant(("cloudwatch:DescribeAlarms",)),
 )
 """What `endpoints.find_resources` asks."""
@@ -152,14 +152,12 @@ _SCALE = (
 _STATUS = (
     Grant(("sagemaker:ListEndpoints",)),
     *WHAT_EXISTS,
-    Grant(("sagemaker:ListTags",), ENDPOINT),
     Grant(("sagemaker:DescribeModel",), MODEL),
     *_SCALING_EXISTS,
 )
 
 _DELETE = (
     *WHAT_EXISTS,
-    Grant(("sagemaker:ListTags",), ENDPOINT),
     *_SCALING_EXISTS,
     Grant(("sagemaker:DeleteEndpoint",), ENDPOINT),
     Grant(("sagemaker:DeleteEndpointConfig",), CONFIG),

@@ -78,7 +78,10 @@ def remove(aws: Aws, console: Console, action: Action) -> None:
     is_there, patience = _looking_for(aws, action), _Patience(console, action)
     while True:
         try:
-            check_objects(action.apply(aws))
+            answer = action.apply(aws)
+            check_objects(answer)
+            if any(one.get("DeleteMarker") for one in answer.get("Deleted", ())):
+                console.progress("  the bucket keeps versions: what was deleted is still in it, and costs")
             break
         except ClientError as error:
             if is_gone(error):

@@ -4,6 +4,7 @@ Every step is one call whose effect can be seen afterwards, and the plan is made
 whatever an interrupted run has left, the next one goes on from there; what ends up unused is taken away.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from gptj_serve.aws.endpoints import (
 from gptj_serve.aws.failure import has_no_capacity
 from gptj_serve.aws.inventory import describe_component
 from gptj_serve.aws.plan import Action
+from gptj_serve.aws.removal import is_changing
 from gptj_serve.aws.roles import RoleChange, removal_actions
 from gptj_serve.aws.waiting import Waiter, duration
 
@@ -31,6 +33,9 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 600.0
 
 ROLE_ATTEMPTS, ROLE_PAUSE_S = 10, 6.0
 """A role that was just made is not known everywhere at once."""
+
+UPDATE_ATTEMPTS = 5
+"""Scaling may change the endpoint at any time, and SageMaker updates none that is being changed."""
 
 
 class RolloutFailed(Exception):
@@ -219,7 +224,7 @@ class Roller:
             self._call(delete_endpoint(self._name))
             self._waiter.settle()
         found = find_resources(self._aws.client("sagemaker"), self._aws.client("cloudwatch"), self._name)
-        config = found.endpoint["EndpointConfigName"] if found.endpoint else None
+        config = (found.endpoint or {}).get("EndpointConfigName")
         alarms = [one["AlarmName"] for one in found.alarms] if found.endpoint else []
         for action in tidy_actions(self._name, found, config, self._model_of(config), alarms):
             self._call(action)
@@ -269,16 +274,19 @@ class Roller:
     def _call(self, action: Action) -> None:
         """Make a call; that it was made before is not an error: an answer may have been lost on its way."""
         self._console.progress(f"{action.operation.replace('_', ' ')}: {_subject(action)}")
-        for attempt in range(self._role_attempts):
+        for attempt in itertools.count(1):
             try:
                 action.apply(self._aws)
                 return
             except ClientError as error:
                 if _is_done(action, error) or self._is_updating_already(action, error):
                     return
-                if not _role_is_new(error) or attempt + 1 == self._role_attempts:
+                if _role_is_new(error) and attempt < self._role_attempts:
+                    self._waiter.pause(ROLE_PAUSE_S)
+                elif _is_busy(action, error) and attempt < UPDATE_ATTEMPTS:
+                    self._waiter.settle()
+                else:
                     raise CallRefused(error) from error
-                self._waiter.pause(ROLE_PAUSE_S)
 
     def _is_updating_already(self, action: Action, error: ClientError) -> bool:
         """SageMaker says of a second call no more than that the endpoint is busy."""
@@ -304,6 +312,10 @@ def _role_is_new(error: ClientError) -> bool:
     message = error.response["Error"].get("Message", "").lower()
     is_of_role = ("assume" in message and "role" in message) or "access denied" in message
     return error.operation_name in ("CreateModel", "CreateEndpointConfig") and is_of_role
+
+
+def _is_busy(action: Action, error: ClientError) -> bool:
+    return action.operation == "update_endpoint" and is_changing(error)
 
 
 def _subject(action: Action) -> str:

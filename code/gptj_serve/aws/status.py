@@ -72,7 +72,8 @@ def _report(aws: Aws, name: str) -> Report:
         )
     sagemaker = aws.client("sagemaker")
     endpoint = inventory.resources.endpoint
-    config = describe_config(sagemaker, endpoint["EndpointConfigName"]) if endpoint else None
+    name_of_config = (endpoint or {}).get("EndpointConfigName")
+    config = describe_config(sagemaker, name_of_config) if name_of_config else None
     variants = (config or {}).get("ProductionVariants", [])
     names = [one["ModelName"] for one in variants if "ModelName" in one]
     names += [one["Specification"]["ModelName"] for one in inventory.components]

@@ -1,5 +1,7 @@
 """Orders of requests, and who is measured when."""
 
+import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ from measurements import head, run
 
 from gptj_serve.benchmark import options, schedule, turns
 from gptj_serve.benchmark.results import Cell, Level, Results
-from gptj_serve.benchmark.together import Load, arrivals, num_requests
+from gptj_serve.benchmark.together import Load, arrivals, num_requests, open_loop
 
 CELLS = [Cell(10, 20), Cell(10, 40), Cell(30, 20)]
 
@@ -109,3 +111,17 @@ def test_how_many_requests_a_level_has() -> None:
     numbers = [num_requests(Level(concurrency=one), load.per_client, load.open_s) for one in (1, 3, 64)]
     assert numbers == [8, 9, 192]
     assert num_requests(Level(rate=2.5), load.per_client, load.open_s) == 5
+
+
+def test_what_a_busy_client_sends_late_is_late() -> None:
+    """A request is timed from when it should have come: a client that is held up does not hide a wait."""
+    late_s: dict[int, float] = {}
+
+    async def ask(which: int, late: float) -> None:
+        late_s[which] = late
+        time.sleep(0.2 if which == 0 else 0.0)  # the whole client stands still
+
+    asyncio.run(open_loop(ask, [0.01, 0.05, 0.5]))
+    assert late_s[0] < 0.05
+    assert late_s[1] == pytest.approx(0.16, abs=0.05)
+    assert late_s[2] < 0.05

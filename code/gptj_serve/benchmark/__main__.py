@@ -10,6 +10,7 @@ COMMANDS = {
     "front": ("front", "what the fronts add, with an engine that has no model"),
     "soak": ("soak", "many clients for a long time: is every answer right?"),
     "decode": ("decode", "the fused engine's forward passes alone"),
+    "offline": ("offline", "the fused engine with its scheduler, without serving"),
     "bandwidth": ("bandwidth", "how fast this GPU reads its memory"),
 }
 """Names, their modules, and what they do."""
@@ -25,8 +26,14 @@ def main() -> int:
     if sys.argv[1] not in names:
         print(f"scripts/benchmark: {sys.argv[1]!r} is none of {', '.join(names)}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"gptj_serve.benchmark.{COMMANDS[sys.argv[1]][0]}")
-    return module.main(sys.argv[2:]) or 0
+    try:
+        module = importlib.import_module(f"gptj_serve.benchmark.{COMMANDS[sys.argv[1]][0]}")
+        return module.main(sys.argv[2:]) or 0
+    except ModuleNotFoundError as error:
+        print(f"scripts/benchmark {sys.argv[1]} needs the package {error.name}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

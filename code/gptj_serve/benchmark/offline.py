@@ -1,6 +1,6 @@
 """The fused engine without serving: its scheduler and its step loop, on random weights of GPT-J-6B's shape.
 
-Usage: python -m gptj_serve.benchmark.offline --out F [--together 4,16,64] [--runs 5]
+Usage: scripts/benchmark offline --out F [--together 4,16,64] [--runs 5]
 
 What other engines call offline: all requests are there at once, in one process, and the time is taken until
 the last token is known on the host. Then one sequence is decoded while long prompts come in, and the time
@@ -12,7 +12,7 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ import torch
 from gptj_serve.benchmark.decode import MAX_BATCH, MAX_CONTEXT, Bench, numbers
 from gptj_serve.benchmark.surroundings import surroundings
 from gptj_serve.engine.fused.kernels import BLOCK_SIZE
-from gptj_serve.engine.fused.load import MAX_PREFILL, PREFILL_CHUNK
 from gptj_serve.engine.fused.plan import RunnerLimits
+from gptj_serve.engine.fused.room import MAX_PREFILL, PREFILL_CHUNK
 from gptj_serve.engine.fused.runner import FusedRunner
 from gptj_serve.engine.fused.scheduler import ContinuousScheduler
 from gptj_serve.engine.fused.step_loop import ContinuousStepLoop
@@ -33,15 +33,15 @@ PROMPT_TOKENS, NEW_TOKENS = 200, 100
 DISTURBING_PROMPT, NUM_DISTURBING, DISTURBED_TOKENS = 1000, 8, 400
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="gptj_serve.benchmark.offline", description=(__doc__ or "").splitlines()[0]
+        prog="scripts/benchmark offline", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--together", type=numbers, default=[4, 16, 64], help="sequences (default 4,16,64)")
     parser.add_argument("--runs", type=int, default=5, help="of each, after one that does not count")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     bench = Bench(torch.device("cuda", 0))
     limits = RunnerLimits(
         max_batch_size=MAX_BATCH,

@@ -24,7 +24,7 @@ class Progress:
         self._tokens: defaultdict[str, int] = defaultdict(int)
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._said_s = 0.0
-        layout = "{percentage:3.0f}% |{bar}| {elapsed} gone, {postfix}"
+        layout = "{percentage:3.0f}% |{bar}| {elapsed} gone{postfix}"
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=self._total, bar_format=layout, postfix="", dynamic_ncols=True)

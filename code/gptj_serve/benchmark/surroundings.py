@@ -56,6 +56,7 @@ def commit() -> str:
     if not _output([*git, "ls-files", "__init__.py"]):
         return UNKNOWN
     described = _output([*git, "rev-parse", "HEAD"])
+    # other files do not count: the results themselves may lie in the tree
     changed = _output([*git, "status", "--porcelain", "--untracked-files=no"])
     return f"{described}-dirty" if changed else described or UNKNOWN
 

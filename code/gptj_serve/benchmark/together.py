@@ -97,7 +97,7 @@ async def _level(
     if level.rate is None:
         await _closed_loop(ask, level.concurrency or 1, number)
     else:
-        await _open_loop(ask, arrivals(level, number, session.seed))
+        await open_loop(ask, arrivals(level, number, session.seed))
     return sorted(runs, key=lambda run: run.number)
 
 
@@ -111,7 +111,13 @@ async def _closed_loop(ask: Callable[[int], Awaitable[None]], num_clients: int, 
     await asyncio.gather(*(client() for _ in range(num_clients)))
 
 
-async def _open_loop(ask: Callable[[int, float], Awaitable[None]], times_s: Sequence[float]) -> None:
+async def open_loop(ask: Callable[[int, float], Awaitable[None]], times_s: Sequence[float]) -> None:
+    """Ask at given times, whether or not earlier requests were answered.
+
+    Args:
+        ask: Takes a request's number and how many seconds late it is sent.
+        times_s: Seconds from now.
+    """
     begun_s = time.monotonic()
 
     async def arrive(which: int, at_s: float) -> None:

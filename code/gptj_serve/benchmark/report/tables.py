@@ -114,11 +114,16 @@ def grid_cells(measured: Measured) -> str:
     rows = []
     for cell in sorted({run.cell for run in measured.of("grid")}):
         found = [cells.get((name, cell)) for name in names]
-        spreads = [runs and statistics.Spread.of([1000 * run.seconds for run in runs]) for runs in found]
-        times = [f"{one.mean:.1f} ({one.sd:.1f})" if one else "failed or not run" for one in spreads]
+        times = [_milliseconds(runs) if runs else "failed or not run" for runs in found]
         paces = [f"{statistics.tokens_per_s(runs).mean:.1f}" if runs else NOTHING for runs in found]
         rows.append([str(cell), *times, *paces])
     return table(head, rows)
+
+
+def _milliseconds(runs: Sequence[Run]) -> str:
+    """Mean and standard deviation; a single run has none."""
+    spread = statistics.Spread.of([1000 * run.seconds for run in runs])
+    return f"{spread.mean:.1f} ({spread.sd:.1f})" if len(runs) > 1 else f"{spread.mean:.1f}"
 
 
 def latency(measured: Measured) -> str:

@@ -78,3 +78,19 @@ def test_a_bucket_that_keeps_versions_is_told(aws: Aws) -> None:
     assert result.code == 0
     assert "the bucket keeps versions" in result.err
     assert f"model data {DATA}" in result.err
+
+
+@pytest.mark.parametrize("command", ["status", "delete"])
+def test_a_name_that_cannot_be_one_is_refused_before_aws_is_asked(command: str) -> None:
+    result = call(command, "two words")
+    assert result.code == 2
+    assert "'two words': an endpoint's name has letters" in result.err
+
+
+@pytest.mark.usefixtures("aws")
+def test_a_page_instead_of_an_answer_is_not_shown() -> None:
+    with failing("DescribeEndpoint", "500", "<!doctype html>\n<h1>Bad gateway</h1>"):
+        result = call("status", "gpt-j")
+    assert result.code == 1
+    assert "DescribeEndpoint failed: HTTP status 500, with a page" in result.err
+    assert "html" not in result.err

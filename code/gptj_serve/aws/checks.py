@@ -118,5 +118,5 @@ def _check_scaling(aws: Aws, wanted: Wanted) -> None:
     if answer["ScalableTargets"]:
         raise CommandError(
             f"{wanted.name} scales by itself, and SageMaker changes no instance type then",
-            f"switch that off first and on again afterwards: scripts/scale {wanted.name} --help",
+            f"switch that off first, and on again afterwards: scripts/scale {wanted.name} --off",
         )

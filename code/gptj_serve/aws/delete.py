@@ -10,7 +10,7 @@ from gptj_serve.aws.belongings import Belongings, find_belongings
 from gptj_serve.aws.clients import Aws, connect
 from gptj_serve.aws.command import make_parser, run
 from gptj_serve.aws.console import Console
-from gptj_serve.aws.endpoints import check_ours
+from gptj_serve.aws.endpoints import check_ours, endpoint_name
 from gptj_serve.aws.errors import CommandError, UsageError, is_denied
 from gptj_serve.aws.inventory import Inventory, take_inventory
 from gptj_serve.aws.plan import Action, show
@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("delete", DESCRIPTION, EXAMPLES)
-    parser.add_argument("name", nargs="?", default="gpt-j", help="the endpoint (default: gpt-j)")
+    parser.add_argument(
+        "name", nargs="?", type=endpoint_name, default="gpt-j", help="the endpoint (default: gpt-j)"
+    )
     parser.add_argument("--all", action="store_true", help="also model data and image repository")
     parser.add_argument("--model-data", metavar="S3-URL",
                         help="with --all: the model data, if no model is left that names it")  # fmt: skip

@@ -1,7 +1,6 @@
 """The command line of ``scripts/deploy``."""
 
 import argparse
-import re
 from collections.abc import Callable
 
 from gptj_serve.aws import alarms, tags
@@ -10,6 +9,7 @@ from gptj_serve.aws.errors import UsageError
 from gptj_serve.aws.grants import COMMANDS
 from gptj_serve.aws.requests import TRAFFIC
 from gptj_serve.aws.roles import ROLE_NAME
+from gptj_serve.aws.s3 import S3Url
 
 DESCRIPTION = """\
 Make an endpoint on SageMaker, or change one, and wait until it is in service.
@@ -19,12 +19,13 @@ is updated without a gap: new instances beside the old ones, watched for a while
 or too slowly, the old ones stay. Interrupted, run it again: it goes on."""
 
 EXAMPLES = """
-scripts/deploy --image "$(scripts/push)" --model-data s3://my-bucket/gpt-j-6b/ --role MyExecutionRole
-scripts/deploy gpt-j --instance-type ml.g5.2xlarge --image … --model-data … --create-role
-scripts/deploy gpt-j --image … --model-data … --role … --dry-run
-scripts/deploy gpt-j --image … --model-data … --role … --count 4 --traffic canary --bake-s 600
-scripts/deploy gpt-j-idle --image … --model-data … --role … --to-zero --max-count 2
-scripts/deploy gpt-j-later --image … --model-data … --role … --async-output s3://my-bucket/answers/
+IMAGE=$(scripts/push) DATA=$(scripts/upload-model)
+scripts/deploy --image $IMAGE --model-data $DATA --create-role --dry-run
+scripts/deploy --image $IMAGE --model-data $DATA --create-role
+scripts/deploy --image $IMAGE --model-data $DATA --role MyExecutionRole --instance-type ml.g5.2xlarge
+scripts/deploy gpt-j --image $IMAGE --model-data $DATA --create-role --count 4 --traffic canary --bake-s 600
+scripts/deploy gpt-j-idle --image $IMAGE --model-data $DATA --create-role --to-zero --max-count 2
+scripts/deploy gpt-j-later --image $IMAGE --model-data $DATA --create-role --async-output s3://my-bucket/answers/
 scripts/deploy --print-iam deploy
 """
 
@@ -161,12 +162,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise UsageError("--subnets and --security-groups: both or neither")
     if arguments.traffic == "canary" and arguments.count < 2:
         raise UsageError("--traffic canary: needs --count 2 or more, one instance cannot be divided")
-    if arguments.async_output and not re.fullmatch(
-        r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", arguments.async_output
-    ):
-        raise UsageError(
-            f"--async-output {arguments.async_output}: not an S3 address such as s3://bucket/answers/"
-        )
+    if arguments.async_output:
+        S3Url.parse(arguments.async_output, "--async-output")
     _check_to_zero(arguments)
     if arguments.async_concurrency and not arguments.async_output:
         raise UsageError("--async-concurrency: only with --async-output")

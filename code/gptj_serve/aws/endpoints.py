@@ -4,6 +4,7 @@ Models and endpoint configurations are ours when they are called ``NAME-`` plus 
 carry the tag `TAG` with the endpoint's name; nothing else is ever changed or deleted.
 """
 
+import argparse
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -109,6 +110,19 @@ def _ours(sagemaker: Any, operation: str, kind: str, name: str) -> Iterator[str]
         for item in page[f"{kind}s"]:
             if pattern.fullmatch(item[f"{kind}Name"]) and has_tag(sagemaker, item[f"{kind}Arn"], name):
                 yield item[f"{kind}Name"]
+
+
+def endpoint_name(text: str) -> str:
+    """An endpoint's name on a command line, as SageMaker may have it.
+
+    Raises:
+        ArgumentTypeError: It is none.
+    """
+    if not re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: an endpoint's name has letters, digits and hyphens between them, 63 at most"
+        )
+    return text
 
 
 def has_tag(sagemaker: Any, arn: str, name: str) -> bool:

@@ -134,6 +134,9 @@ def _refused(error: boto.ClientError) -> CommandError:
             f"AWS takes no more calls of {operation} for now ({code})",
             "run it again later, or with AWS_MAX_ATTEMPTS=10",
         )
+    if re.match(r"\s*<", message):  # a page: of a proxy, or of something that is not AWS
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", code)
+        return CommandError(f"{operation} failed: HTTP status {status}, with a page instead of an answer")
     return CommandError(f"{operation} failed: {message or code}", _LIMITED if code == _LIMIT else None)
 
 

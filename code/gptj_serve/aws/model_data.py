@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from botocore.exceptions import ClientError
 from gptj_serve.aws import manifest
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.console import Console
-from gptj_serve.aws.errors import CommandError, UsageError
+from gptj_serve.aws.errors import CommandError
 from gptj_serve.aws.fit import GPT_J_6B
+from gptj_serve.aws.s3 import S3Url
 from gptj_serve.engine.model_dir import CONFIG, ModelConfig, parse_config
 from gptj_serve.errors import StartupError
 
@@ -53,12 +53,9 @@ def parse_uri(uri: str, option: str = "--model-data") -> tuple[str, str]:
     Raises:
         UsageError: It is none.
     """
-    found = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", uri)
-    if not found:
-        raise UsageError(f"{option} {uri}: not an S3 address; it looks like s3://bucket/folder/")
-    key = found[2] or ""
-    is_whole = not key or key.endswith(("/", ARCHIVE))
-    return found[1], key if is_whole else f"{key}/"
+    url = S3Url.parse(uri, option)
+    is_whole = not url.key or url.key.endswith(("/", ARCHIVE))
+    return url.bucket, url.key if is_whole else f"{url.key}/"
 
 
 def look(aws: Aws, uri: str, console: Console) -> ModelData:

@@ -94,3 +94,17 @@ def test_a_page_instead_of_an_answer_is_not_shown() -> None:
     assert result.code == 1
     assert "DescribeEndpoint failed: HTTP status 500, with a page" in result.err
     assert "html" not in result.err
+
+
+def test_asynchronous_requests_may_take_long(aws: Aws, image: str) -> None:
+    result = deploy(image, "--async-output", f"s3://{BUCKET}/answers/")
+    assert "scripts/invoke gpt-j --async" in result.out
+    alarms = aws.client("cloudwatch").describe_alarms()["MetricAlarms"]
+    assert [one["MetricName"] for one in alarms] == ["Invocation5XXErrors"]
+
+
+def test_what_an_update_of_a_component_leaves_is_called_by_its_kind(aws: Aws, image: str) -> None:
+    assert deploy(image, "--to-zero").code == 0
+    (old,) = aws.client("sagemaker").list_models()["Models"]
+    result = deploy(push_image(aws, "two"), "--to-zero")
+    assert f"deleting model {old['ModelName']}" in result.err

@@ -138,7 +138,7 @@ def _goal(made: _Run, endpoint: Mapping[str, Any] | None, current: Mapping[str, 
     alarms: tuple[Action, ...] = ()
     if not (arguments.no_alarms or arguments.to_zero):  # these look at the variant, and undo its updates
         alarms = alarm_actions(
-            wanted.name, to_list({**wanted.tags, TAG: wanted.name}), arguments.rollback_latency_s
+            wanted.name, to_list({**wanted.tags, TAG: wanted.name}), deploy_options.latency_s(arguments)
         )
     # scaling may have changed the number since; another --count is an order to change it
     keeps_count = _initial_count(current) == wanted.num_instances
@@ -278,11 +278,11 @@ def _summary(made: _Run, rollout: Rollout, count: int) -> str:
     state = "is in service, nothing to change" if rollout.kind == "none" else "is in service"
     took = "" if rollout.kind == "none" else f" after {duration(made.waiter.elapsed_s)}"
     to_zero = made.arguments.to_zero
-    component = f" --component {wanted.name}" if to_zero else ""
+    how = f" --component {wanted.name}" if to_zero else " --async" if wanted.async_output else ""
     most = made.arguments.max_count or deploy_options.MAX_COUNT
     lines = (
         f"{wanted.name} {state}{took}: {count} x {wanted.instance.name}{costs}.",
-        f'Ask it: scripts/invoke {wanted.name}{component} "In the beginning"',
+        f'Ask it: scripts/invoke {wanted.name}{how} "In the beginning"',
         *([f"Let it shrink: scripts/scale {wanted.name} --max {most} --to-zero"] if to_zero else []),
         f"End it: scripts/delete {wanted.name}",
     )

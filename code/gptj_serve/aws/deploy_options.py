@@ -129,9 +129,9 @@ def _add_update(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--rollback-latency-s",
         type=_number(0, 3600),
-        default=alarms.DEFAULT_LATENCY_S,
         metavar="S",
-        help="an update is called off when the slowest 1 %% take longer (default: 55; 0: never)",
+        help="an update is called off when the slowest 1 %% take longer (default: 55, and never with "
+        "--async-output; 0: never)",
     )
     group.add_argument("--no-alarms", action="store_true", help="no alarms: no update is called off")
     group.add_argument(
@@ -142,6 +142,14 @@ def _add_update(group: argparse._ArgumentGroup) -> None:
         help="try again so long while AWS has no such instance (default: 30)",
     )
     group.add_argument("--keep", action="store_true", help="take nothing away when it fails, to look into it")
+
+
+def latency_s(arguments: argparse.Namespace) -> float:
+    """What the slowest hundredth of the answers may take in an update, 0 for no limit."""
+    if arguments.rollback_latency_s is not None:
+        return float(arguments.rollback_latency_s)
+    # an asynchronous request may take 15 minutes
+    return 0.0 if arguments.async_output else alarms.DEFAULT_LATENCY_S
 
 
 def check(arguments: argparse.Namespace) -> None:

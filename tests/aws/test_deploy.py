@@ -179,7 +179,11 @@ class TestAgain:
         assert endpoint
         aws.client("sagemaker").delete_endpoint(EndpointName="gpt-j")
         made = state(aws)
-        aws.client("sagemaker").create_endpoint(EndpointName="gpt-j", EndpointConfigName=made["configs"][0])
+        aws.client("sagemaker").create_endpoint(
+            EndpointName="gpt-j",
+            EndpointConfigName=made["configs"][0],
+            Tags=[{"Key": TAG, "Value": "gpt-j"}],
+        )
         result = deploy(image, "--json")
         assert "gpt-j is Creating: waiting for that first" in result.err
         assert result.json["change"] == "none"
@@ -320,7 +324,7 @@ class TestRole:
             role["AssumeRolePolicyDocument"]["Statement"][0]["Principal"]["Service"]
             == "sagemaker.amazonaws.com"
         )
-        policy = iam.get_role_policy(RoleName="gptj-serve-execution", PolicyName="gptj-serve-gpt-j")
+        policy = iam.get_role_policy(RoleName="gptj-serve-execution", PolicyName="gptj-serve-eu-west-1-gpt-j")
         text = json.dumps(policy["PolicyDocument"])
         assert f"arn:aws:s3:::{BUCKET}/gpt-j-6b/*" in text
         assert f":{aws.account}:repository/gptj-serve" in text

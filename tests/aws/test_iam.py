@@ -37,6 +37,8 @@ def test_deploy_needs_what_it_is_granted(aws: Aws, monkeypatch: pytest.MonkeyPat
         deploy(one, "--no-alarms", "--instance-type", "ml.g5.2xlarge")
     assert needed(calls) == granted("deploy")
     with recorded() as calls:
+        script.updates = ["it failed"]
+        deploy(two, "--create-role", role=None)
         deploy(two, "--create-role", role=None)
         deploy(two, "--create-role", role=None)
     assert needed(calls) - granted("deploy") == granted("deploy --create-role")

@@ -81,7 +81,7 @@ def _data(aws: Aws, place: str, others: list[ModelReport]) -> Belongings:
 
 
 def _delete_objects(aws: Aws, url: S3Url, keys: list[str]) -> Action:
-    objects = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+    objects = {"Objects": [{"Key": key} for key in keys]}
     request = {"Bucket": url.bucket, "Delete": objects, **owner(aws, url.bucket)}
     return Action("s3", "delete_objects", request, f"model data {url}")
 

@@ -11,6 +11,7 @@ from gptj_serve.aws.errors import CommandError, UsageError
 from gptj_serve.aws.fit import why_it_does_not_fit
 from gptj_serve.aws.instances import InstanceType, find_instance, one_gpu_sibling, why_not
 from gptj_serve.aws.model_data import ModelData, config_or_default
+from gptj_serve.aws.plan import Action
 from gptj_serve.aws.requests import Wanted
 from gptj_serve.settings import Settings
 
@@ -98,6 +99,17 @@ def check_update(
         _check_scaling(aws, wanted)
 
 
+def check_traffic(traffic: str, update: Action) -> None:
+    """Check that an endpoint's instances can be divided.
+
+    Raises:
+        UsageError: A canary is asked for, and there is but one.
+    """
+    routing = update.request["DeploymentConfig"]["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"]
+    if traffic == "canary" and routing["Type"] != "CANARY":
+        raise UsageError("--traffic canary: the endpoint has one instance by now, which cannot be divided")
+
+
 def _check_scaling(aws: Aws, wanted: Wanted) -> None:
     resource = f"endpoint/{wanted.name}/variant/{VARIANT}"
     answer = aws.client("application-autoscaling").describe_scalable_targets(
@@ -106,5 +118,5 @@ def _check_scaling(aws: Aws, wanted: Wanted) -> None:
     if answer["ScalableTargets"]:
         raise CommandError(
             f"{wanted.name} scales by itself, and SageMaker changes no instance type then",
-            f"switch that off first and on again afterwards: scripts/scale {wanted.name} --help",
+            f"switch that off first, and on again afterwards: scripts/scale {wanted.name} --off",
         )

@@ -46,6 +46,12 @@ class Aws:
         return {}
 
 
+def partition_of(region: str | None, profile: str | None) -> str:
+    """What ARNs begin with after ``arn:`` in a region, or in the configured one; asks nothing."""
+    session = boto3.Session(region_name=region, profile_name=profile)
+    return str(session.get_partition_for_region(session.region_name)) if session.region_name else "aws"
+
+
 def connect(region: str | None = None, profile: str | None = None) -> Aws:
     """Use the usual AWS configuration (environment, profiles, instance role); asks nothing yet.
 

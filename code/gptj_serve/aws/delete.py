@@ -4,15 +4,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from botocore.exceptions import ClientError
+
 from gptj_serve.aws.belongings import Belongings, find_belongings
 from gptj_serve.aws.clients import Aws, connect
 from gptj_serve.aws.command import make_parser, run
 from gptj_serve.aws.console import Console
-from gptj_serve.aws.endpoints import TAG, has_tag
-from gptj_serve.aws.errors import CommandError, UsageError
+from gptj_serve.aws.endpoints import check_ours, endpoint_name
+from gptj_serve.aws.errors import CommandError, UsageError, is_denied
 from gptj_serve.aws.inventory import Inventory, take_inventory
 from gptj_serve.aws.plan import Action, show
 from gptj_serve.aws.removal import describe, endpoint_actions, remove, rest_actions, scaling_actions
+from gptj_serve.aws.roles import ROLE_NAME, removal_actions
 
 DESCRIPTION = """\
 Delete an endpoint and what was made for it: scaling, inference components, the endpoint itself, alarms,
@@ -36,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("delete", DESCRIPTION, EXAMPLES)
-    parser.add_argument("name", nargs="?", default="gpt-j", help="the endpoint (default: gpt-j)")
+    parser.add_argument(
+        "name", nargs="?", type=endpoint_name, default="gpt-j", help="the endpoint (default: gpt-j)"
+    )
     parser.add_argument("--all", action="store_true", help="also model data and image repository")
     parser.add_argument("--model-data", metavar="S3-URL",
                         help="with --all: the model data, if no model is left that names it")  # fmt: skip
@@ -51,7 +56,8 @@ def _delete(arguments: argparse.Namespace, console: Console) -> None:
         raise UsageError("--model-data and --repository go with --all")
     aws = connect(arguments.region, arguments.profile)
     inventory = take_inventory(aws, arguments.name)
-    _check_ours(aws, inventory)
+    hint = f"`aws sagemaker delete-endpoint --endpoint-name {arguments.name}` deletes it"
+    check_ours(aws.client("sagemaker"), arguments.name, inventory.resources.endpoint, hint)
     more = Belongings()
     if arguments.all:
         more = find_belongings(aws, inventory, arguments.model_data, arguments.repository)
@@ -62,6 +68,7 @@ def _delete(arguments: argparse.Namespace, console: Console) -> None:
     actions = [
         *scaling_actions(inventory),
         *endpoint_actions(inventory),
+        *_role_actions(aws, console, arguments.name),
         *more.actions,
         *rest_actions(inventory),
     ]
@@ -76,19 +83,23 @@ def _delete(arguments: argparse.Namespace, console: Console) -> None:
     _finish(aws, console, inventory, actions, more)
 
 
+def _role_actions(aws: Aws, console: Console, name: str) -> list[Action]:
+    """The policy that ``deploy --create-role`` made; who may not look has most likely not used it."""
+    try:
+        return removal_actions(aws, name)
+    except ClientError as error:
+        if not is_denied(error):
+            raise
+        console.progress(
+            f"Whether {ROLE_NAME} has a policy for {name} could not be seen (iam:GetRolePolicy)."
+        )
+        return []
+
+
 def _hint(console: Console, arguments: argparse.Namespace, inventory: Inventory) -> None:
     if not inventory.resources.models and not (arguments.model_data and arguments.repository):
         console.progress(
             "No model is left that names its data and its repository: --model-data and --repository do."
-        )
-
-
-def _check_ours(aws: Aws, inventory: Inventory) -> None:
-    endpoint = inventory.resources.endpoint
-    if endpoint and not has_tag(aws.client("sagemaker"), endpoint["EndpointArn"], inventory.name):
-        raise CommandError(
-            f"{inventory.name} was not made by scripts/deploy (it has no tag {TAG}), so it is left alone",
-            f"`aws sagemaker delete-endpoint --endpoint-name {inventory.name}` deletes it",
         )
 
 

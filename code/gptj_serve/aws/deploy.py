@@ -11,13 +11,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from gptj_serve.aws import deploy_options, grants, iam
 from gptj_serve.aws.alarms import alarm_actions
-from gptj_serve.aws.checks import check_fit, check_update, find_type, warn
-from gptj_serve.aws.clients import Aws, connect
+from gptj_serve.aws.checks import check_fit, check_traffic, check_update, find_type, warn
+from gptj_serve.aws.clients import Aws, connect, partition_of
 from gptj_serve.aws.command import run
 from gptj_serve.aws.component_rollout import ComponentGoal, ComponentRoller, check_pool, pool_action
 from gptj_serve.aws.console import Console
 from gptj_serve.aws.deploy_failure import explain_failure
-from gptj_serve.aws.endpoints import BUSY, TAG, Resources, describe_config, find_resources
+from gptj_serve.aws.endpoints import BUSY, TAG, Resources, check_ours, describe_config, find_resources
 from gptj_serve.aws.environment import container_environment
 from gptj_serve.aws.errors import CommandError, UsageError, redact
 from gptj_serve.aws.image_uri import ImageUri, find_image
@@ -33,9 +33,10 @@ from gptj_serve.aws.requests import (
     config_action,
     endpoint_action,
     model_action,
+    num_desired,
     update_action,
 )
-from gptj_serve.aws.roles import ROLE_NAME, role_actions, role_arn
+from gptj_serve.aws.roles import ROLE_NAME, plan_role, role_arn
 from gptj_serve.aws.rollout import CallRefused, Goal, Roller, Rollout, RolloutFailed, plan_rollout
 from gptj_serve.aws.s3 import S3Url
 from gptj_serve.aws.tags import to_dict, to_list
@@ -67,14 +68,15 @@ def _handle(arguments: argparse.Namespace, console: Console) -> None:
         _print_iam(arguments, console)
         return
     made = _begin(arguments, console)
-    found = made.find()
+    sagemaker, found = made.aws.client("sagemaker"), made.find()
+    check_ours(sagemaker, arguments.name, found.endpoint, "give the new endpoint another name")
     if found.endpoint and found.endpoint["EndpointStatus"] in BUSY and not arguments.dry_run:
         console.progress(f"{arguments.name} is {found.endpoint['EndpointStatus']}: waiting for that first.")
         made.waiter.settle()
         found = made.find()
     name = (found.endpoint or {}).get("EndpointConfigName")
-    current = describe_config(made.aws.client("sagemaker"), name) if name else None
-    goal = _goal(made, current)
+    current = describe_config(sagemaker, name) if name else None
+    goal = _goal(made, found.endpoint, current)
     if arguments.to_zero:
         component = ComponentGoal.of(arguments.name, config_action(made.wanted, goal.model_name))
         check_pool(arguments.name, found, current, goal.config_name)
@@ -84,6 +86,7 @@ def _handle(arguments: argparse.Namespace, console: Console) -> None:
     if rollout.kind == "update":
         watches = not arguments.no_alarms
         check_update(made.aws, made.wanted, current, found.alarms, watches=watches)
+        check_traffic(arguments.traffic, goal.update)
     if arguments.dry_run:
         _show_plan(made, rollout)
     else:
@@ -127,7 +130,7 @@ def _begin(arguments: argparse.Namespace, console: Console) -> _Run:
     return _Run(arguments, console, aws, wanted, Waiter(aws.client("sagemaker"), arguments.name, console))
 
 
-def _goal(made: _Run, current: Mapping[str, Any] | None) -> Goal:
+def _goal(made: _Run, endpoint: Mapping[str, Any] | None, current: Mapping[str, Any] | None) -> Goal:
     arguments, wanted = made.arguments, made.wanted
     model = model_action(wanted)
     config = config_action(wanted, model.request["ModelName"])
@@ -136,24 +139,26 @@ def _goal(made: _Run, current: Mapping[str, Any] | None) -> Goal:
     alarms: tuple[Action, ...] = ()
     if not (arguments.no_alarms or arguments.to_zero):  # these look at the variant, and undo its updates
         alarms = alarm_actions(
-            wanted.name, to_list({**wanted.tags, TAG: wanted.name}), arguments.rollback_latency_s
+            wanted.name, to_list({**wanted.tags, TAG: wanted.name}), deploy_options.latency_s(arguments)
         )
+    # scaling may have changed the number since; another --count is an order to change it
+    keeps_count = _initial_count(current) == wanted.num_instances
     update = Update(
         traffic=arguments.traffic,
         bake_s=arguments.bake_s,
         alarms=tuple(one.request["AlarmName"] for one in alarms),
-        # scaling may have changed the number since; another --count is an order to change it
-        keeps_count=_initial_count(current) == wanted.num_instances,
+        num_instances=num_desired(endpoint, wanted.num_instances) if keeps_count else wanted.num_instances,
+        keeps_count=keeps_count,
     )
     config_name = config.request["EndpointConfigName"]
-    role = role_actions(made.aws, wanted.name, _execution_policy(made)) if arguments.create_role else []
+    role = plan_role(made.aws, wanted.name, _execution_policy(made)) if arguments.create_role else None
     return Goal(
         model=model,
         config=config,
         alarms=alarms,
         create=endpoint_action(wanted, config_name),
-        update=update_action(wanted.name, config_name, wanted.num_instances, update),
-        role=tuple(role),
+        update=update_action(wanted.name, config_name, update),
+        role=role,
     )
 
 
@@ -179,9 +184,8 @@ def _deploy_component(made: _Run, goal: Goal, rollout: Rollout, component: Compo
     try:
         roller.apply(actions)
     except CommandError:
-        _undo_component(
-            made, roller, is_update="update_inference_component" in {one.operation for one in actions}
-        )
+        is_update = "update_inference_component" in {one.operation for one in actions}
+        _undo_component(made, goal, roller, is_update=is_update)
         raise
     for action in rollout.tidy:
         remove(made.aws, made.console, action)
@@ -189,23 +193,28 @@ def _deploy_component(made: _Run, goal: Goal, rollout: Rollout, component: Compo
     _show_end(made, replace(rollout, kind=kind), goal, endpoint)
 
 
-def _undo_component(made: _Run, roller: ComponentRoller, *, is_update: bool) -> None:
+def _undo_component(made: _Run, goal: Goal, roller: ComponentRoller, *, is_update: bool) -> None:
     if not made.arguments.keep and not is_update:
         roller.take_away()
     # without a component an endpoint is of no use; after an update the one before it serves
-    _undo(made, _roller(made), {"EndpointStatus": "InService" if is_update else "Failed"})
+    _undo(made, goal, _roller(made), {"EndpointStatus": "InService" if is_update else "Failed"})
 
 
 def _roll_out(made: _Run, goal: Goal, rollout: Rollout) -> Mapping[str, Any]:
     roller = _roller(made)
     try:
         return roller.apply(rollout, goal)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "Interrupted. Run the same command again: it goes on from here. An endpoint that is being made "
+            f"goes on by itself, and costs; this ends it: scripts/delete {made.wanted.name}"
+        ) from None
     except RolloutFailed as failed:
         error = explain_failure(made.aws, made.wanted, failed)
-        _undo(made, roller, failed.endpoint)
+        _undo(made, goal, roller, failed.endpoint)
         raise error from None
     except CallRefused as refused:
-        _undo(made, roller, None)
+        _undo(made, goal, roller, None)
         raise refused.error from None
 
 
@@ -216,11 +225,10 @@ def _roller(made: _Run) -> Roller:
         made.console,
         made.waiter,
         capacity_wait_s=made.arguments.capacity_wait * 60,
-        waits_for_role=made.arguments.create_role,
     )
 
 
-def _undo(made: _Run, roller: Roller, endpoint: Mapping[str, Any] | None) -> None:
+def _undo(made: _Run, goal: Goal, roller: Roller, endpoint: Mapping[str, Any] | None) -> None:
     status = endpoint["EndpointStatus"] if endpoint else None
     if made.arguments.keep:
         made.console.progress("--keep: everything stays as it is; scripts/delete takes it away.")
@@ -229,7 +237,7 @@ def _undo(made: _Run, roller: Roller, endpoint: Mapping[str, Any] | None) -> Non
         return
     made.console.progress("Taking away what was made in vain:")
     try:
-        roller.roll_back(with_endpoint=status in ("Failed", "OutOfService"))
+        roller.roll_back(goal.role, with_endpoint=status in ("Failed", "OutOfService"))
     except (CallRefused, BotoCoreError, ClientError) as error:
         why = redact(str(error))
         made.console.progress(f"Not all could be taken away ({why}); scripts/delete does it.")
@@ -271,11 +279,11 @@ def _summary(made: _Run, rollout: Rollout, count: int) -> str:
     state = "is in service, nothing to change" if rollout.kind == "none" else "is in service"
     took = "" if rollout.kind == "none" else f" after {duration(made.waiter.elapsed_s)}"
     to_zero = made.arguments.to_zero
-    component = f" --component {wanted.name}" if to_zero else ""
+    how = f" --component {wanted.name}" if to_zero else " --async" if wanted.async_output else ""
     most = made.arguments.max_count or deploy_options.MAX_COUNT
     lines = (
         f"{wanted.name} {state}{took}: {count} x {wanted.instance.name}{costs}.",
-        f'Ask it: scripts/invoke {wanted.name}{component} "In the beginning"',
+        f'Ask it: scripts/invoke {wanted.name}{how} "In the beginning"',
         *([f"Let it shrink: scripts/scale {wanted.name} --max {most} --to-zero"] if to_zero else []),
         f"End it: scripts/delete {wanted.name}",
     )
@@ -287,7 +295,8 @@ def _print_iam(arguments: argparse.Namespace, console: Console) -> None:
     known = [*grants.COMMANDS, "execution-role"]
     if command is not None and command not in known:
         raise UsageError(f"--print-iam {command}: no such command; there are {', '.join(known)}")
-    scope = _scope(arguments, "aws", arguments.region or "*", "*")
+    partition = partition_of(arguments.region, arguments.profile)
+    scope = _scope(arguments, partition, arguments.region or "*", "*")
     documents = grants.documents(scope, command)
     console.result(documents, json.dumps(documents if command is None else documents[command], indent=2))
 

@@ -19,12 +19,13 @@ is updated without a gap: new instances beside the old ones, watched for a while
 or too slowly, the old ones stay. Interrupted, run it again: it goes on."""
 
 EXAMPLES = """
-scripts/deploy --image "$(scripts/push)" --model-data s3://my-bucket/gpt-j-6b/ --role MyExecutionRole
-scripts/deploy gpt-j --instance-type ml.g5.2xlarge --image … --model-data … --create-role
-scripts/deploy gpt-j --image … --model-data … --role … --dry-run
-scripts/deploy gpt-j --image … --model-data … --role … --count 4 --traffic canary --bake-s 600
-scripts/deploy gpt-j-idle --image … --model-data … --role … --to-zero --max-count 2
-scripts/deploy gpt-j-later --image … --model-data … --role … --async-output s3://my-bucket/answers/
+IMAGE=$(scripts/push) DATA=$(scripts/upload-model)
+scripts/deploy --image $IMAGE --model-data $DATA --create-role --dry-run
+scripts/deploy --image $IMAGE --model-data $DATA --create-role
+scripts/deploy --image $IMAGE --model-data $DATA --role MyExecutionRole --instance-type ml.g5.2xlarge
+scripts/deploy gpt-j --image $IMAGE --model-data $DATA --create-role --count 4 --traffic canary --bake-s 600
+scripts/deploy gpt-j-idle --image $IMAGE --model-data $DATA --create-role --to-zero --max-count 2
+scripts/deploy gpt-j-later --image $IMAGE --model-data $DATA --create-role --async-output s3://my-bucket/answers/
 scripts/deploy --print-iam deploy
 """
 
@@ -128,9 +129,9 @@ def _add_update(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--rollback-latency-s",
         type=_number(0, 3600),
-        default=alarms.DEFAULT_LATENCY_S,
         metavar="S",
-        help="an update is called off when the slowest 1 %% take longer (default: 55; 0: never)",
+        help="an update is called off when the slowest 1 %% take longer (default: 55, and never with "
+        "--async-output; 0: never)",
     )
     group.add_argument("--no-alarms", action="store_true", help="no alarms: no update is called off")
     group.add_argument(
@@ -141,6 +142,14 @@ def _add_update(group: argparse._ArgumentGroup) -> None:
         help="try again so long while AWS has no such instance (default: 30)",
     )
     group.add_argument("--keep", action="store_true", help="take nothing away when it fails, to look into it")
+
+
+def latency_s(arguments: argparse.Namespace) -> float:
+    """What the slowest hundredth of the answers may take in an update, 0 for no limit."""
+    if arguments.rollback_latency_s is not None:
+        return float(arguments.rollback_latency_s)
+    # an asynchronous request may take 15 minutes
+    return 0.0 if arguments.async_output else alarms.DEFAULT_LATENCY_S
 
 
 def check(arguments: argparse.Namespace) -> None:

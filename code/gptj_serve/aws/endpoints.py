@@ -4,12 +4,15 @@ Models and endpoint configurations are ours when they are called ``NAME-`` plus 
 carry the tag `TAG` with the endpoint's name; nothing else is ever changed or deleted.
 """
 
+import argparse
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from botocore.exceptions import ClientError
+
+from gptj_serve.aws.errors import CommandError
 
 TAG = "gptj-serve:endpoint"
 """Key of the tag that everything made for an endpoint carries; the value is the endpoint's name."""
@@ -109,10 +112,41 @@ def _ours(sagemaker: Any, operation: str, kind: str, name: str) -> Iterator[str]
                 yield item[f"{kind}Name"]
 
 
+def endpoint_name(text: str) -> str:
+    """An endpoint's name on a command line, as SageMaker may have it.
+
+    Raises:
+        ArgumentTypeError: It is none.
+    """
+    if not re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: an endpoint's name has letters, digits and hyphens between them, 63 at most"
+        )
+    return text
+
+
 def has_tag(sagemaker: Any, arn: str, name: str) -> bool:
     """Whether something of SageMaker's was made for an endpoint of ours."""
     tags = or_none(sagemaker.list_tags, ResourceArn=arn) or {}
     return {"Key": TAG, "Value": name} in tags.get("Tags", [])
+
+
+def check_ours(sagemaker: Any, name: str, endpoint: Mapping[str, Any] | None, hint: str) -> None:
+    """Check that an endpoint, if there is one, was made by us.
+
+    Args:
+        sagemaker: boto3 client.
+        name: Its name.
+        endpoint: Its description.
+        hint: What to do if it was not.
+
+    Raises:
+        CommandError: Somebody else made it.
+    """
+    if endpoint and not has_tag(sagemaker, endpoint["EndpointArn"], name):
+        raise CommandError(
+            f"{name} was not made by scripts/deploy (it has no tag {TAG}), so it is left alone", hint
+        )
 
 
 def or_none(call: Callable[..., Mapping[str, Any]], **request: str) -> Mapping[str, Any] | None:

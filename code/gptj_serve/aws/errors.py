@@ -24,6 +24,11 @@ _THROTTLED = {
     "ThrottlingException",
     "TooManyRequestsException",
 }
+_LIMIT = "ResourceLimitExceeded"
+_LIMITED = (
+    'ask for more in Service Quotas, "Amazon SageMaker", or choose another type; an update needs twice the '
+    "instances while it lasts"
+)
 _DENIED = {"403", "AccessDenied", "AccessDeniedException", "Forbidden", "UnauthorizedOperation"}
 _S3_ACTIONS = {
     "AbortMultipartUpload": "s3:AbortMultipartUpload",
@@ -122,11 +127,22 @@ def _refused(error: boto.ClientError) -> CommandError:
             f"AWS does not accept the credentials ({code})",
             "`aws sts get-caller-identity` shows which are used; a wrong clock has the same effect",
         )
-    if code in _DENIED:
+    if is_denied(error):
         return _denied(operation, message)
     if code in _THROTTLED:
-        return CommandError(f"AWS takes no more calls of {operation} for now ({code})", "run it again later")
-    return CommandError(f"{operation} failed: {message or code}")
+        return CommandError(
+            f"AWS takes no more calls of {operation} for now ({code})",
+            "run it again later, or with AWS_MAX_ATTEMPTS=10",
+        )
+    if re.match(r"\s*<", message):  # a page: of a proxy, or of something that is not AWS
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", code)
+        return CommandError(f"{operation} failed: HTTP status {status}, with a page instead of an answer")
+    return CommandError(f"{operation} failed: {message or code}", _LIMITED if code == _LIMIT else None)
+
+
+def is_denied(error: boto.ClientError) -> bool:
+    """Whether a permission is missing."""
+    return error.response.get("Error", {}).get("Code") in _DENIED
 
 
 def _denied(operation: str, message: str) -> CommandError:

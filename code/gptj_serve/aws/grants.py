@@ -18,6 +18,7 @@ from gptj_serve.aws.iam import (
     MODEL,
     MODELS,
     OBJECTS,
+    OUR_ROLE,
     REPOSITORY,
     ROLE,
     SCALING,
@@ -34,7 +35,7 @@ WHAT_EXISTS = (
     Grant(("sagemaker:DescribeEndpoint",), ENDPOINT),
     Grant(("sagemaker:DescribeEndpointConfig",), CONFIG),
     Grant(("sagemaker:ListModels", "sagemaker:ListEndpointConfigs")),
-    Grant(("sagemaker:ListTags",), MODEL + CONFIG),
+    Grant(("sagemaker:ListTags",), ENDPOINT + MODEL + CONFIG),
     Grant(("cloudwatch:DescribeAlarms",)),
 )
 """What `endpoints.find_resources` asks."""
@@ -151,20 +152,19 @@ _SCALE = (
 _STATUS = (
     Grant(("sagemaker:ListEndpoints",)),
     *WHAT_EXISTS,
-    Grant(("sagemaker:ListTags",), ENDPOINT),
     Grant(("sagemaker:DescribeModel",), MODEL),
     *_SCALING_EXISTS,
 )
 
 _DELETE = (
     *WHAT_EXISTS,
-    Grant(("sagemaker:ListTags",), ENDPOINT),
     *_SCALING_EXISTS,
     Grant(("sagemaker:DeleteEndpoint",), ENDPOINT),
     Grant(("sagemaker:DeleteEndpointConfig",), CONFIG),
     Grant(("sagemaker:DeleteModel",), MODEL),
     Grant(("sagemaker:DeleteInferenceComponent",), COMPONENT),
     Grant(("cloudwatch:DeleteAlarms",), ALARM),
+    Grant(("iam:GetRolePolicy", "iam:DeleteRolePolicy"), OUR_ROLE),
     Grant(
         ("application-autoscaling:DeregisterScalableTarget", "application-autoscaling:DeleteScalingPolicy"),
         SCALING,
@@ -198,7 +198,8 @@ COMMANDS: dict[str, tuple[Grant, ...]] = {
     "upload-model": _UPLOAD_MODEL,
     "deploy": _DEPLOY,
     "deploy --create-role": (
-        Grant(("iam:GetRole", "iam:CreateRole", "iam:GetRolePolicy", "iam:PutRolePolicy"), ROLE),
+        Grant(("iam:GetRole", "iam:CreateRole"), OUR_ROLE),
+        Grant(("iam:GetRolePolicy", "iam:PutRolePolicy", "iam:DeleteRolePolicy"), OUR_ROLE),
     ),
     "deploy --to-zero": (
         Grant(

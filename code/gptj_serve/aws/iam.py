@@ -78,6 +78,7 @@ OBJECTS = ("arn:{partition}:s3:::{bucket}/{prefix}*",)
 ANSWERS = ("arn:{partition}:s3:::{answers}/{answers_prefix}*",)
 ANSWERS_BUCKET = ("arn:{partition}:s3:::{answers}",)
 ROLE = ("{role}",)
+OUR_ROLE = (f"arn:{{partition}}:iam::{{account}}:role/{ROLE_NAME}",)
 LOGS = tuple(
     f"arn:{{partition}}:logs:{{region}}:{{account}}:log-group:/aws/sagemaker/{kind}/{{name}}*"
     for kind in ("Endpoints", "InferenceComponents")

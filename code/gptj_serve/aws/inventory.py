@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from gptj_serve.aws import autoscaling
 from gptj_serve.aws.clients import Aws
-from gptj_serve.aws.endpoints import Resources, find_alarms, find_resources, or_none
+from gptj_serve.aws.endpoints import Resources, find_alarms, find_resources, is_missing, or_none
 
 Description = Mapping[str, Any]
 
@@ -61,7 +63,12 @@ def find_components(aws: Aws, name: str) -> tuple[Description, ...]:
     """The inference components of an endpoint; they may outlive it."""
     sagemaker = aws.client("sagemaker")
     pages = sagemaker.get_paginator("list_inference_components").paginate(EndpointNameEquals=name)
-    names = [item["InferenceComponentName"] for page in pages for item in page["InferenceComponents"]]
+    try:
+        names = [item["InferenceComponentName"] for page in pages for item in page["InferenceComponents"]]
+    except ClientError as error:
+        if not is_missing(error):
+            raise
+        names = []  # of an endpoint that is gone
     found = (describe_component(sagemaker, one) for one in names)
     return tuple(one for one in found if one is not None)
 

@@ -78,7 +78,10 @@ def remove(aws: Aws, console: Console, action: Action) -> None:
     is_there, patience = _looking_for(aws, action), _Patience(console, action)
     while True:
         try:
-            check_objects(action.apply(aws))
+            answer = action.apply(aws)
+            check_objects(answer)
+            if any(one.get("DeleteMarker") for one in answer.get("Deleted", ())):
+                console.progress("  the bucket keeps versions: what was deleted is still in it, and costs")
             break
         except ClientError as error:
             if is_gone(error):
@@ -118,12 +121,15 @@ def describe(action: Action) -> str:
     if "Delete" in request:
         return f"{action.note} ({len(request['Delete']['Objects'])} objects)"
     if "AlarmNames" in request:
-        return f"{action.note} {', '.join(request['AlarmNames'])}"
+        return f"alarms {', '.join(request['AlarmNames'])}"
+    if "PolicyName" in request and "RoleName" in request:
+        return f"policy {request['PolicyName']} of the role {request['RoleName']}"
     if "ResourceId" in request:
         return (
             f"{action.note} {' of '.join(filter(None, (request.get('PolicyName'), request['ResourceId'])))}"
         )
-    return f"{action.note} {next(iter(request.values()))}"
+    what = _kind(action.operation) if action.service == "sagemaker" else action.note
+    return f"{what} {next(iter(request.values()))}"
 
 
 def is_gone(error: ClientError) -> bool:
@@ -165,5 +171,8 @@ def _looking_for(aws: Aws, action: Action) -> Callable[[], bool]:
 
 
 def _sagemaker(operation: str, key: str, name: str) -> Action:
-    what = operation.removeprefix("delete_").replace("_", " ").replace("config", "configuration")
-    return Action("sagemaker", operation, {key: name}, what)
+    return Action("sagemaker", operation, {key: name}, _kind(operation))
+
+
+def _kind(operation: str) -> str:
+    return operation.removeprefix("delete_").replace("_", " ").replace("config", "configuration")

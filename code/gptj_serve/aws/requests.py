@@ -74,12 +74,14 @@ class Update:
         traffic: One of `TRAFFIC`.
         bake_s: How long the new instances are watched before the old ones go, 0..3600.
         alarms: Names of the alarms that call it off.
+        num_instances: That serve afterwards, from 0.
         keeps_count: The number of instances stays what scaling made it.
     """
 
     traffic: str
     bake_s: int
     alarms: tuple[str, ...]
+    num_instances: int
     keeps_count: bool = True
 
 
@@ -89,10 +91,10 @@ def check_name(name: str) -> str:
     Raises:
         UsageError: SageMaker would not take it, or what is named after it.
     """
-    if len(name) > MAX_NAME or not re.fullmatch(r"[a-zA-Z0-9](-?[a-zA-Z0-9])*", name):
+    if len(name) > MAX_NAME or not re.fullmatch(r"[a-z0-9](-?[a-z0-9])*", name):
         raise UsageError(
-            f"{name}: an endpoint's name has letters, digits and single hyphens between them, "
-            f"{MAX_NAME} at most"
+            f"{name}: an endpoint's name has lower-case letters, digits and single hyphens between them, "
+            f"{MAX_NAME} at most (SageMaker writes its ARN in lower case, and IAM compares that)"
         )
     return name
 
@@ -155,12 +157,18 @@ def endpoint_action(wanted: Wanted, config: str) -> Action:
     return Action("sagemaker", "create_endpoint", request, "from here on it costs")
 
 
-def update_action(name: str, config: str, num_instances: int, update: Update) -> Action:
+def num_desired(endpoint: Mapping[str, Any] | None, at_first: int) -> int:
+    """How many instances an endpoint has by now, as far as AWS says."""
+    variants = (endpoint or {}).get("ProductionVariants") or [{}]
+    return int(variants[0].get("DesiredInstanceCount", at_first))
+
+
+def update_action(name: str, config: str, update: Update) -> Action:
     """The call that moves an endpoint to another configuration, without a gap."""
     routing: dict[str, Any] = {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": update.bake_s}
     # a canary may be half of the instances at most
-    if update.traffic == "canary" or (update.traffic == "auto" and num_instances > 1):
-        size = {"Type": "INSTANCE_COUNT", "Value": max(1, num_instances // 10)}
+    if update.traffic != "all-at-once" and update.num_instances > 1:
+        size = {"Type": "INSTANCE_COUNT", "Value": max(1, update.num_instances // 10)}
         routing = {"Type": "CANARY", "WaitIntervalInSeconds": update.bake_s, "CanarySize": size}
     deployment: dict[str, Any] = {"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": routing}}
     if update.alarms:

@@ -4,6 +4,7 @@ Every step is one call whose effect can be seen afterwards, and the plan is made
 whatever an interrupted run has left, the next one goes on from there; what ends up unused is taken away.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from gptj_serve.aws.endpoints import (
 from gptj_serve.aws.failure import has_no_capacity
 from gptj_serve.aws.inventory import describe_component
 from gptj_serve.aws.plan import Action
+from gptj_serve.aws.removal import is_changing
+from gptj_serve.aws.roles import RoleChange, removal_actions
 from gptj_serve.aws.waiting import Waiter, duration
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 600.0
@@ -30,6 +33,9 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 600.0
 
 ROLE_ATTEMPTS, ROLE_PAUSE_S = 10, 6.0
 """A role that was just made is not known everywhere at once."""
+
+UPDATE_ATTEMPTS = 5
+"""Scaling may change the endpoint at any time, and SageMaker updates none that is being changed."""
 
 
 class RolloutFailed(Exception):
@@ -65,7 +71,7 @@ class Goal:
         model, config: Make the model and the endpoint's configuration.
         alarms: Make the alarms.
         create, update: Make the endpoint, or move it to the configuration.
-        role: Make or complete the execution role; empty if that is right already.
+        role: Makes or completes the execution role; None if that is not ours.
     """
 
     model: Action
@@ -73,7 +79,7 @@ class Goal:
     alarms: tuple[Action, ...]
     create: Action
     update: Action
-    role: tuple[Action, ...] = ()
+    role: RoleChange | None = None
 
     @property
     def name(self) -> str:
@@ -115,7 +121,7 @@ class Rollout:
 
 def plan_rollout(goal: Goal, found: Resources) -> Rollout:
     """Compare what is wanted with what exists; the endpoint has settled."""
-    prepare = list(goal.role)
+    prepare = list(goal.role.actions) if goal.role else []
     if goal.model_name not in found.models:
         prepare.append(goal.model)
     if goal.config_name not in found.configs:
@@ -171,7 +177,6 @@ class Roller:
         console: Where to show what happens.
         waiter: Watches the endpoint.
         capacity_wait_s: How long to try again while AWS has no instance.
-        waits_for_role: The execution role may have been made just now.
     """
 
     def __init__(
@@ -182,11 +187,10 @@ class Roller:
         waiter: Waiter,
         *,
         capacity_wait_s: float,
-        waits_for_role: bool,
     ) -> None:
         self._aws, self._name, self._console, self._waiter = aws, name, console, waiter
         self._capacity_wait_s = capacity_wait_s
-        self._role_attempts = ROLE_ATTEMPTS if waits_for_role else 1
+        self._role_attempts = 1
 
     def apply(self, rollout: Rollout, goal: Goal) -> Mapping[str, Any]:
         """Make the calls, and wait for the endpoint.
@@ -199,6 +203,8 @@ class Roller:
             CallRefused: AWS refused a call.
             ClientError: AWS does not say how the endpoint is; it goes on by itself.
         """
+        if goal.role:  # it may have been made just now
+            self._role_attempts = ROLE_ATTEMPTS
         for action in rollout.prepare:
             self._call(action)
         endpoint = self._switch(rollout.switch, goal) if rollout.switch else self._waiter.settle()
@@ -206,10 +212,11 @@ class Roller:
             self._call(action)
         return endpoint or {}
 
-    def roll_back(self, *, with_endpoint: bool) -> None:
+    def roll_back(self, role: RoleChange | None, *, with_endpoint: bool) -> None:
         """Take away all that the endpoint does not use, and with it what was made in vain.
 
         Args:
+            role: What was done to the execution role; None if that is not ours.
             with_endpoint: The endpoint itself never came up: it goes too.
         """
         self._waiter.settle()  # what an update is about to use looks unused until it ends
@@ -217,10 +224,15 @@ class Roller:
             self._call(delete_endpoint(self._name))
             self._waiter.settle()
         found = find_resources(self._aws.client("sagemaker"), self._aws.client("cloudwatch"), self._name)
-        config = found.endpoint["EndpointConfigName"] if found.endpoint else None
+        config = (found.endpoint or {}).get("EndpointConfigName")
         alarms = [one["AlarmName"] for one in found.alarms] if found.endpoint else []
         for action in tidy_actions(self._name, found, config, self._model_of(config), alarms):
             self._call(action)
+        if role:
+            # the version before may need what another policy allowed
+            undo = role.undo if found.endpoint else removal_actions(self._aws, self._name)
+            for action in undo:
+                self._call(action)
 
     def _model_of(self, config: str | None) -> str | None:
         described = describe_config(self._aws.client("sagemaker"), config) if config else None
@@ -262,16 +274,19 @@ class Roller:
     def _call(self, action: Action) -> None:
         """Make a call; that it was made before is not an error: an answer may have been lost on its way."""
         self._console.progress(f"{action.operation.replace('_', ' ')}: {_subject(action)}")
-        for attempt in range(self._role_attempts):
+        for attempt in itertools.count(1):
             try:
                 action.apply(self._aws)
                 return
             except ClientError as error:
                 if _is_done(action, error) or self._is_updating_already(action, error):
                     return
-                if not _role_is_new(error) or attempt + 1 == self._role_attempts:
+                if _role_is_new(error) and attempt < self._role_attempts:
+                    self._waiter.pause(ROLE_PAUSE_S)
+                elif _is_busy(action, error) and attempt < UPDATE_ATTEMPTS:
+                    self._waiter.settle()
+                else:
                     raise CallRefused(error) from error
-                self._waiter.pause(ROLE_PAUSE_S)
 
     def _is_updating_already(self, action: Action, error: ClientError) -> bool:
         """SageMaker says of a second call no more than that the endpoint is busy."""
@@ -295,10 +310,15 @@ def _is_done(action: Action, error: ClientError) -> bool:
 
 def _role_is_new(error: ClientError) -> bool:
     message = error.response["Error"].get("Message", "").lower()
-    return error.operation_name == "CreateModel" and "assume" in message and "role" in message
+    is_of_role = ("assume" in message and "role" in message) or "access denied" in message
+    return error.operation_name in ("CreateModel", "CreateEndpointConfig") and is_of_role
+
+
+def _is_busy(action: Action, error: ClientError) -> bool:
+    return action.operation == "update_endpoint" and is_changing(error)
 
 
 def _subject(action: Action) -> str:
-    keys = ("ModelName", "EndpointConfigName", "AlarmName", "RoleName", "EndpointName")
+    keys = ("ModelName", "EndpointConfigName", "AlarmName", "PolicyName", "RoleName", "EndpointName")
     names = [str(action.request[key]) for key in keys if key in action.request]
     return " -> ".join(reversed(names)) if names else ", ".join(action.request.get("AlarmNames", []))

@@ -47,7 +47,7 @@ class S3Url:
         """
         found = _URL.fullmatch(text)
         if not found:
-            raise UsageError(f"{option} {text}: must be s3://BUCKET/KEY")
+            raise UsageError(f"{option} {text}: not an S3 address such as s3://bucket/folder/")
         return S3Url(found[1], found[2] or "")
 
 

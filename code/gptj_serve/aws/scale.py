@@ -13,7 +13,7 @@ from gptj_serve.aws.clients import Aws, connect
 from gptj_serve.aws.command import make_parser, run
 from gptj_serve.aws.components import most_copies, obstacle
 from gptj_serve.aws.console import Console
-from gptj_serve.aws.endpoints import TAG, describe_config, describe_endpoint, describe_model
+from gptj_serve.aws.endpoints import TAG, describe_config, describe_endpoint, describe_model, endpoint_name
 from gptj_serve.aws.errors import CommandError, UsageError
 from gptj_serve.aws.instances import find_instance
 from gptj_serve.aws.inventory import existing, find_components
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("scale", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add("name", nargs="?", default="gpt-j", help="the endpoint (default: gpt-j)")
+    add("name", nargs="?", type=endpoint_name, default="gpt-j", help="the endpoint (default: gpt-j)")
     add("--min", type=int, help="instances at least (default: 1; 0 with --to-zero)")
     add("--max", type=int, help="instances at most")
     what = "requests inside each instance at once (default: 70 %% of what its engine works on at once)"

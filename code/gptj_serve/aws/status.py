@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from gptj_serve.aws.clients import Aws, connect
 from gptj_serve.aws.command import make_parser, run
 from gptj_serve.aws.console import Console
-from gptj_serve.aws.endpoints import TAG, describe_config, describe_model, has_tag
+from gptj_serve.aws.endpoints import TAG, describe_config, describe_model, endpoint_name, has_tag
 from gptj_serve.aws.errors import CommandError
 from gptj_serve.aws.instances import PRICES_AS_OF, find_instance
 from gptj_serve.aws.inventory import take_inventory
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser("status", DESCRIPTION, EXAMPLES)
-    parser.add_argument("name", nargs="?", help="the endpoint (default: all)")
+    parser.add_argument("name", nargs="?", type=endpoint_name, help="the endpoint (default: all)")
     return parser
 
 
@@ -72,7 +72,8 @@ def _report(aws: Aws, name: str) -> Report:
         )
     sagemaker = aws.client("sagemaker")
     endpoint = inventory.resources.endpoint
-    config = describe_config(sagemaker, endpoint["EndpointConfigName"]) if endpoint else None
+    name_of_config = (endpoint or {}).get("EndpointConfigName")
+    config = describe_config(sagemaker, name_of_config) if name_of_config else None
     variants = (config or {}).get("ProductionVariants", [])
     names = [one["ModelName"] for one in variants if "ModelName" in one]
     names += [one["Specification"]["ModelName"] for one in inventory.components]

@@ -68,9 +68,7 @@ def test_everything_of_an_engine_that_is_started(spawned: Path) -> None:
 def test_the_same_command_again_does_nothing(spawned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = read(spawned)
     given = arguments(spawned, "--spawn", "hf", "--model", str(demo.MODEL_DIR), "--load", "grid,latency")
-    started_s = time.monotonic()
     assert run.main(given) == 0
-    assert time.monotonic() - started_s < 5  # nothing was started
     assert "starting" not in capsys.readouterr().err
     assert read(spawned).runs == before.runs
 

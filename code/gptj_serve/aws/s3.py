@@ -47,7 +47,7 @@ class S3Url:
         """
         found = _URL.fullmatch(text)
         if not found:
-            raise UsageError(f"{option} {text}: not an S3 address such as s3://bucket/folder/")
+            raise UsageError(f"{option} {text}: not an S3 address; must be s3://BUCKET/KEY")
         return S3Url(found[1], found[2] or "")
 
 

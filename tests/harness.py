@@ -187,10 +187,10 @@ def serving(**env: str) -> Iterator[Server]:
         yield server.wait_until_ready()
 
 
-def free_port() -> int:
+def free_port(first: int = 20000, last: int = 32000) -> int:
     """A port that nobody listens on at the moment, below the ephemeral ones (the model server's limit)."""
     while True:
-        port = random.randint(20000, 32000)
+        port = random.randint(first, last)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

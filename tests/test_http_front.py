@@ -477,7 +477,7 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     shutil.copytree(demo.MODEL_DIR, model_dir)
     (model_dir / "chat_template.jinja").write_text(TEMPLATE)
     env = {"GPTJ_MODEL_DIR": str(model_dir), "GPTJ_CORS_ORIGINS": "https://a.example", "GPTJ_PAGE": "off"}
-    port = free_port() + 32000
+    port = free_port(61000, 65000)  # above the ephemeral ones
     with contextlib.closing(Server(GPTJ_FRONT="http", GPTJ_PORT=str(port), **env)) as running:
         running.port = port
         yield running.wait_until_ready()

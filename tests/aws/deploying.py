@@ -49,6 +49,18 @@ def deploy(image: str, *arguments: str, data: str = DATA, role: str | None = ROL
     return call("deploy", "--image", image, "--model-data", data, *with_role, *arguments)
 
 
+NOTHING = {
+    "status": None,
+    "config": None,
+    "configs": [],
+    "models": [],
+    "alarms": [],
+    "all configs": 0,
+    "all models": 0,
+}
+"""`state` when nothing is left."""
+
+
 def state(aws: Aws, name: str = "gpt-j") -> dict[str, Any]:
     """What there is of an endpoint, in a form to compare."""
     found: Resources = find_resources(aws.client("sagemaker"), aws.client("cloudwatch"), name)

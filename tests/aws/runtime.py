@@ -11,8 +11,10 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote
+
+from loopback import serving
 
 STREAM, WHOLE, ASYNC = "invocations-response-stream", "invocations", "async-invocations"
 LOG_STREAM = "arn:aws:logs:eu-west-1:123456789012:log-group:/aws/sagemaker/Endpoints/gpt-j"
@@ -169,20 +171,12 @@ def running(answer: Answers) -> Iterator[Runtime]:
                 self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
                 self.wfile.flush()
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    runtime.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield runtime
-    finally:
-        runtime.go_on.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as url:
+        runtime.url = url
+        try:
+            yield runtime
+        finally:
+            runtime.go_on.set()
 
 
 WAIT, CUT = b"<wait>", b"<cut>"

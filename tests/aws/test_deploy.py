@@ -9,6 +9,7 @@ from commands import command
 from deploying import (
     BUCKET,
     DATA,
+    NOTHING,
     ROLE,
     SETTINGS,
     FakeTime,
@@ -28,15 +29,6 @@ from gptj_serve.aws.endpoints import TAG
 
 NO_CAPACITY = "Unable to provision requested ML compute capacity due to InsufficientInstanceCapacity error."
 ALARMS = ["gptj-serve/gpt-j/update-latency", "gptj-serve/gpt-j/update-server-errors"]
-NOTHING = {
-    "status": None,
-    "config": None,
-    "configs": [],
-    "models": [],
-    "alarms": [],
-    "all configs": 0,
-    "all models": 0,
-}
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from typing import Any
 import moto_components
 import pytest
 from commands import call
-from deploying import FakeTime, deploy, push_image, state, upload
+from deploying import NOTHING, FakeTime, deploy, push_image, state, upload
 from every_cut import cut_off_everywhere
 from moto_components import components
 from moto_sagemaker import script
@@ -32,16 +32,7 @@ def whole(aws: Aws) -> dict[str, Any]:
     return {**state(aws), "components": models}
 
 
-NOTHING = {
-    "status": None,
-    "config": None,
-    "configs": [],
-    "models": [],
-    "alarms": [],
-    "all configs": 0,
-    "all models": 0,
-    "components": {},
-}
+NOTHING_LEFT: dict[str, Any] = {**NOTHING, "components": {}}
 
 
 def test_a_pool_without_a_model_and_the_model_on_it(aws: Aws) -> None:
@@ -84,7 +75,7 @@ def test_the_whole_road(aws: Aws) -> None:
     assert call("scale", "gpt-j", "--max", "4", "--to-zero").code == 0
     assert "0 to 4 copies" in call("status", "gpt-j").out
     assert call("delete", "gpt-j").code == 0
-    assert whole(aws) == NOTHING
+    assert whole(aws) == NOTHING_LEFT
 
 
 def test_a_new_image_changes_the_component_in_place(aws: Aws) -> None:
@@ -126,7 +117,7 @@ def test_a_dry_run_changes_nothing(aws: Aws) -> None:
         "create_endpoint",
         "create_inference_component",
     ]
-    assert whole(aws) == NOTHING
+    assert whole(aws) == NOTHING_LEFT
 
 
 def test_an_endpoint_that_fails_takes_all_away(aws: Aws) -> None:
@@ -134,7 +125,7 @@ def test_an_endpoint_that_fails_takes_all_away(aws: Aws) -> None:
     result = deploy(push_image(aws, "one"), "--to-zero")
     assert result.code == 1
     assert "it failed" in result.err
-    assert whole(aws) == NOTHING
+    assert whole(aws) == NOTHING_LEFT
 
 
 def test_a_component_that_fails_takes_all_away_and_says_why(aws: Aws) -> None:
@@ -149,7 +140,7 @@ def test_a_component_that_fails_takes_all_away_and_says_why(aws: Aws) -> None:
     assert result.code == 1
     assert "did not pass the ping health check" in result.err
     assert "no such model" in result.err
-    assert whole(aws) == NOTHING
+    assert whole(aws) == NOTHING_LEFT
 
 
 def test_keep_leaves_a_failure_to_be_looked_at(aws: Aws) -> None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from gptj_serve.aws import manifest
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.endpoints import describe_model
+from gptj_serve.aws.image_uri import ImageUri
 from gptj_serve.aws.inventory import Inventory
 from gptj_serve.aws.plan import Action
-from gptj_serve.aws.report import ECR_IMAGE, ModelReport, report_model
+from gptj_serve.aws.report import ModelReport, report_model
 from gptj_serve.aws.repository import find_repository
 from gptj_serve.aws.s3 import S3Url, owner
 
@@ -57,9 +58,9 @@ def find_belongings(
 
 def repository_of(aws: Aws, model: ModelReport) -> str | None:
     """Name of the repository in this account and region that a model's image is in."""
-    found = ECR_IMAGE.fullmatch(model.image or "")
-    if found and (found["account"], found["region"]) == (aws.account, aws.region):
-        return found["repository"]
+    image = ImageUri.find(model.image or "")
+    if image and (image.account, image.region) == (aws.account, aws.region):
+        return image.repository
     return None
 
 

@@ -41,13 +41,21 @@ class ImageUri:
         Raises:
             UsageError: It is not one of ECR, from which alone SageMaker takes images.
         """
-        found = _ECR.fullmatch(uri)
-        if not found:
+        image = ImageUri.find(uri)
+        if image is None:
             raise UsageError(
                 f"--image {uri}: not an image in ECR",
                 "it looks like 123456789012.dkr.ecr.us-east-1.amazonaws.com/gptj-serve@sha256:…; "
                 "scripts/push prints it",
             )
+        return image
+
+    @staticmethod
+    def find(uri: str) -> "ImageUri | None":
+        """Take an address apart; None if it is not one of ECR."""
+        found = _ECR.fullmatch(uri)
+        if not found:
+            return None
         where = found["account"], found["region"], found["repository"]
         return ImageUri(uri.split("/")[0], *where, tag=found["tag"], digest=found["digest"])
 

@@ -1,6 +1,5 @@
 """What there is of an endpoint, what it costs and what is wrong with it, from AWS's descriptions of it."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +8,6 @@ from gptj_serve.aws.endpoints import alarm_prefix
 from gptj_serve.aws.instances import find_instance
 from gptj_serve.aws.inventory import Description, Inventory, Scaling
 
-ECR_IMAGE = re.compile(
-    r"(?P<account>\d{12})\.dkr\.ecr(?:-fips)?\.(?P<region>[\w-]+)\.[\w.]+/(?P<repository>[^@:]+)[@:].*"
-)
 HOURS_A_DAY = 24
 
 

@@ -139,6 +139,17 @@ def test_openai_streams_and_whole_answers_agree(front: Server) -> None:
         assert json.loads(answer.read())["choices"] == whole["choices"]
 
 
+@pytest.mark.parametrize("ignored", [False, True], ids=["heeded", "ignored"])
+def test_the_end_of_text_may_be_ignored(either: Server, ignored: bool) -> None:
+    """A bias makes every token the end of text: it ends the answer at once or nothing, and is no text."""
+    document = {"prompt": "The king", "max_tokens": 9, "temperature": 0, "logit_bias": {"0": 100}}
+    with opened(either, "/v1/completions", document | {"ignore_eos": ignored}) as answer:
+        whole = json.loads(answer.read())
+    assert whole["usage"]["completion_tokens"] == (9 if ignored else 1)
+    assert whole["choices"][0]["finish_reason"] == ("length" if ignored else "stop")
+    assert whole["choices"][0]["text"] == ""
+
+
 def test_the_official_openai_client(front: Server) -> None:
     from openai import BadRequestError, OpenAI
 
@@ -200,7 +211,9 @@ def test_a_client_that_goes_away_costs_one_more_step_at_most(either: Server, str
     alone = either.generate("The king", **length).text
     settle(either)
     generated, cancelled = (metric(either, name) for name in names)
-    with never_reading(either, "/invocations", {"inputs": "A", "parameters": BEFORE, "stream": True}) as before:
+    with never_reading(
+        either, "/invocations", {"inputs": "A", "parameters": BEFORE, "stream": True}
+    ) as before:
         before.recv(1)  # a static batch runs: those that come meanwhile begin together when it ends
         either.engine().suspend()
         with (

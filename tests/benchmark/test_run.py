@@ -168,8 +168,8 @@ def test_wrong_lengths_and_errors_are_marked(
     assert "status 500: no: 500" in said
     problems = Counter((one.input_tokens, bool(one.problem)) for one in read(out).runs if one.load == "grid")
     assert problems == {(5, False): 3, (9, False): 1, (9, True): 2}
-    # lengths are asked for as a minimum, too, and chosen without chance
-    assert all(one["min_tokens"] == one["max_tokens"] and one["temperature"] == 0 for one in odd.asked)
+    # of exactly that length, and without chance
+    assert all((one["ignore_eos"], one["temperature"]) == (True, 0) for one in odd.asked)
     odd.plan = iter(())
     assert run.main(given) == 1  # what failed stays, unless it is to be made again
     assert run.main([*given, "--retry-failed"]) == 0

@@ -121,7 +121,7 @@ def test_whole_answers_and_streams(endpoint: Any) -> None:
         "/endpoints/gpt-j/invocations",
         "/endpoints/gpt-j/invocations-response-stream",
     }
-    assert all(asked["min_tokens"] == 2 for _, asked in endpoint.seen)
+    assert all((asked["max_tokens"], asked["ignore_eos"]) == (2, True) for _, asked in endpoint.seen)
 
 
 def test_errors_keep_the_containers_status_and_are_not_retried(endpoint: Any) -> None:

@@ -59,11 +59,9 @@ def test_fields() -> None:
     assert given.stream
 
 
-def test_ignoring_the_end_of_text_needs_a_length() -> None:
-    assert read(ignore_eos=True, max_completion_tokens=5).parameters.min_new_tokens == 5
-    assert read(ignore_eos=True, max_tokens=5).parameters.min_new_tokens == 5
-    with pytest.raises(BadRequest, match="ignore_eos=true: needs max_tokens"):
-        read(ignore_eos=True)
+def test_the_end_of_text_can_be_ignored() -> None:
+    assert read(ignore_eos=True).parameters.ignore_eos
+    assert not read().parameters.ignore_eos
 
 
 @pytest.mark.parametrize(

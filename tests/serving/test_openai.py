@@ -109,9 +109,8 @@ def test_fields_that_say_little() -> None:
     assert (both.include_usage, both.continuous_usage) == (True, True)
     alone = read(stream=True, stream_options={"continuous_usage_stats": True}).parameters
     assert (alone.include_usage, alone.continuous_usage) == (False, False)
-    assert read(max_tokens=7, ignore_eos=True, min_tokens=2).parameters.min_new_tokens == 7
-    assert read(ignore_eos=True).parameters.min_new_tokens == 16
-    assert read(max_tokens=7, ignore_eos=False).parameters.min_new_tokens == 0
+    assert read(ignore_eos=True).parameters.ignore_eos
+    assert not read(ignore_eos=False).parameters.ignore_eos
     assert read(n=2, best_of=2).parameters.best_of is None
     assert read(n=2, best_of=2, stream=True).stream
     zero = read(logprobs=0).parameters

@@ -64,8 +64,8 @@ class Target(Protocol):
 
 
 def document(ask: Ask) -> dict[str, Any]:
-    """A request in OpenAI's completions schema. The end of text is held back until all tokens are there."""
-    length = {"max_tokens": ask.num_tokens, "min_tokens": ask.num_tokens}
+    """A request in OpenAI's completions schema. An end of text ends nothing."""
+    length = {"max_tokens": ask.num_tokens, "ignore_eos": True}
     asked: dict[str, Any] = {"prompt": ask.prompt, **length, "temperature": 0}
     # without counts in every chunk a token whose text is not final yet would have none
     options = {"include_usage": True, "continuous_usage_stats": True}

@@ -62,7 +62,7 @@ class Call:
     Attributes:
         ask: What the body said.
         prompts: In the client's order.
-        eos_token_ids: Ids that end a sequence.
+        eos_token_ids: Ids that end a sequence, unless that is ignored; they are no text.
         accept: Its ``Accept`` header.
         arrived_s: When it came, on the service's clock.
     """
@@ -112,7 +112,7 @@ class Call:
                     request_id=f"{request_id}/{prompt_index}.{sequence_index}",
                     prompt_ids=prompt.token_ids,
                     sampling=replace(prompt.sampling, sequence_index=sequence_index),
-                    eos_token_ids=self.eos_token_ids,
+                    eos_token_ids=() if self.parameters.ignore_eos else self.eos_token_ids,
                     logprobs=self.parameters.needs_logprobs,
                     num_top_logprobs=self.parameters.num_top_logprobs,
                     timeout_s=timeout_s,

@@ -47,6 +47,7 @@ class Parameters:
         max_length: The same with the prompt counted in; comes before ``max_new_tokens``.
         min_new_tokens: No end of text before this many new tokens.
         min_length: The same with the prompt counted in.
+        ignore_eos: The end of text, where it is chosen, ends nothing.
         stop: Strings that end the answer.
         seed: None draws one.
         num_return_sequences: Answers for each prompt.
@@ -67,6 +68,7 @@ class Parameters:
     max_length: int | None = None
     min_new_tokens: int = 0
     min_length: int = 0
+    ignore_eos: bool = False
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 50

@@ -36,6 +36,7 @@ MAX_BIASES = 1000
 _OUR_NAMES = {
     "max_tokens": "max_new_tokens",
     "min_tokens": "min_new_tokens",
+    "ignore_eos": "ignore_eos",
     "n": "num_return_sequences",
     "top_k": "top_k",
     "top_p": "top_p",
@@ -187,8 +188,6 @@ def to_parameters(fields: Mapping[str, Any], **own: Any) -> Parameters:
         raise BadRequest("body.stream_options: is for streams only; leave it out or send stream=true")
     options = read_fields(fields.get("stream_options"), _STREAM_OPTIONS, "body.stream_options")
     known = {ours: fields[theirs] for theirs, ours in _OUR_NAMES.items() if theirs in fields}
-    if fields.get("ignore_eos"):
-        known["min_new_tokens"] = _all_tokens(known)
     include_usage = options.get("include_usage", False)
     return Parameters(
         **{"top_k": 0, **known, **own},
@@ -198,14 +197,6 @@ def to_parameters(fields: Mapping[str, Any], **own: Any) -> Parameters:
         continuous_usage=include_usage and options.get("continuous_usage_stats", False),
         names=_NAMES,
     )
-
-
-def _all_tokens(known: Mapping[str, Any]) -> int:
-    """The least number of new tokens of an answer that no end of text may end."""
-    if "max_new_tokens" not in known:
-        raise BadRequest("body.ignore_eos=true: needs max_tokens, which then says how long the answer is")
-    number: int = known["max_new_tokens"]
-    return number
 
 
 def render(

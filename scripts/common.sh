@@ -82,3 +82,17 @@ aws_command() {
   make_venv deploy
   exec "$venv/bin/python" -m gptj_serve.aws "$@"
 }
+
+# sdk_venv NAME REQUIREMENT: AWS's SDKs have other versions of our dependencies, so each gets an environment of its own;
+# prints where
+sdk_venv() {
+  local made=$venv-$1 stamp
+  stamp=$made/.installed-$(cksum <<<"$2" | cut -d ' ' -f 1)
+  if [ ! -e "$stamp" ]; then
+    say "Installing $2 ..."
+    "$venv/bin/python" -m venv "$made"
+    "$made/bin/python" -m pip --disable-pip-version-check install --quiet "$2" >&2
+    touch "$stamp"
+  fi
+  printf '%s\n' "$made"
+}

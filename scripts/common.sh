@@ -17,11 +17,14 @@ find_python() {
   return 1
 }
 
-# make_venv EXTRA...: the package, editable, with these extras. What is there already is not installed again.
+# make_venv PART...: the package, editable, and these parts. What is there already is not installed again.
+#   base      what serving needs: PyTorch, Transformers
+#   deploy    the extra `deploy` alone, without base
+#   EXTRA     any other extra, and base
 make_venv() {
-  local stamps="$venv/.installed-$(cksum <"$root/pyproject.toml" | cut -d ' ' -f 1)" extra python missing=()
-  for extra in "$@"; do
-    if [ ! -e "$stamps/$extra" ]; then missing+=("$extra"); fi
+  local stamps="$venv/.installed-$(cksum <"$root/pyproject.toml" | cut -d ' ' -f 1)" part python missing=()
+  for part in "$@"; do
+    if [ ! -e "$stamps/$part" ]; then missing+=("$part"); fi
   done
   if [ ${#missing[@]} -eq 0 ]; then return; fi
   if [ ! -x "$venv/bin/python" ]; then
@@ -29,26 +32,67 @@ make_venv() {
     say "Making $venv with $("$python" --version) ..."
     "$python" -m venv "$venv"
   fi
-  say "Installing (minutes the first time: PyTorch is large) ..."
-  for extra in "${missing[@]}"; do
-    install_extra "$extra"
-    mkdir -p "$stamps" && touch "$stamps/$extra"
+  if [ "${missing[*]}" = deploy ]; then
+    say "Installing what the command needs (once) ..."
+  else
+    say "Installing (minutes the first time: PyTorch is large) ..."
+  fi
+  for part in "${missing[@]}"; do
+    install "$part"
+    mkdir -p "$stamps" && touch "$stamps/$part"
+    if [ "$part" != deploy ]; then touch "$stamps/base"; fi
   done
 }
 
-install_extra() {
+install() {
   local pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
-  if [ "$1" = deepspeed ]; then
-    # its setup imports torch, which pip's isolated build would not have
-    "${pip[@]}" wheel
-    "${pip[@]}" --no-build-isolation --editable "$root[deepspeed]"
-  else
-    "${pip[@]}" --editable "$root[$1]"
-  fi
+  case "$1" in
+    base) "${pip[@]}" --editable "$root" ;;
+    deploy)
+      # pip installs no extra without the package's own requirements, which are gigabytes here
+      "${pip[@]}" --no-deps --editable "$root" packaging
+      requirements_of deploy | "${pip[@]}" --requirement /dev/stdin
+      ;;
+    deepspeed)
+      # its setup imports torch, which pip's isolated build would not have
+      "${pip[@]}" wheel
+      "${pip[@]}" --no-build-isolation --editable "$root[deepspeed]"
+      ;;
+    *) "${pip[@]}" --editable "$root[$1]" ;;
+  esac
+}
+
+# requirements_of EXTRA: what it adds to the package's own, a line each
+requirements_of() {
+  "$venv/bin/python" - "$1" <<'PYTHON'
+import importlib.metadata
+import sys
+
+from packaging.requirements import Requirement
+
+for one in map(Requirement, importlib.metadata.requires("gptj-serve")):
+    if one.marker and one.marker.evaluate({"extra": sys.argv[1]}) and not one.marker.evaluate({"extra": ""}):
+        one.marker = None
+        print(one)
+PYTHON
 }
 
 # aws_command NAME ARGUMENT...: becomes a command of gptj_serve.aws
 aws_command() {
   make_venv deploy
   exec "$venv/bin/python" -m gptj_serve.aws "$@"
+}
+
+# sdk_venv NAME REQUIREMENT: AWS's SDKs have other versions of our dependencies, so each gets an environment of its own;
+# prints where
+sdk_venv() {
+  local made=$venv-$1 stamp
+  stamp=$made/.installed-$(cksum <<<"$2" | cut -d ' ' -f 1)
+  if [ ! -e "$stamp" ]; then
+    say "Installing $2 ..."
+    "$venv/bin/python" -m venv "$made"
+    "$made/bin/python" -m pip --disable-pip-version-check install --quiet "$2" >&2
+    touch "$stamp"
+  fi
+  printf '%s\n' "$made"
 }

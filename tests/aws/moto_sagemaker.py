@@ -56,12 +56,22 @@ def install() -> None:
 def _methods() -> Iterator[tuple[str, Any]]:
     original = {
         name: getattr(SageMakerResponse, name)
-        for name in ("create_model", "create_endpoint_config", "create_endpoint", "delete_endpoint_config")
+        for name in (
+            "create_model",
+            "describe_model",
+            "create_endpoint_config",
+            "describe_endpoint_config",
+            "create_endpoint",
+            "delete_endpoint_config",
+        )
     }
 
     def create_model(self: Any) -> ActionResult:
         _refuse_taken("model", self._get_param("ModelName"), self.sagemaker_backend._models)
         return original["create_model"](self)
+
+    def describe_model(self: Any) -> ActionResult:
+        return _without_empty(original["describe_model"](self))
 
     def create_endpoint_config(self: Any) -> ActionResult:
         name = self._get_param("EndpointConfigName")
@@ -70,6 +80,9 @@ def _methods() -> Iterator[tuple[str, Any]]:
         config: FakeEndpointConfig = self.sagemaker_backend.endpoint_configs[name]
         config.metrics_config = self._get_param("MetricsConfig")
         return answer
+
+    def describe_endpoint_config(self: Any) -> ActionResult:
+        return _without_empty(original["describe_endpoint_config"](self))
 
     def delete_endpoint_config(self: Any) -> ActionResult:
         name = self._get_param("EndpointConfigName")
@@ -100,7 +113,7 @@ def _methods() -> Iterator[tuple[str, Any]]:
         following = answer.pop("Following", None)
         if following:
             answer["PendingDeploymentSummary"] = {"EndpointConfigName": following, "ProductionVariants": []}
-        return ActionResult(answer)
+        return _without_empty(ActionResult(answer))
 
     def delete_endpoint(self: Any) -> ActionResult:
         name = self._get_param("EndpointName")
@@ -150,6 +163,11 @@ def _end(endpoint: FakeEndpoint) -> None:
     if following and not endpoint.pending:
         endpoint.endpoint_config_name = following
     endpoint.following = None
+
+
+def _without_empty(answer: ActionResult) -> ActionResult:
+    """SageMaker leaves out what was not asked for; moto has an empty structure, which an SDK refuses."""
+    return ActionResult({name: value for name, value in answer.result.items() if value != {}})
 
 
 def _refuse_taken(kind: str, name: str, names: Any) -> None:

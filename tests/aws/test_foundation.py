@@ -190,7 +190,8 @@ class TestEnds:
         [
             (CommandError("it is gone", "make it"), 1, "error: it is gone\n  make it\n"),
             (UsageError("--count: 3 is too many"), 2, "error: --count: 3 is too many\n"),
-            (FileNotFoundError(2, "No such file", "x"), 1, "error: [Errno 2] No such file: 'x'\n"),
+            (FileNotFoundError(2, "No such file", "x"), 1, "error: x: No such file\n"),
+            (OSError("no room"), 1, "error: no room\n"),
         ],
     )
     def test_failed(self, error: Exception, code: int, said: str) -> None:

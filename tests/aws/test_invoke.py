@@ -486,10 +486,19 @@ class TestCommandLine:
         assert (result.code, result.out) == (2, "")
         assert said in result.err
 
+    def test_options_may_stand_between_whom_and_what(self) -> None:
+        """As `deploy` prints it for an inference component, and for an asynchronous endpoint."""
+        asked = invoke("gpt-j", "--component", "c", "--dry-run", "In the beginning", "--json").json
+        (request,) = (one["request"] for one in asked["plan"])
+        assert (request["EndpointName"], request["InferenceComponentName"]) == ("gpt-j", "c")
+        assert json.loads(request["Body"])["inputs"] == "In the beginning"
+        dashes = invoke("gpt-j", "--dry-run", "--json", "--", "--in the beginning").json["plan"]
+        assert json.loads(dashes[0]["request"]["Body"])["inputs"] == "--in the beginning"
+
     def test_a_body_that_is_not_there(self) -> None:
         result = invoke("--body", "/nonexistent")
         assert result.code == 1
-        assert "/nonexistent" in result.err
+        assert result.err == "error: /nonexistent: No such file or directory\n"
 
     def test_prompts_and_bodies_from_stdin(self, endpoint: Runtime) -> None:
         endpoint.answer = always(Answer(200, (b'[{"generated_text": "a"}]',)))

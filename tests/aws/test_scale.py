@@ -107,6 +107,7 @@ def test_what_cannot_shrink_to_zero_says_why(aws: Aws, how: dict[str, Any], reas
         (["--max", "0"], "--max 0: must be 1 or more"),
         (["--max", "2", "--min", "3"], "--min 3: must be from 0 to --max 2"),
         (["--max", "2", "--target", "0"], "--target 0.0: must be above 0"),
+        (["--max", "2", "--target", "inf"], "--target inf: must be above 0"),
         (["--max", "2", "--in-cooldown", "4000"], "--in-cooldown 4000: must be from 0 to 3600"),
         (["--max", "2", "--request-tokens", "0"], "--request-tokens 0: must be from 1 to 2048"),
         (["--max", "2", "--min", "1", "--to-zero"], "exclude each other"),

@@ -54,33 +54,35 @@ def check_fit(instance: InstanceType, data: ModelData, settings: Settings) -> No
         raise CommandError(*told)
 
 
-def check_update(
-    aws: Aws,
-    wanted: Wanted,
-    current: Mapping[str, Any] | None,
-    alarms: Iterable[Mapping[str, Any]],
-    *,
-    watches: bool,
-) -> None:
+def check_alarms(name: str, alarms: Iterable[Mapping[str, Any]]) -> None:
+    """Check that nothing would call an update off at once.
+
+    Args:
+        name: The endpoint's.
+        alarms: Its alarms.
+
+    Raises:
+        CommandError: One is in alarm.
+    """
+    raised = [one["AlarmName"] for one in our_alarms(name, alarms) if one.get("StateValue") == "ALARM"]
+    if raised:
+        raise CommandError(
+            f"{', '.join(raised)}: in alarm now, which would call the update off at once",
+            "wait until the endpoint is well again, or pass --no-alarms",
+        )
+
+
+def check_update(aws: Aws, wanted: Wanted, current: Mapping[str, Any] | None) -> None:
     """Check that SageMaker can update the endpoint as it is to what is wanted.
 
     Args:
         aws: Where.
         wanted: The endpoint as it shall be.
         current: Its present configuration; None if that is gone.
-        alarms: Its alarms.
-        watches: Alarms call the update off.
 
     Raises:
         CommandError: It cannot; says what to do.
     """
-    ours = our_alarms(wanted.name, alarms) if watches else []
-    raised = [one["AlarmName"] for one in ours if one.get("StateValue") == "ALARM"]
-    if raised:
-        raise CommandError(
-            f"{', '.join(raised)}: in alarm now, which would call the update off at once",
-            "wait until the endpoint is well again, or pass --no-alarms",
-        )
     if current is None:
         return
     if ("AsyncInferenceConfig" in current) != bool(wanted.async_output):

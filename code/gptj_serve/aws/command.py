@@ -52,19 +52,27 @@ def make_parser(name: str, description: str, examples: str, *, aws: bool = True)
     return parser
 
 
-def run(parser: argparse.ArgumentParser, handler: Handler, argv: Sequence[str] | None = None) -> int:
+def run(
+    parser: argparse.ArgumentParser,
+    handler: Handler,
+    argv: Sequence[str] | None = None,
+    *,
+    mixed: bool = False,
+) -> int:
     """Parse, do, and say in one line why it did not work.
 
     Args:
         parser: Made by `make_parser`.
         handler: Gets the parsed options and where to show things.
         argv: The command line, ``sys.argv`` by default.
+        mixed: Options may stand between the words.
 
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted (also by SIGTERM and SIGHUP).
     """
     try:
-        arguments = parser.parse_args(argv)
+        # not for all: it cannot pass on what follows --, nor show defaults of words in --help
+        arguments = parser.parse_intermixed_args(argv) if mixed else parser.parse_args(argv)
     except SystemExit as end:  # argparse has said why
         return USAGE if end.code else DONE
     try:
@@ -90,7 +98,7 @@ def _failed(error: Exception) -> int:
         _say(f"error: {error.message}" + (f"\n  {error.hint}" if error.hint else ""))
         return error.exit_code
     if isinstance(error, OSError):
-        _say(f"error: {redact(str(error))}")
+        _say(f"error: {redact(f'{error.filename}: {error.strerror}' if error.filename else str(error))}")
         return FAILED
     _say(
         f"error: {type(error).__name__}: {redact(str(error))}\n"

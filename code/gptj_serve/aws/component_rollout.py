@@ -75,6 +75,11 @@ class ComponentGoal:
         return str(self.create.request[_KEY])
 
     @property
+    def delete(self) -> Action:
+        """The call that takes it away."""
+        return Action("sagemaker", "delete_inference_component", {_KEY: self.name}, "component")
+
+    @property
     def specification(self) -> Mapping[str, Any]:
         """What runs."""
         specification: Mapping[str, Any] = self.create.request["Specification"]
@@ -90,8 +95,7 @@ class ComponentGoal:
         if found is None:
             return [self.create]
         if endpoint_is_new or found.get("InferenceComponentStatus") == "Failed":
-            request = {_KEY: self.name}
-            return [Action("sagemaker", "delete_inference_component", request, "component"), self.create]
+            return [self.delete, self.create]
         if contains(found["Specification"], self.specification):
             return []
         update = {_KEY: self.name, "Specification": self.specification}
@@ -172,9 +176,7 @@ class ComponentRoller:
 
     def take_away(self) -> None:
         """Delete the component."""
-        request = {_KEY: self._goal.name}
-        action = Action("sagemaker", "delete_inference_component", request, "component")
-        remove(self._aws, self._console, action)
+        remove(self._aws, self._console, self._goal.delete)
 
     def _failure(self, found: Description | None) -> CommandError:
         if found is None:

@@ -1,7 +1,6 @@
 """``scripts/deploy``: an endpoint on SageMaker, made or changed, and waited for."""
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,22 +8,23 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from gptj_serve.aws import deploy_options, grants, iam
+from gptj_serve.aws import deploy_options, iam
 from gptj_serve.aws.alarms import alarm_actions
-from gptj_serve.aws.checks import check_fit, check_traffic, check_update, find_type, warn
-from gptj_serve.aws.clients import Aws, connect, partition_of
+from gptj_serve.aws.checks import check_alarms, check_fit, check_traffic, check_update, find_type, warn
+from gptj_serve.aws.clients import Aws, connect
 from gptj_serve.aws.command import run
 from gptj_serve.aws.component_rollout import ComponentGoal, ComponentRoller, check_pool, pool_action
 from gptj_serve.aws.console import Console
 from gptj_serve.aws.deploy_failure import explain_failure
 from gptj_serve.aws.endpoints import BUSY, TAG, Resources, check_ours, describe_config, find_resources
 from gptj_serve.aws.environment import container_environment
-from gptj_serve.aws.errors import CommandError, UsageError, redact
+from gptj_serve.aws.errors import CommandError, redact
 from gptj_serve.aws.image_uri import ImageUri, find_image
 from gptj_serve.aws.instances import PRICES_AS_OF
 from gptj_serve.aws.inventory import describe_component
 from gptj_serve.aws.model_data import look, parse_place
 from gptj_serve.aws.plan import Action, show, validate
+from gptj_serve.aws.print_iam import print_iam, scope_of
 from gptj_serve.aws.removal import remove
 from gptj_serve.aws.requests import (
     Update,
@@ -38,7 +38,6 @@ from gptj_serve.aws.requests import (
 )
 from gptj_serve.aws.roles import ROLE_NAME, plan_role, role_arn
 from gptj_serve.aws.rollout import CallRefused, Goal, Roller, Rollout, RolloutFailed, plan_rollout
-from gptj_serve.aws.s3 import S3Url
 from gptj_serve.aws.tags import to_dict, to_list
 from gptj_serve.aws.waiting import Waiter, duration
 
@@ -65,7 +64,7 @@ class _Run:
 
 def _handle(arguments: argparse.Namespace, console: Console) -> None:
     if arguments.print_iam is not None:
-        _print_iam(arguments, console)
+        print_iam(arguments, console)
         return
     made = _begin(arguments, console)
     sagemaker, found = made.aws.client("sagemaker"), made.find()
@@ -84,8 +83,9 @@ def _handle(arguments: argparse.Namespace, console: Console) -> None:
         return
     rollout = plan_rollout(goal, found)
     if rollout.kind == "update":
-        watches = not arguments.no_alarms
-        check_update(made.aws, made.wanted, current, found.alarms, watches=watches)
+        if not arguments.no_alarms:
+            check_alarms(arguments.name, found.alarms)
+        check_update(made.aws, made.wanted, current)
         check_traffic(arguments.traffic, goal.update)
     if arguments.dry_run:
         _show_plan(made, rollout)
@@ -135,7 +135,7 @@ def _goal(made: _Run, endpoint: Mapping[str, Any] | None, current: Mapping[str, 
     model = model_action(wanted)
     config = config_action(wanted, model.request["ModelName"])
     if arguments.to_zero:
-        config = pool_action(config, model, wanted.name, arguments.max_count or deploy_options.MAX_COUNT)
+        config = pool_action(config, model, wanted.name, deploy_options.max_count(arguments))
     alarms: tuple[Action, ...] = ()
     if not (arguments.no_alarms or arguments.to_zero):  # these look at the variant, and undo its updates
         alarms = alarm_actions(
@@ -168,7 +168,7 @@ def _initial_count(config: Mapping[str, Any] | None) -> int | None:
 
 def _execution_policy(made: _Run) -> dict[str, Any]:
     aws = made.aws
-    return iam.execution_policy(_scope(made.arguments, aws.partition, aws.region, aws.account))
+    return iam.execution_policy(scope_of(made.arguments, aws.partition, aws.region, aws.account))
 
 
 def _deploy_component(made: _Run, goal: Goal, rollout: Rollout, component: ComponentGoal) -> None:
@@ -280,7 +280,7 @@ def _summary(made: _Run, rollout: Rollout, count: int) -> str:
     took = "" if rollout.kind == "none" else f" after {duration(made.waiter.elapsed_s)}"
     to_zero = made.arguments.to_zero
     how = f" --component {wanted.name}" if to_zero else " --async" if wanted.async_output else ""
-    most = made.arguments.max_count or deploy_options.MAX_COUNT
+    most = deploy_options.max_count(made.arguments)
     lines = (
         f"{wanted.name} {state}{took}: {count} x {wanted.instance.name}{costs}.",
         f'Ask it: scripts/invoke {wanted.name}{how} "In the beginning"',
@@ -288,37 +288,6 @@ def _summary(made: _Run, rollout: Rollout, count: int) -> str:
         f"End it: scripts/delete {wanted.name}",
     )
     return "\n".join(lines)
-
-
-def _print_iam(arguments: argparse.Namespace, console: Console) -> None:
-    command = arguments.print_iam or None
-    known = [*grants.COMMANDS, "execution-role"]
-    if command is not None and command not in known:
-        raise UsageError(f"--print-iam {command}: no such command; there are {', '.join(known)}")
-    partition = partition_of(arguments.region, arguments.profile)
-    scope = _scope(arguments, partition, arguments.region or "*", "*")
-    documents = grants.documents(scope, command)
-    console.result(documents, json.dumps(documents if command is None else documents[command], indent=2))
-
-
-def _scope(arguments: argparse.Namespace, partition: str, region: str, account: str) -> iam.Scope:
-    """What the options say of the resources; what they do not say is "*"."""
-    data = parse_place(arguments.model_data) if arguments.model_data else S3Url("*", "")
-    answers = arguments.async_output
-    output = S3Url.parse(answers, "--async-output").as_prefix() if answers else None
-    role = arguments.role if arguments.role and arguments.role.startswith("arn:") else None
-    return iam.Scope(
-        partition=partition,
-        region=region,
-        account=account,
-        name=arguments.name,
-        repository=ImageUri.parse(arguments.image).repository if arguments.image else "gptj-serve",
-        bucket=data.bucket,
-        prefix=data.key,
-        role_arn=role,
-        output=output,
-        in_vpc=bool(arguments.subnets),
-    )
 
 
 if __name__ == "__main__":

@@ -152,6 +152,11 @@ def latency_s(arguments: argparse.Namespace) -> float:
     return 0.0 if arguments.async_output else alarms.DEFAULT_LATENCY_S
 
 
+def max_count(arguments: argparse.Namespace) -> int:
+    """How many instances an endpoint that may have none has at most."""
+    return int(arguments.max_count or MAX_COUNT)
+
+
 def check(arguments: argparse.Namespace) -> None:
     """What can be said of the options without asking AWS.
 
@@ -184,10 +189,8 @@ def _check_to_zero(arguments: argparse.Namespace) -> None:
         raise UsageError(
             "--to-zero: not with --async-output, which needs no component: scripts/scale --to-zero"
         )
-    if arguments.to_zero and arguments.count > (arguments.max_count or MAX_COUNT):
-        raise UsageError(
-            f"--count {arguments.count}: more than --max-count {arguments.max_count or MAX_COUNT}"
-        )
+    if arguments.to_zero and arguments.count > (most := max_count(arguments)):
+        raise UsageError(f"--count {arguments.count}: more than --max-count {most}")
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:

@@ -36,7 +36,7 @@ scripts/invoke gpt-j-later "In the beginning" --async   an asynchronous endpoint
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return run(_parser(), _invoke, argv)
+    return run(_parser(), _invoke, argv, mixed=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -147,17 +147,18 @@ def tidy_actions(
     name: str, found: Resources, config: str | None, model: str | None, alarms: Sequence[str]
 ) -> list[Action]:
     """The calls that take away what belongs to an endpoint and is none of these."""
-    sagemaker = [
-        *(("delete_endpoint_config", "EndpointConfigName", one) for one in found.configs if one != config),
-        *(("delete_model", "ModelName", one) for one in found.models if one != model),
-    ]
+    why = "not used any more"
     actions = [
-        Action("sagemaker", operation, {key: name}, "not used any more") for operation, key, name in sagemaker
+        Action("sagemaker", "delete_endpoint_config", {"EndpointConfigName": one}, why)
+        for one in found.configs
+        if one != config
+    ]
+    actions += [
+        Action("sagemaker", "delete_model", {"ModelName": one}, why) for one in found.models if one != model
     ]
     ours = [one["AlarmName"] for one in our_alarms(name, found.alarms)]
-    unused = [one for one in ours if one not in alarms]
-    if unused:
-        actions.append(Action("cloudwatch", "delete_alarms", {"AlarmNames": unused}, "not used any more"))
+    if unused := [one for one in ours if one not in alarms]:
+        actions.append(Action("cloudwatch", "delete_alarms", {"AlarmNames": unused}, why))
     return actions
 
 

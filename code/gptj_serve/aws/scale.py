@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -110,7 +111,10 @@ def _limits(arguments: argparse.Namespace) -> tuple[int, int] | None:
     checks = (
         (arguments.max >= 1, f"--max {arguments.max}: must be 1 or more"),
         (0 <= smallest <= arguments.max, f"--min {smallest}: must be from 0 to --max {arguments.max}"),
-        (arguments.target is None or arguments.target > 0, f"--target {arguments.target}: must be above 0"),
+        (
+            arguments.target is None or 0 < arguments.target < math.inf,
+            f"--target {arguments.target}: must be above 0, and finite",
+        ),
         (
             1 <= arguments.request_tokens <= 2048,
             f"--request-tokens {arguments.request_tokens}: must be from 1 to 2048",

@@ -1,0 +1,81 @@
+"""What the scripts install, with a stand-in for the virtual environment's pip."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from harness import ROOT
+
+# everything but pip is this environment's Python
+PYTHON = """#!/bin/sh
+if [ "$2" != pip ]; then exec "$REAL_PYTHON" "$@"; fi
+echo "$*" >>"$PIP_LOG"
+case " $* " in *" /dev/stdin "*) cat >>"$PIP_LOG" ;; esac
+"""
+
+
+@dataclass
+class Scripts:
+    """Scripts with an environment of their own."""
+
+    venv: Path
+    log: Path
+
+    def run(self, *command: str) -> str:
+        """Run a script; what pip was asked for."""
+        self.log.write_text("")
+        subprocess.run(
+            [ROOT / "scripts" / command[0], *command[1:]],
+            env={
+                **os.environ,
+                "VENV_DIR": str(self.venv),
+                "REAL_PYTHON": sys.executable,
+                "PIP_LOG": str(self.log),
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+            timeout=60,
+        )
+        return self.log.read_text()
+
+
+@pytest.fixture
+def scripts(tmp_path: Path) -> Scripts:
+    """Nothing is installed yet."""
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    return Scripts(tmp_path / "venv", tmp_path / "pip.log")
+
+
+@pytest.mark.parametrize("name", ["build", "push", "deploy", "invoke", "scale", "status", "delete"])
+def test_deploying_installs_its_extra_and_not_what_serves(scripts: Scripts, name: str) -> None:
+    package, extra, *requirements = scripts.run(name, "--help").splitlines()
+    assert package.endswith(f"--no-deps --editable {ROOT} packaging")
+    assert extra.endswith("--requirement /dev/stdin")
+    assert {one.partition("<")[0] for one in requirements} == {"boto3", "huggingface-hub", "tqdm"}
+
+
+def test_models_are_uploaded_with_what_serves_them(scripts: Scripts) -> None:
+    base, _, extra, *_ = scripts.run("upload-model", "--help").splitlines()
+    assert base.endswith(f"--quiet --editable {ROOT}")
+    assert extra.endswith("--requirement /dev/stdin")
+
+
+def test_nothing_is_installed_again(scripts: Scripts) -> None:
+    assert scripts.run("status", "--help")
+    assert scripts.run("status", "--help") == ""
+    assert scripts.run("deploy", "--help") == ""
+
+
+def test_what_deploys_is_completed_to_what_serves_and_the_other_way_round(scripts: Scripts) -> None:
+    scripts.run("deploy", "--help")
+    (java,) = scripts.run("benchmark", "--help").splitlines()
+    assert java.endswith(f"--quiet --editable {ROOT}[java]")
+    assert scripts.run("upload-model", "--help") == ""

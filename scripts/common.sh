@@ -38,13 +38,13 @@ make_venv() {
     say "Installing (minutes the first time: PyTorch is large) ..."
   fi
   for part in "${missing[@]}"; do
-    install "$part"
+    install_part "$part"
     mkdir -p "$stamps" && touch "$stamps/$part"
     if [ "$part" != deploy ]; then touch "$stamps/base"; fi
   done
 }
 
-install() {
+install_part() {
   local pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
   case "$1" in
     base) "${pip[@]}" --editable "$root" ;;

@@ -1,6 +1,6 @@
 """One request at a time: the grid of the experiment, and the latency of streams."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from gptj_serve.benchmark import schedule
@@ -36,34 +36,20 @@ async def warm_up(session: Session, cells: Sequence[Cell]) -> None:
             await target.ask(Ask(session.prompt(name, cell, 0, load="warm-up"), cell.output_tokens))
 
 
-async def grid(session: Session, cells: Sequence[Cell], numbers: Mapping[str, Collection[int]]) -> None:
-    """Whole round trips."""
-    for step in schedule.left(schedule.steps("grid", cells, numbers, session.seed), session.results.runs):
-        session.results.add([await session.run(step, stream=False)])
-        check_alive(session.results.runs, step.target)
-
-
-async def latency(
-    session: Session,
-    cells: Sequence[Cell],
-    numbers: Mapping[str, Collection[int]],
-    streaming: Collection[str],
-) -> None:
-    """Time to the first token and between tokens.
+async def one_by_one(session: Session, steps: Sequence[Step], streaming: Collection[str]) -> None:
+    """Whole round trips (the grid), and streams (latency).
 
     Args:
         session: The targets.
-        cells: What is asked for.
-        numbers: By target, which runs it gets.
+        steps: What is asked for, in this order.
         streaming: Targets that stream. Of the others a call for one token is the time to the first, and what
             the whole call takes more is that of the others.
     """
-    steps = schedule.steps("latency", cells, numbers, session.seed)
-    for step in schedule.left(steps, [run for run in session.results.runs if not run.is_first]):
-        if step.target in streaming:
-            run = await session.run(step, stream=True)
-        else:
+    for step in steps:
+        if step.load == "latency" and step.target not in streaming:
             run = await _in_two_calls(session, step)
+        else:
+            run = await session.run(step, stream=step.load == "latency")
         session.results.add([run])
         check_alive(session.results.runs, step.target)
 

@@ -12,6 +12,7 @@ from gptj_serve.errors import StartupError
 
 MAX_TOGETHER = 64
 JSON = "application/json"
+UNKNOWN_INSTANCE = "SageMaker endpoint on an unknown instance type"
 
 
 class SageMakerTarget:
@@ -25,7 +26,6 @@ class SageMakerTarget:
 
     def __init__(self, name: str, endpoint: str, client: Any) -> None:
         self.name = name
-        self.max_together = MAX_TOGETHER
         self._endpoint = endpoint
         self._client = client
         self._pool = ThreadPoolExecutor(MAX_TOGETHER, "endpoint")
@@ -78,8 +78,8 @@ def connect(timeout_s: float) -> Any:
     return _client("sagemaker-runtime", timeout_s)
 
 
-def instance_type(endpoint: str) -> str | None:
-    """What an endpoint runs on; None if this account may not ask.
+def instance_type(endpoint: str) -> str:
+    """What an endpoint runs on, as far as this account may ask.
 
     Raises:
         StartupError: As `connect`.
@@ -91,7 +91,7 @@ def instance_type(endpoint: str) -> str | None:
         config = client.describe_endpoint(EndpointName=endpoint)["EndpointConfigName"]
         variants = client.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"]
     except (BotoCoreError, ClientError):
-        return None
+        return UNKNOWN_INSTANCE
     return ", ".join(sorted({variant.get("InstanceType", "serverless") for variant in variants}))
 
 

@@ -57,7 +57,7 @@ class Spawn:
         }
         own.pop("GPTJ_MODEL_DIR", None)
         own.pop("GPTJ_PORT", None)
-        return {"kind": "spawn", "engine": self.engine, "settings": dict(sorted(own.items()))}
+        return {"kind": "spawn", "settings": dict(sorted(own.items()))}
 
 
 @dataclass(frozen=True, slots=True)

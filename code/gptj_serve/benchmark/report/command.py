@@ -114,7 +114,8 @@ def _sections(measured: Measured, wanted: Wanted) -> list[tuple[str, str, list[s
 GRID_NOTE = """\
 *tokens/s* is output tokens over the whole call, prompt and HTTP included; mean and standard deviation are
 over all runs. The reduction compares mean calls cell by cell; its mean and standard deviation are over cells.
-The limit reads weights and cache once a token at the speed of the memory."""
+The limit reads weights and cache once a token at the speed of the memory. What a million tokens cost is the
+price of the time that all these calls took."""
 
 START_NOTE = """\
 Medians, in seconds. *other* is what no log record names: processes starting, checks, memory being taken. What

@@ -6,7 +6,7 @@ from dataclasses import replace
 from gptj_serve.benchmark import schedule
 from gptj_serve.benchmark.results import FIRST_CELL, Cell, Run
 from gptj_serve.benchmark.schedule import Step
-from gptj_serve.benchmark.session import Session, as_run, check_alive
+from gptj_serve.benchmark.session import Session, TargetGone, as_run, check_alive
 from gptj_serve.benchmark.target import Ask, Target
 
 
@@ -19,6 +19,9 @@ async def first_request(target: Target, number: int) -> tuple[Run, bool]:
 
     Returns:
         The run, and whether tokens came one by one.
+
+    Raises:
+        TargetGone: It has no answer.
     """
     # nobody has asked it yet how many tokens its words have
     step, prompt = Step("latency", target.name, FIRST_CELL, number), " the" * FIRST_CELL.input_tokens
@@ -26,6 +29,8 @@ async def first_request(target: Target, number: int) -> tuple[Run, bool]:
     can_stream = bool(answer.token_s)
     if not can_stream:  # the multi-model-server front refuses it before the engine hears of it
         answer = await target.ask(Ask(prompt, FIRST_CELL.output_tokens))
+    if answer.error is not None:
+        raise TargetGone(target.name, f"{target.name} does not answer: {answer.error}")
     return as_run(step, answer, is_first=True), can_stream
 
 

@@ -32,7 +32,6 @@ from gptj_serve.errors import StartupError
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
-OK = 200
 NUM_TOGETHER = 8
 """Requests under which memory is looked at."""
 
@@ -177,7 +176,8 @@ def _up(turn: Turn, options: Options, results: Results, progress: Progress) -> I
                 one = stack.enter_context(_start(spawn, options, watch="memory" in options.loads))
                 started[spawn.name] = one
                 facts[spawn.name] |= one.facts
-                if len(turn.spawns) == 1:  # beside another server a start is slower
+                # beside another server a start is slower
+                if "load" in options.loads and len(turn.spawns) == 1:
                     results.starts.append({"target": spawn.name, **one.start})
                 targets[spawn.name] = one.target
             yield Up(targets, started)
@@ -211,7 +211,11 @@ def _start(
 
 def _take_turn(turn: Turn, wanted: Left, options: Options, results: Results, progress: Progress) -> None:
     with _up(turn, options, results, progress) as up:
-        uvloop.run(_measure_all(wanted, up, options, results, progress))
+        try:
+            uvloop.run(_measure_all(wanted, up, options, results, progress))
+        except TargetGone as error:
+            said = up.spawned[error.name].last_words() if error.name in up.spawned else ""
+            raise TargetGone(error.name, f"{error}{said}") from None
 
 
 async def _measure_all(wanted: Left, up: Up, options: Options, results: Results, progress: Progress) -> None:
@@ -227,17 +231,11 @@ async def _measure_all(wanted: Left, up: Up, options: Options, results: Results,
 
 
 async def _first_requests(up: Up, results: Results) -> list[str]:
-    """What the very first request takes; returns the targets that stream.
-
-    Raises:
-        TargetGone: One has no answer to it.
-    """
+    """What the very first request takes; returns the targets that stream."""
     streaming = []
     for name, target in up.targets.items():
         number = sum(run.is_first and run.target == name for run in results.runs)
         run, can_stream = await alone.first_request(target, number)
-        if run.status != OK:
-            raise TargetGone(f"{name} {'answers' if run.status else 'does not answer'}: {run.problem}")
         results.add([run])
         results.head["targets"][name]["streams"] = can_stream
         streaming += [name] if can_stream else []

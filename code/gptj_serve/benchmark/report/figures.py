@@ -171,7 +171,7 @@ def _steps(axes: Axes, measured: Measured, values: Mapping[str, Sequence[float]]
     every = [value for found in values.values() for value in found]
     if every and max(every) > WIDE * min(every):
         axes.set_xscale("log")
-        _readable(axes.xaxis)
+        _readable(axes.xaxis, every)
     for name, found in values.items():
         look = looks(measured)[name]
         heights = [(number + 1) / len(found) for number in range(len(found))]
@@ -183,9 +183,10 @@ def _steps(axes: Axes, measured: Measured, values: Mapping[str, Sequence[float]]
     axes.grid(True)
 
 
-def _readable(axis: Axis) -> None:
+def _readable(axis: Axis, values: Sequence[float]) -> None:
     """Plain numbers on a logarithmic axis, enough of them on a short one, too."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    is_short = max(values) < 10 * min(values)
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if is_short else (1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
@@ -215,7 +216,7 @@ def _draw(
     """
     if max(values) > WIDE * min(values):
         axes.set_yscale("log")
-        _readable(axes.yaxis)
+        _readable(axes.yaxis, values)
     else:
         axes.set_ylim(0, 1.08 * max(values))
     for name, points in lines.items():

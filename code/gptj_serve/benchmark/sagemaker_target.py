@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 from gptj_serve.benchmark import completions
@@ -28,18 +29,27 @@ class SageMakerTarget:
         self.name = name
         self._endpoint = endpoint
         self._client = client
-        self._pool = ThreadPoolExecutor(MAX_TOGETHER, "endpoint")
 
     async def ask(self, ask: Ask) -> Answer:
-        """See `Target`."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, ask)
+        """See `Target`. In a thread of its own: none waits for a free one, and our end waits for none."""
+        future: Future[Answer] = Future()
+        future.set_running_or_notify_cancel()
+
+        def work() -> None:
+            try:
+                future.set_result(self._ask(ask))
+            except Exception as error:
+                future.set_exception(error)
+
+        threading.Thread(target=work, name="endpoint", daemon=True).start()
+        return await asyncio.wrap_future(future)
 
     async def close(self) -> None:
         """See `Target`."""
-        self._pool.shutdown()
 
     def _ask(self, ask: Ask) -> Answer:
         from botocore.exceptions import BotoCoreError, ClientError
+        from urllib3.exceptions import HTTPError
 
         request = {"EndpointName": self._endpoint, "ContentType": JSON, "Body": json.dumps(document(ask))}
         asked_s = time.monotonic()
@@ -48,7 +58,7 @@ class SageMakerTarget:
         except ClientError as error:
             seconds = time.monotonic() - asked_s
             return Answer(asked_s, seconds, _status(error.response), error=_message(error.response))
-        except BotoCoreError as error:
+        except (BotoCoreError, HTTPError) as error:  # the latter of a stream that is cut off
             return Answer(asked_s, time.monotonic() - asked_s, 0, error=str(error))
 
     def _whole(self, request: dict[str, str], asked_s: float) -> Answer:

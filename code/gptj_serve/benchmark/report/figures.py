@@ -23,7 +23,7 @@ from gptj_serve.benchmark.report.measured import Measured, good_cells, good_leve
 from gptj_serve.benchmark.results import Cell, Run
 
 INK = "#7a7a7a"
-COLOURS = ("#1f86c9", "#d55e00", "#009e73", "#c8679d", "#b98500", "#3aa0da")
+COLOURS = ("#1f86c9", "#d55e00", "#009e73", "#c8679d", "#b98500", "#8c6bd8")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES: tuple[Any, ...] = (
     "-",
@@ -54,6 +54,9 @@ STYLE: dict[Any, Any] = {
 }
 LABEL_GAP = 0.075
 """Between two names at the ends of lines, as a part of the height of the axes."""
+
+USUAL = (1, 2, 5)
+"""What numbers on a logarithmic axis begin with."""
 
 WIDE = 4.0
 """Values that differ by more than this get a logarithmic axis."""
@@ -171,7 +174,7 @@ def _steps(axes: Axes, measured: Measured, values: Mapping[str, Sequence[float]]
     every = [value for found in values.values() for value in found]
     if every and max(every) > WIDE * min(every):
         axes.set_xscale("log")
-        _readable(axes.xaxis, every)
+        _readable(axes.xaxis)
     for name, found in values.items():
         look = looks(measured)[name]
         heights = [(number + 1) / len(found) for number in range(len(found))]
@@ -183,10 +186,9 @@ def _steps(axes: Axes, measured: Measured, values: Mapping[str, Sequence[float]]
     axes.grid(True)
 
 
-def _readable(axis: Axis, values: Sequence[float]) -> None:
-    """Plain numbers on a logarithmic axis, enough of them on a short one, too."""
-    is_short = max(values) < 10 * min(values)
-    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if is_short else (1, 2, 5)))
+def _readable(axis: Axis, digits: Sequence[float] = USUAL) -> None:
+    """Plain numbers on a logarithmic axis, at these multiples of powers of ten."""
+    axis.set_major_locator(LogLocator(subs=digits))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
@@ -216,7 +218,8 @@ def _draw(
     """
     if max(values) > WIDE * min(values):
         axes.set_yscale("log")
-        _readable(axes.yaxis, values)
+        # a short axis would have but two numbers; there is room for more beside it, not below
+        _readable(axes.yaxis, (1, 1.5, 2, 3, 5, 7) if max(values) < 10 * min(values) else USUAL)
     else:
         axes.set_ylim(0, 1.08 * max(values))
     for name, points in lines.items():

@@ -123,9 +123,13 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     assert "'targets' are no objects" in refusal(targets={"slow": 1})
     assert "'hardware' is None" in refusal(hardware=None)
     assert "'runs' is no list" in refusal(runs={})
-    assert "starts[0] is of none of 'targets'" in refusal(starts=[{"target": "nobody"}])
+    start = {"target": "nobody", "seconds": 1.0, "parts": {}, "loading": {}}
+    assert "starts[0] is of none of 'targets'" in refusal(starts=[start])
+    assert "starts[0] 'seconds' is '1'" in refusal(starts=[{**start, "seconds": "1"}])
+    assert "memory[0] 'load' is missing" in refusal(memory=[{"target": "slow", "start": {}}])
     (one,) = good["runs"]
     assert "runs[0].seconds is '1'" in refusal(runs=[one | {"seconds": "1"}])
+    assert "runs[0].seconds is 0.0: must be above 0" in refusal(runs=[one | {"seconds": 0.0}])
     assert "runs[0] has 'colour', which is no field" in refusal(runs=[one | {"colour": 1}])
     assert "missing 1 required" in refusal(runs=[{name: one[name] for name in one if name != "status"}])
     path.write_text("{")

@@ -19,7 +19,7 @@ REFUSED = (429, 503)
 SAME = ("commit", "hardware", "versions", "model", "seed")
 """Parts of a file's head that have to be the same for runs to be comparable."""
 
-HEAD = {
+HEAD: Mapping[str, Any] = {
     "when": str,
     "targets": dict,
     "commit": str,
@@ -27,8 +27,15 @@ HEAD = {
     "versions": dict,
     "model": dict | None,
     "seed": int,
+    "read_bytes_per_s": int | float | None,
 }
 """Parts that every file's head has, and what they are."""
+
+FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "starts": {"seconds": int | float, "parts": dict, "loading": dict},
+    "memory": {"start": dict, "load": dict},
+}
+"""The same of a start, and of peaks of memory."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -216,23 +223,28 @@ def read(path: Path) -> Results:
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
         raise StartupError(f"{path}: no file of results of schema {SCHEMA}")
     lists = {name: raw.pop(name, None) for name in ("runs", "starts", "memory")}
-    for name, kind in HEAD.items():
-        if name not in raw:
-            raise StartupError(f"{path}: {name!r} is missing")
-        if not isinstance(raw[name], kind):
-            raise StartupError(f"{path}: {name!r} is {raw[name]!r}")
+    _check_fields(path, raw, HEAD)
     if not all(isinstance(facts, dict) for facts in raw["targets"].values()):
         raise StartupError(f"{path}: 'targets' are no objects")
     for name, values in lists.items():
         if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
             raise StartupError(f"{path}: {name!r} is no list of objects")
         for number, value in enumerate(values):
+            _check_fields(path, value, FIELDS.get(name, {}), f"{name}[{number}] ")
             if value.get("target") not in raw["targets"]:
                 raise StartupError(f"{path}: {name}[{number}] is of none of 'targets'")
     results = Results(path, raw)
     results.runs = [_run(path, number, one) for number, one in enumerate(lists["runs"])]
     results.starts, results.memory = lists["starts"], lists["memory"]
     return results
+
+
+def _check_fields(path: Path, raw: Mapping[str, Any], kinds: Mapping[str, Any], where: str = "") -> None:
+    for name, kind in kinds.items():
+        if name not in raw:
+            raise StartupError(f"{path}: {where}{name!r} is missing")
+        if not isinstance(raw[name], kind):
+            raise StartupError(f"{path}: {where}{name!r} is {raw[name]!r}")
 
 
 def _run(path: Path, number: int, raw: Mapping[str, Any]) -> Run:
@@ -244,9 +256,12 @@ def _run(path: Path, number: int, raw: Mapping[str, Any]) -> Run:
         if not isinstance(value, allowed):
             raise StartupError(f"{path}: runs[{number}].{name} is {value!r}")
     try:
-        return Run(**raw)
+        run = Run(**raw)
     except TypeError as error:
         raise StartupError(f"{path}: runs[{number}]: {error}") from None
+    if run.seconds <= 0 and not run.has_failed:
+        raise StartupError(f"{path}: runs[{number}].seconds is {run.seconds}: must be above 0")
+    return run
 
 
 def _check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -305,6 +305,12 @@ def test_wrong_usage(
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path / "r.json", [run("slow", 1.0)])
+    assert command.main([str(path), "--out", str(path)]) == 1
+    assert f"--out {path}: File exists" in capsys.readouterr().err
+
+
 def test_a_file_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([str(tmp_path / "none.json")]) == 1
     assert "no file of results" in capsys.readouterr().err
@@ -322,6 +328,6 @@ def test_starts_memory_and_who_is_missing(tmp_path: Path) -> None:
     found.memory = [{"target": "fast", "start": {"pss_bytes": 1 << 29}, "load": peaks}]
     found.save()
     page = report(tmp_path / "out", path)
-    assert row(page, "`fast`") == ["`fast`", "3", "10.0", "5.00", "0.25"]
+    assert row(page, "`fast`") == ["`fast`", "3", "10.0", "20.0", "5.00", "0.25"]
     assert row(page, "`fast` (GPU: all of it)")[1:] == ["-", "3.00", "0.50", "1.00", "-", "2.00"]
     assert "`vllm` was not measured: the package vllm is not installed." in page

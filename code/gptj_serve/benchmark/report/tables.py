@@ -207,14 +207,15 @@ def best_levels(measured: Measured, wanted: Wanted) -> str:
 
 
 def starts(measured: Measured) -> str:
-    """A line a target: seconds from start to ready, medians."""
+    """A line a target: seconds from start to ready, medians and the slowest."""
     parts = list(dict.fromkeys(part for one in measured.starts for part in one["parts"]))
     loading = list(dict.fromkeys(part for one in measured.starts for part in one["loading"]))
-    head = ["target", "starts", "ready, s: P50", *(part.replace("_", " ") for part in parts)]
+    head = ["target", "starts", "ready, s: P50", "most", *(part.replace("_", " ") for part in parts)]
     rows = []
     for name in dict.fromkeys(one["target"] for one in measured.starts):
         own = [one for one in measured.starts if one["target"] == name]
-        row = [f"`{name}`", str(len(own)), f"{plain.median(one['seconds'] for one in own):.1f}"]
+        seconds = [one["seconds"] for one in own]
+        row = [f"`{name}`", str(len(own)), f"{plain.median(seconds):.1f}", f"{max(seconds):.1f}"]
         row += [_median(own, "parts", part) for part in parts]
         rows.append([*row, *(_median(own, "loading", part) for part in loading)])
     return table([*head, *(f"load: {part.replace('_', ' ')}" for part in loading)], rows)

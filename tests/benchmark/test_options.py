@@ -75,6 +75,7 @@ SPAWN = ("--spawn", "fused", "--model", "m")
         ((*SPAWN, "--runs", "0"), "--runs 0: must be a whole number from 1"),
         ((*SPAWN, "--runs", "hf=1"), "--runs hf=1: must be a whole number from 1, with NAME="),
         ((*SPAWN, "--set", "hf:A=1"), "--set hf:A=1: must be KEY=VALUE"),
+        (("--url", "http://a", "--set", "A=1"), "--set: only what --spawn starts"),
         ((*SPAWN, "--set", "A"), "--set A: must be KEY=VALUE"),
         (
             (*SPAWN, "--together", "--load", "throughput"),

@@ -205,6 +205,14 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path, capsys: pytest.Ca
     assert "GPTJ_MAX_CONTEXT" in said
 
 
+def test_memory_of_requests_that_fail_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "r.json"
+    given = ["--spawn", "hf", "--model", str(demo.MODEL_DIR), "--load", "memory", "--out", str(out)]
+    assert run.main([*given, "--inputs", "2000", "--outputs", "100", "--throughput-cell", "5x4"]) == 1
+    assert "memory of hf under load was not measured: status 400" in capsys.readouterr().err
+    assert read(out).memory == []
+
+
 def test_an_interrupted_measurement_goes_on(fake: str, tmp_path: Path) -> None:
     out = tmp_path / "r.json"
     given = [

@@ -252,8 +252,10 @@ async def _memory(session: Session, name: str, up: Up, options: Options) -> None
         Burst(name, options.throughput_cell, Level(concurrency=NUM_TOGETHER), NUM_TOGETHER),
     ]
     with MemoryWatch(one.pid, one.start_peaks.get("gpu_before_bytes")) as watch:
-        for burst in bursts:
-            await together.run_burst(session, burst, stream=False)
+        runs = [run for burst in bursts for run in await together.run_burst(session, burst, stream=False)]
+    if problems := [run.problem for run in runs if run.problem]:
+        session.progress.say(f"memory of {name} under load was not measured: {problems[0]}")
+        return
     found = {
         "target": name,
         "start": one.start_peaks,
@@ -286,7 +288,9 @@ def _sum_up(options: Options, results: Results) -> int:
         cure = "their cells measure nothing; --retry-failed makes them again"
         print(f"{len(failed)} of {len(results.runs)} runs failed; {cure}", file=sys.stderr)
     print(f"{options.out}: {len(results.runs)} runs; scripts/benchmark report {options.out}")
-    return EXIT_FAILED if failed else 0
+    has_memory = {one["target"] for one in results.memory}
+    lacks_memory = "memory" in options.loads and any(one.name not in has_memory for one in options.spawns)
+    return EXIT_FAILED if failed or lacks_memory else 0
 
 
 if __name__ == "__main__":

@@ -54,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """The first SIGINT or SIGTERM is a `KeyboardInterrupt`; others disturb no clearing up.
+    """The first SIGINT or SIGTERM is a `KeyboardInterrupt`; then both are ignored until we have ended.
 
-    `timeout` sends its signal twice, and people press Ctrl-C again.
+    `timeout` sends its signal twice, and people press Ctrl-C again: neither may disturb clearing up.
     """
 
     def interrupt(*_: object) -> None:
@@ -70,8 +70,9 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _present(options: Options) -> Options:

@@ -85,6 +85,15 @@ def test_a_target_that_is_silent_three_times_is_given_up() -> None:
         check_alive([run("a", 1.0), *silent, run("b", 1.0)], "a")
 
 
+def test_a_front_without_its_engine_is_given_up() -> None:
+    """It refuses so fast that all that is left would have failed before it ends."""
+    gone = [run("a", 0.1, number, status=503, problem="no engine") for number in range(3)]
+    with pytest.raises(TargetGone, match="no engine"):
+        check_alive(gone, "a")
+    full = [run("a", 0.1, n, load="throughput", rate=9.0, status=503, problem="full") for n in range(3)]
+    check_alive(full, "a")
+
+
 def chunk(text: str, usage: str = "null") -> bytes:
     return b'data: {"choices": [{"text": "%s"}], "usage": %s}\n\n' % (text.encode(), usage.encode())
 

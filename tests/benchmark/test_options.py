@@ -34,6 +34,12 @@ def test_names_numbers_and_settings_of_one_target() -> None:
     assert parse("--url", "http://a", "--latency-cells", "1x2,3x4").latency_cells == (Cell(1, 2), Cell(3, 4))
 
 
+def test_what_is_said_twice_is_measured_once() -> None:
+    asked = parse("--url", "http://a", "--inputs", "5,5", "--outputs", "7,8,7", "--concurrency", "2,2")
+    assert asked.cells == (Cell(5, 7), Cell(5, 8))
+    assert asked.levels == (Level(concurrency=2),)
+
+
 def test_settings_reach_the_server() -> None:
     (spawn,) = parse("--spawn", "fused", "--model", "m", "--set", "GPTJ_FRONT=mms").spawns
     given = spawn.environment({"GPTJ_MAX_QUEUE": "5", "HOME": "/", "GPTJ_REQUEST_TIMEOUT_S": "9"})
@@ -60,6 +66,8 @@ SPAWN = ("--spawn", "fused", "--model", "m")
         (("--spawn", "fused,fused", "--model", "m"), "fused: a name for two targets"),
         (("--url", "http://a", "--load", "memory"), "--load memory: only what --spawn starts"),
         ((*SPAWN, "--load", "speed"), "'speed' must be of grid, latency, throughput, load, memory"),
+        ((*SPAWN, "--load", ""), "--load: '' has no value"),
+        ((*SPAWN, "--outputs", ","), "--outputs: ',' has no value"),
         ((*SPAWN, "--inputs", "0"), "'0' must be a whole number from 1 to"),
         ((*SPAWN, "--concurrency", "1,x"), "'x' must be a whole number from 1 to 4096"),
         ((*SPAWN, "--rates", "-1"), "'-1' must be a number from 0.001"),
@@ -67,6 +75,7 @@ SPAWN = ("--spawn", "fused", "--model", "m")
         ((*SPAWN, "--runs", "0"), "--runs 0: must be a whole number from 1"),
         ((*SPAWN, "--runs", "hf=1"), "--runs hf=1: must be a whole number from 1, with NAME="),
         ((*SPAWN, "--set", "hf:A=1"), "--set hf:A=1: must be KEY=VALUE"),
+        (("--url", "http://a", "--set", "A=1"), "--set: only what --spawn starts"),
         ((*SPAWN, "--set", "A"), "--set A: must be KEY=VALUE"),
         (
             (*SPAWN, "--together", "--load", "throughput"),

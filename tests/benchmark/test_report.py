@@ -52,11 +52,11 @@ def test_the_grid_by_hand(tmp_path: Path) -> None:
     # weights: 4000 - 100 x 10 = 3000 of 2 bytes. A position of the cache: 2 x 2 x 10 x 2 = 80 bytes.
     # 10x20: 20 x 6000 + 80 x (200 + 210) = 152,800 bytes: 2.547 s at 60,000 a second; of 0.6 s 4.24
     # 30x20: 120,000 + 80 x (600 + 210) = 184,800: 3.08 s; of 2 s 1.54
-    # 3.6 an hour is 0.001 a second; 21.67 tokens cost that: 46.15 a million
-    assert row(page, "`fast`") == [*fast, "1.54 to 4.24", "46.15"]
+    # 3.6 an hour is 0.001 a second; 40 tokens in 2.6 s cost 0.0026: 65 a million
+    assert row(page, "`fast`") == [*fast, "1.54 to 4.24", "65.00"]
     assert row(page, "30x40")[:3] == ["30x40", "100000.0", "failed or not run"]
     assert row(page, "10x20")[1:] == ["3000.0 (1414.2)", "600.0", "7.5", "33.3"]
-    assert row(page, "grid") == ["grid", "`fast`", "30x40", "1", "39 tokens"]
+    assert row(page, "grid") == ["grid", "`fast`", "30x40", "-", "1", "39 tokens"]
 
 
 def test_streams_by_hand(tmp_path: Path) -> None:
@@ -80,7 +80,9 @@ def test_levels_by_hand(tmp_path: Path) -> None:
         tmp_path, written(tmp_path / "one.json", [*two, *rate, *broken]), "--price-per-hour", "fast=36"
     )
     # 80 tokens from 50 to 55 s; 20 tokens in 2 s, one of two refused
-    assert row(page, "2 at once") == ["2 at once", "10x20", "-", "-", "-", "16", "2.00 / 2.00", "0"]
+    missing = ["failed or not run", "-", "-"]
+    assert row(page, "2 at once") == ["2 at once", "10x20", *missing, "16", "2.00 / 2.00", "0"]
+    assert row(page, "throughput") == ["throughput", "`slow`", "10x20", "2 at once", "1", "x"]
     assert row(page, "4 a second")[-3:] == ["10", "2.00 / 2.00", "1 of 2"]
     # 0.01 a second; 16 tokens cost that
     assert row(page, "`fast`") == ["`fast`", "2 at once", "16", "625.00"]
@@ -126,6 +128,86 @@ def test_files_of_one_machine_are_put_together(tmp_path: Path) -> None:
     mixed = written(tmp_path / "mms.json", [run("fast", 2.0)], **settings)
     (found,) = merge({path: read(path) for path in (grid, mixed)})
     assert found.targets("grid") == ["slow", "fast [grid]", "fast [mms]"]
+
+
+STREAM = {"load": "latency", "ttft_s": 0.1, "tpot_s": 0.1}
+
+
+def test_a_very_first_request_is_no_streams_of_its_own(tmp_path: Path) -> None:
+    """Engines that were up together have other settings; their first requests make no second target."""
+    together = {"targets": {"fast": {"settings": {"GPTJ_MAX_BATCH_SIZE": "8"}}}}
+    first = run("fast", 9.0, **{**STREAM, "ttft_s": 7.0}, is_first=True)
+    grid = written(tmp_path / "grid.json", [first, run("fast", 1.0)], **together)
+    own = run("fast", 9.0, **{**STREAM, "ttft_s": 6.0}, is_first=True)
+    streams = written(tmp_path / "streams.json", [own, run("fast", 1.0, **STREAM)])
+    (found,) = merge({path: read(path) for path in (grid, streams)})
+    assert list(found.facts) == ["fast"]
+    page = report(tmp_path / "out", grid, streams)
+    assert row(page, "`fast` | 10x20")[6] == "6000"  # not that of the other settings
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    paths = []
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        paths.append(written(tmp_path / place / "r.json", [run("fast", 1.0)], commit=place))
+    (found,) = merge({path: read(path) for path in paths})
+    assert set(found.heads) == {str(path.with_suffix("")) for path in paths}
+    assert len(found.targets("grid")) == 2
+
+
+def test_the_limit_is_that_of_the_loads_own_file(tmp_path: Path) -> None:
+    grid = [
+        written(tmp_path / f"{speed}.json", [run("fast", 1.0, number)], read_bytes_per_s=speed)
+        for number, speed in enumerate((60_000.0, 76_400.0))
+    ]
+    streams = written(tmp_path / "s.json", [run("fast", 1.0, **STREAM)], read_bytes_per_s=152_800.0)
+    (found,) = merge({path: read(path) for path in (*grid, streams)})
+    assert found.read_bytes_per_s == {"grid": 76_400.0, "latency": 152_800.0}
+    page = report(tmp_path / "out", *grid, streams)
+    # 152,800 bytes at 76,400 a second: 2 s, of a call of 1 s
+    assert row(page, "`fast` | 1 | 2 | 20.0 | 0.0")[-1] == "2.00"
+
+
+def test_servers_and_endpoints_in_one_file_name_both_machines(tmp_path: Path) -> None:
+    facts = head()["targets"] | {"slow": {"kind": "endpoint", "hardware": "ml.g5.xlarge"}}
+    page = report(tmp_path, written(tmp_path / "r.json", [run("fast", 1.0)], targets=facts))
+    assert "\nml.g5.xlarge; Card A, 1.0, 10 MiB; c; 2 CPUs" in page
+
+
+def test_levels_come_in_order_and_a_figure_has_one_cell(tmp_path: Path) -> None:
+    """Files add levels to each other; a pace with other lengths is another matter."""
+    few, many = (
+        written(
+            tmp_path / f"{name}.json",
+            [run("fast", 2.0, n, load="throughput", concurrency=c, **more) for c in levels for n in range(c)],
+        )
+        for name, levels, more in (("many", (1, 8), {}), ("few", (2,), {}))
+    )
+    other = written(tmp_path / "z.json", [run("fast", 9.0, load="throughput", concurrency=4, **LONG)])
+    page = report(tmp_path / "out", few, many, other)
+    rows = [line.split("|")[1:3] for line in page.splitlines() if " at once |" in line]
+    cells = [tuple(part.strip() for part in row) for row in rows]
+    assert cells == [*((f"{n} at once", "10x20") for n in (1, 2, 8)), ("4 at once", "30x20")]
+    (found,) = merge({path: read(path) for path in (few, many, other)})
+    svg = figures.tokens_by_concurrency(found)
+    assert svg is not None
+    assert "10 tokens in, 20 out" in svg
+    (line,) = (one for one in ElementTree.fromstring(svg).iter() if "series" in one.get("id", ""))
+    points = line[0].get("d", "").split()
+    places = [float(point) for point in points[1::3]]
+    assert len(places) == 3  # not the fourth, of other lengths
+    assert places == sorted(places)
+
+
+def test_a_line_that_ends_early_keeps_its_name(tmp_path: Path) -> None:
+    """A target without a good cell in the last panel."""
+    runs = [run(name, 1.0) for name in ("slow", "fast")]
+    found = measured(tmp_path, [*runs, run("slow", 1.0, **LONG), run("fast", 1.0, **LONG, problem="x")])
+    svg = figures.latency_by_length(found)
+    assert svg is not None
+    assert series(svg) == {"slow", "fast"}
+    assert all(svg.count(f">{name}<") == 1 for name in ("slow", "fast"))
 
 
 @pytest.mark.parametrize(
@@ -223,6 +305,12 @@ def test_wrong_usage(
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path / "r.json", [run("slow", 1.0)])
+    assert command.main([str(path), "--out", str(path)]) == 1
+    assert f"--out {path}: File exists" in capsys.readouterr().err
+
+
 def test_a_file_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([str(tmp_path / "none.json")]) == 1
     assert "no file of results" in capsys.readouterr().err
@@ -240,6 +328,6 @@ def test_starts_memory_and_who_is_missing(tmp_path: Path) -> None:
     found.memory = [{"target": "fast", "start": {"pss_bytes": 1 << 29}, "load": peaks}]
     found.save()
     page = report(tmp_path / "out", path)
-    assert row(page, "`fast`") == ["`fast`", "3", "10.0", "5.00", "0.25"]
+    assert row(page, "`fast`") == ["`fast`", "3", "10.0", "20.0", "5.00", "0.25"]
     assert row(page, "`fast` (GPU: all of it)")[1:] == ["-", "3.00", "0.50", "1.00", "-", "2.00"]
     assert "`vllm` was not measured: the package vllm is not installed." in page

@@ -60,6 +60,30 @@ def test_going_on_keeps_what_is_there(tmp_path: Path) -> None:
     assert len(Results.open(path, head(), retry_failed=True).runs) == 1
 
 
+def test_what_a_server_said_of_itself_stays(tmp_path: Path) -> None:
+    """A target that is done is not started again, and its limit is still computed from its weights."""
+    path = written(tmp_path / "r.json", [run("slow", 1.0)])
+    known = {"kind": "spawn", "settings": {"GPTJ_FRONT": "http"}}
+    results = Results.open(path, head(targets={"slow": known, "fast": known}))
+    assert results.head["targets"] == head()["targets"]
+
+
+def test_a_level_with_a_failure_is_made_again_as_a_whole(tmp_path: Path) -> None:
+    two, four = ({"load": "throughput", "concurrency": number} for number in (2, 4))
+    runs = [run("slow", 1.0, number, **two) for number in range(4)]
+    broken = [run("slow", 1.0, 0, **four, problem="x"), *(run("slow", 1.0, n, **four) for n in (1, 2, 3))]
+    others = [run("fast", 1.0, 0, **four), run("slow", 1.0)]
+    path = written(tmp_path / "r.json", [*runs, *broken, *others])
+    assert Results.open(path, head(), retry_failed=True).runs == [*runs, *others]
+
+
+def test_a_file_with_nothing_measured_binds_nobody(tmp_path: Path) -> None:
+    path = written(tmp_path / "r.json", [])
+    facts = {"a": {"kind": "url", "url": "http://b"}}
+    assert Results.open(path, head(commit="decaf", targets=facts)).head["commit"] == "decaf"
+    assert read(path).head["targets"] == facts
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
@@ -95,9 +119,17 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
     assert "schema 1" in refusal(schema=2)
     assert "'model' is missing" in refusal(model=...)
+    assert "'targets' is []" in refusal(targets=[])
+    assert "'targets' are no objects" in refusal(targets={"slow": 1})
+    assert "'hardware' is None" in refusal(hardware=None)
     assert "'runs' is no list" in refusal(runs={})
+    start = {"target": "nobody", "seconds": 1.0, "parts": {}, "loading": {}}
+    assert "starts[0] is of none of 'targets'" in refusal(starts=[start])
+    assert "starts[0] 'seconds' is '1'" in refusal(starts=[{**start, "seconds": "1"}])
+    assert "memory[0] 'load' is missing" in refusal(memory=[{"target": "slow", "start": {}}])
     (one,) = good["runs"]
     assert "runs[0].seconds is '1'" in refusal(runs=[one | {"seconds": "1"}])
+    assert "runs[0].seconds is 0.0: must be above 0" in refusal(runs=[one | {"seconds": 0.0}])
     assert "runs[0] has 'colour', which is no field" in refusal(runs=[one | {"colour": 1}])
     assert "missing 1 required" in refusal(runs=[{name: one[name] for name in one if name != "status"}])
     path.write_text("{")

@@ -1,5 +1,6 @@
 """``scripts/benchmark run`` as a user has it: real servers, a command line, a file of results."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,14 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path, capsys: pytest.Ca
     assert "GPTJ_MAX_CONTEXT" in said
 
 
+def test_memory_of_requests_that_fail_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "r.json"
+    given = ["--spawn", "hf", "--model", str(demo.MODEL_DIR), "--load", "memory", "--out", str(out)]
+    assert run.main([*given, "--inputs", "2000", "--outputs", "100", "--throughput-cell", "5x4"]) == 1
+    assert "memory of hf under load was not measured: status 400" in capsys.readouterr().err
+    assert read(out).memory == []
+
+
 def test_an_interrupted_measurement_goes_on(fake: str, tmp_path: Path) -> None:
     out = tmp_path / "r.json"
     given = [
@@ -234,6 +243,65 @@ def test_an_interrupted_measurement_goes_on(fake: str, tmp_path: Path) -> None:
     after = [one for one in read(out).runs if one.load == "grid"]
     assert after[: len(before)] == before
     assert len({(one.cell, one.number) for one in after}) == len(after) == 24
+
+
+@contextlib.contextmanager
+def spawning(out: Path, *rest: str) -> Iterator["subprocess.Popen[str]"]:
+    """A measurement that starts its server, in a process of its own."""
+    given = ["--spawn", "hf", "--model", str(demo.MODEL_DIR), *rest, "--out", str(out), "--commit", "abc"]
+    command = [sys.executable, "-m", "gptj_serve.benchmark", "run", *given]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    give_up_s = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < give_up_s
+        time.sleep(0.02)
+    return found
+
+
+def parts_of(process: "subprocess.Popen[str]", module: str) -> list[psutil.Process]:
+    """Processes below one that run a module."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for one in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += [one] if one.cmdline()[1:3] == ["-m", module] else []
+    return found
+
+
+def test_interrupted_again_and_again_it_still_ends_its_servers(tmp_path: Path) -> None:
+    """`timeout -s INT` sends its signal twice, at once."""
+    with spawning(tmp_path / "r.json") as process:
+        (engine,) = wait_for(lambda: parts_of(process, "gptj_serve.engine"))
+        for _ in range(20):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.005)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait() == 130
+    assert "the same command goes on from" in said
+    assert "Traceback" not in said
+    assert not engine.is_running()
+    assert read(tmp_path / "r.json").runs == []
+
+
+def test_a_server_that_dies_says_why_and_is_asked_no_more(tmp_path: Path) -> None:
+    out, given = tmp_path / "r.json", ["--inputs", "5", "--outputs", "20", "--runs", "300"]
+    with spawning(out, *given) as process:
+        wait_for(lambda: out.exists() and len(counts(read(out))) > 0)
+        (engine,) = parts_of(process, "gptj_serve.engine")
+        engine.kill()
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait() == 1
+    assert "hf does not answer any more" in said
+    assert "the engine was killed (out of memory?)" in said
+    failed = [one for one in read(out).runs if one.has_failed]
+    assert 0 < len(failed) <= 4  # the one that was cut off, and three
 
 
 def test_memory_is_watched_in_all_processes() -> None:

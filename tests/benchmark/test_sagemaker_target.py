@@ -5,7 +5,10 @@ import binascii
 import http.server
 import json
 import struct
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,13 +58,15 @@ class Endpoint(http.server.BaseHTTPRequestHandler):
             )
         elif tokens == 400:
             self._send(400, {"message": "no such endpoint"}, "ValidationError")
+        elif tokens == 60:
+            self.server.is_over.wait(60)  # type: ignore[attr-defined]
         elif "stream" in asked:
             event = f"data: {json.dumps({'choices': [{'text': 'a'}], 'usage': COUNTS})}\n\n"
             parts = [event[:9], event[9:] + event, "data: [DONE]\n\n"]
             body = b"".join(message(PART, part.encode()) for part in parts)
             if tokens == 1:
                 body = message(FAILED, b'{"Message": "broke"}')
-            self._send(200, body, None, "application/vnd.amazon.eventstream")
+            self._send(200, body, None, "application/vnd.amazon.eventstream", is_cut=tokens == 3)
         else:
             self._send(200, {"usage": COUNTS})
 
@@ -73,11 +78,22 @@ class Endpoint(http.server.BaseHTTPRequestHandler):
         else:
             self._send(200, {"ProductionVariants": [{"InstanceType": "ml.g5.xlarge"}]})
 
-    def _send(self, status: int, body: Any, error: str | None = None, kind: str = "application/json") -> None:
+    def _send(
+        self,
+        status: int,
+        body: Any,
+        error: str | None = None,
+        kind: str = "application/json",
+        is_cut: bool = False,
+    ) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(data)))
+        if is_cut:
+            self.send_header("transfer-encoding", "chunked")
+            data = b"%x\r\n" % len(data) + data[:-3]
+        else:
+            self.send_header("content-length", str(len(data)))
         if error:
             self.send_header("x-amzn-errortype", error)
         self.end_headers()
@@ -90,13 +106,14 @@ class Endpoint(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
-        server.seen = []  # type: ignore[attr-defined]
+        server.seen, server.is_over = [], threading.Event()  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, "none")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
         yield server
+        server.is_over.set()  # type: ignore[attr-defined]
         server.shutdown()
 
 
@@ -132,6 +149,27 @@ def test_errors_keep_the_containers_status_and_are_not_retried(endpoint: Any) ->
     assert len(endpoint.seen) == 3
 
 
+def test_a_stream_that_is_cut_off_is_no_answer(endpoint: Any) -> None:
+    (cut,) = ask(Ask("a", 3, stream=True))
+    assert cut.status == 0
+    assert "IncompleteRead" in (cut.error or "")
+    assert len(endpoint.seen) == 1
+
+
+def test_our_end_waits_for_no_answer(endpoint: Any) -> None:
+    """Who interrupts a measurement does not wait for what the endpoint still computes."""
+    program = (
+        "import asyncio; from gptj_serve.benchmark.target import Ask; "
+        "from gptj_serve.benchmark.sagemaker_target import SageMakerTarget, connect; "
+        "asyncio.run(asyncio.wait_for(SageMakerTarget('e', 'e', connect(60)).ask(Ask('a', 60)), 0.5))"
+    )
+    started_s = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "TimeoutError" in done.stderr
+    assert time.monotonic() - started_s < 30
+    assert endpoint.seen
+
+
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch, endpoint: Any) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     (answer,) = ask(Ask("a", 2))
@@ -142,5 +180,5 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch, endpoint: Any) -> None:
 
 def test_what_it_runs_on(endpoint: Any) -> None:
     assert instance_type("gpt-j") == "ml.g5.xlarge"
-    assert instance_type("hidden") is None
+    assert "unknown instance type" in instance_type("hidden")
     assert len(endpoint.seen) == 3

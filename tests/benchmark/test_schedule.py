@@ -9,7 +9,7 @@ from measurements import head, run
 
 from gptj_serve.benchmark import options, schedule, turns
 from gptj_serve.benchmark.results import Cell, Level, Results
-from gptj_serve.benchmark.together import Load, arrivals, num_requests, open_loop
+from gptj_serve.benchmark.together import Burst, arrivals, num_requests, open_loop
 
 CELLS = [Cell(10, 20), Cell(10, 40), Cell(30, 20)]
 
@@ -81,8 +81,13 @@ def test_what_a_turn_still_has_to_do(tmp_path: Path) -> None:
     asked = parse(*SPAWN, *loads, "--rounds", "2")
     results = Results.open(tmp_path / "r.json", head())
     first, _, last, _ = turns.turns(asked)
-    assert turns.left(first, asked, results).levels == ()  # once, in the last round
+    assert turns.left(first, asked, results).bursts == ()  # once, in the last round
     left = turns.left(last, asked, results)
+    cell = Cell(5, 10)
+    assert left.bursts == (
+        Burst("fused", cell, Level(concurrency=1), 8),
+        Burst("fused", cell, Level(concurrency=4), 12),
+    )
     # two runs of 20 tokens; 8 requests of one client, and 3 of each of four
     assert left.tokens == {"fused": 2 * 20 + 10 * 8 + 10 * 12}
     assert left.memory == ("fused",)
@@ -90,9 +95,33 @@ def test_what_a_turn_still_has_to_do(tmp_path: Path) -> None:
     results.runs = [run("fused", 1.0, number) for number in range(4)] + [run("fused", 1.0, **level)]
     results.memory = [{"target": "fused"}]
     left = turns.left(last, asked, results)
-    assert (left.tokens, left.is_nothing) == ({"fused": 10 * 8}, False)
+    assert (left.tokens, left.names) == ({"fused": 10 * 8}, {"fused"})
     results.runs.append(run("fused", 1.0, **level | {"concurrency": 1}))
-    assert turns.left(last, asked, results).is_nothing
+    assert not turns.left(last, asked, results).names
+
+
+def test_only_who_has_something_left_is_up_again(tmp_path: Path) -> None:
+    asked = parse(*SPAWN, "--runs", "hf=1", "--together", "--url", "x=http://a:1")
+    results = Results.open(tmp_path / "r.json", head())
+    (turn,) = turns.turns(asked)
+    assert turns.left(turn, asked, results).names == {"x", "fused", "hf"}
+    results.runs = [run("hf", 1.0)] + [run("x", 1.0, number) for number in range(4)]
+    left = turns.left(turn, asked, results)
+    assert left.names == {"fused"}
+    only = turn.only(left.names)
+    assert (only.names, only.urls) == (("fused",), {})
+
+
+def test_a_peer_without_a_server_is_done_when_its_one_client_is(tmp_path: Path) -> None:
+    levels = ("--load", "throughput", "--concurrency", "1,4", "--throughput-cell", "5x10")
+    asked = parse("--spawn", "ctranslate2,vllm", "--model", "m", *levels)
+    results = Results.open(tmp_path / "r.json", head())
+    peer, server = turns.turns(asked)
+    assert [burst.level.concurrency for burst in turns.left(peer, asked, results).bursts] == [1]
+    assert [burst.level.concurrency for burst in turns.left(server, asked, results).bursts] == [1, 4]
+    done = {"load": "throughput", "input_tokens": 5, "output_tokens": 10, "concurrency": 1}
+    results.runs = [run("ctranslate2", 1.0, **done)]
+    assert not turns.left(peer, asked, results).names
 
 
 def test_arrivals_are_a_seeded_poisson_process() -> None:
@@ -107,10 +136,9 @@ def test_arrivals_are_a_seeded_poisson_process() -> None:
 
 
 def test_how_many_requests_a_level_has() -> None:
-    load = Load(Cell(1, 1), per_client=3, open_s=2.0)
-    numbers = [num_requests(Level(concurrency=one), load.per_client, load.open_s) for one in (1, 3, 64)]
+    numbers = [num_requests(Level(concurrency=one), per_client=3, seconds=2.0) for one in (1, 3, 64)]
     assert numbers == [8, 9, 192]
-    assert num_requests(Level(rate=2.5), load.per_client, load.open_s) == 5
+    assert num_requests(Level(rate=2.5), per_client=3, seconds=2.0) == 5
 
 
 def test_what_a_busy_client_sends_late_is_late() -> None:

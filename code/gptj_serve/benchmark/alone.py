@@ -1,12 +1,12 @@
 """One request at a time: the grid of the experiment, and the latency of streams."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from gptj_serve.benchmark import schedule
 from gptj_serve.benchmark.results import FIRST_CELL, Cell, Run
 from gptj_serve.benchmark.schedule import Step
-from gptj_serve.benchmark.session import Session, as_run, check_alive
+from gptj_serve.benchmark.session import Session, TargetGone, as_run, check_alive
 from gptj_serve.benchmark.target import Ask, Target
 
 
@@ -19,6 +19,9 @@ async def first_request(target: Target, number: int) -> tuple[Run, bool]:
 
     Returns:
         The run, and whether tokens came one by one.
+
+    Raises:
+        TargetGone: It has no answer.
     """
     # nobody has asked it yet how many tokens its words have
     step, prompt = Step("latency", target.name, FIRST_CELL, number), " the" * FIRST_CELL.input_tokens
@@ -26,6 +29,8 @@ async def first_request(target: Target, number: int) -> tuple[Run, bool]:
     can_stream = bool(answer.token_s)
     if not can_stream:  # the multi-model-server front refuses it before the engine hears of it
         answer = await target.ask(Ask(prompt, FIRST_CELL.output_tokens))
+    if answer.error is not None:
+        raise TargetGone(target.name, f"{target.name} does not answer: {answer.error}")
     return as_run(step, answer, is_first=True), can_stream
 
 
@@ -36,34 +41,20 @@ async def warm_up(session: Session, cells: Sequence[Cell]) -> None:
             await target.ask(Ask(session.prompt(name, cell, 0, load="warm-up"), cell.output_tokens))
 
 
-async def grid(session: Session, cells: Sequence[Cell], numbers: Mapping[str, Collection[int]]) -> None:
-    """Whole round trips."""
-    for step in schedule.left(schedule.steps("grid", cells, numbers, session.seed), session.results.runs):
-        session.results.add([await session.run(step, stream=False)])
-        check_alive(session.results.runs, step.target)
-
-
-async def latency(
-    session: Session,
-    cells: Sequence[Cell],
-    numbers: Mapping[str, Collection[int]],
-    streaming: Collection[str],
-) -> None:
-    """Time to the first token and between tokens.
+async def one_by_one(session: Session, steps: Sequence[Step], streaming: Collection[str]) -> None:
+    """Whole round trips (the grid), and streams (latency).
 
     Args:
         session: The targets.
-        cells: What is asked for.
-        numbers: By target, which runs it gets.
+        steps: What is asked for, in this order.
         streaming: Targets that stream. Of the others a call for one token is the time to the first, and what
             the whole call takes more is that of the others.
     """
-    steps = schedule.steps("latency", cells, numbers, session.seed)
-    for step in schedule.left(steps, [run for run in session.results.runs if not run.is_first]):
-        if step.target in streaming:
-            run = await session.run(step, stream=True)
-        else:
+    for step in steps:
+        if step.load == "latency" and step.target not in streaming:
             run = await _in_two_calls(session, step)
+        else:
+            run = await session.run(step, stream=step.load == "latency")
         session.results.add([run])
         check_alive(session.results.runs, step.target)
 

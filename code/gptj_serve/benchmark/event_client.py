@@ -9,6 +9,7 @@ from typing import Any, cast
 
 LAST_CHUNK = b"0\r\n\r\n"
 CUT_OFF = "the connection ended before the answer"
+NO_HTTP = "the answer is not HTTP"
 
 
 @dataclass(slots=True)
@@ -110,7 +111,7 @@ class Connection(asyncio.Protocol):
         if exchange.status and self._num_left is None and not exchange._is_chunked:
             self._end(time.monotonic())  # this is how such an answer ends
         else:
-            self._done.set_exception(ConnectionError(CUT_OFF))
+            self._fail(CUT_OFF)
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -120,7 +121,11 @@ class Connection(asyncio.Protocol):
             self._tail += data
             if b"\r\n\r\n" not in self._tail:
                 return
-            data = self._read_head()
+            try:
+                data = self._read_head()
+            except (ValueError, IndexError):
+                self._fail(NO_HTTP)
+                return
         exchange._pieces.append(data)
         # an event or the end may come in two pieces
         joined = self._tail + data
@@ -139,6 +144,10 @@ class Connection(asyncio.Protocol):
         if not self._done.done():  # whoever waited may have given up
             self._exchange.ended_s = now_s
             self._done.set_result(None)
+
+    def _fail(self, why: str) -> None:
+        if not self._done.done():
+            self._done.set_exception(ConnectionError(why))
 
     def _read_head(self) -> bytes:
         """Take the answer's head apart; returns what came after it."""

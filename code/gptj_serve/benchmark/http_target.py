@@ -17,7 +17,6 @@ from gptj_serve.benchmark.target import Answer, Ask, document
 from gptj_serve.errors import StartupError
 
 DEFAULT_PATH = "/invocations"
-MANY = 1 << 16
 
 
 class HttpTarget:
@@ -44,7 +43,6 @@ class HttpTarget:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise StartupError(f"{url}: must be an address such as http://127.0.0.1:8080")
         self.name = name
-        self.max_together = MANY
         self._host = parts.hostname
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None

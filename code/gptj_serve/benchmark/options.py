@@ -144,6 +144,8 @@ def _check_targets(
 def _with_settings(
     parser: argparse.ArgumentParser, spawns: Sequence[Spawn], raw: Sequence[str]
 ) -> tuple[Spawn, ...]:
+    if raw and not spawns:
+        parser.error("--set: only what --spawn starts gets an environment")
     settings: dict[str, dict[str, str]] = {spawn.name: {} for spawn in spawns}
     for one in raw:
         key, equals, value = one.partition("=")

@@ -19,6 +19,24 @@ REFUSED = (429, 503)
 SAME = ("commit", "hardware", "versions", "model", "seed")
 """Parts of a file's head that have to be the same for runs to be comparable."""
 
+HEAD: Mapping[str, Any] = {
+    "when": str,
+    "targets": dict,
+    "commit": str,
+    "hardware": dict,
+    "versions": dict,
+    "model": dict | None,
+    "seed": int,
+    "read_bytes_per_s": int | float | None,
+}
+"""Parts that every file's head has, and what they are."""
+
+FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "starts": {"seconds": int | float, "parts": dict, "loading": dict},
+    "memory": {"start": dict, "load": dict},
+}
+"""The same of a start, and of peaks of memory."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cell:
@@ -41,6 +59,9 @@ class Level:
 
     concurrency: int | None = None
     rate: float | None = None
+
+    def __lt__(self, other: "Level") -> bool:
+        return (self.rate or 0, self.concurrency or 0) < (other.rate or 0, other.concurrency or 0)
 
     def __str__(self) -> str:
         return f"{self.concurrency} at once" if self.rate is None else f"{self.rate:g} a second"
@@ -129,22 +150,26 @@ class Results:
         Args:
             path: The file.
             head: With the keys of `SAME`, ``targets`` (facts by name) and more.
-            retry_failed: Forget runs that failed, so that they are made again.
+            retry_failed: Forget runs that failed, and levels in which one did, so that they are made again.
 
         Raises:
-            StartupError: The file is none of ours, or was made elsewhere or of something else; says what
-                differs.
+            StartupError: The file is none of ours, or what it has was measured elsewhere or of something
+                else; says what differs.
         """
         results = Results(path, {"schema": SCHEMA, **head})
-        if path.exists():
-            old = read(path)
+        if path.exists() and not (old := read(path)).is_empty:
             _check_same(path, old.head, results.head)
-            results.head["targets"] = {**old.head["targets"], **head["targets"]}
+            results.head["targets"] = _joined(old.head["targets"], head["targets"])
             results.head["when"] = old.head["when"]
-            results.runs = [run for run in old.runs if not (retry_failed and run.has_failed)]
+            results.runs = _without_failures(old.runs) if retry_failed else old.runs
             results.starts, results.memory = old.starts, old.memory
         results.save()  # better known now than after an hour that it cannot be written
         return results
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing was measured yet."""
+        return not (self.runs or self.starts or self.memory)
 
     def __enter__(self) -> "Results":
         return self
@@ -198,16 +223,28 @@ def read(path: Path) -> Results:
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
         raise StartupError(f"{path}: no file of results of schema {SCHEMA}")
     lists = {name: raw.pop(name, None) for name in ("runs", "starts", "memory")}
-    for name in ("targets", "when", *SAME):
-        if name not in raw:
-            raise StartupError(f"{path}: {name!r} is missing")
+    _check_fields(path, raw, HEAD)
+    if not all(isinstance(facts, dict) for facts in raw["targets"].values()):
+        raise StartupError(f"{path}: 'targets' are no objects")
     for name, values in lists.items():
         if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
             raise StartupError(f"{path}: {name!r} is no list of objects")
+        for number, value in enumerate(values):
+            _check_fields(path, value, FIELDS.get(name, {}), f"{name}[{number}] ")
+            if value.get("target") not in raw["targets"]:
+                raise StartupError(f"{path}: {name}[{number}] is of none of 'targets'")
     results = Results(path, raw)
     results.runs = [_run(path, number, one) for number, one in enumerate(lists["runs"])]
     results.starts, results.memory = lists["starts"], lists["memory"]
     return results
+
+
+def _check_fields(path: Path, raw: Mapping[str, Any], kinds: Mapping[str, Any], where: str = "") -> None:
+    for name, kind in kinds.items():
+        if name not in raw:
+            raise StartupError(f"{path}: {where}{name!r} is missing")
+        if not isinstance(raw[name], kind):
+            raise StartupError(f"{path}: {where}{name!r} is {raw[name]!r}")
 
 
 def _run(path: Path, number: int, raw: Mapping[str, Any]) -> Run:
@@ -219,9 +256,12 @@ def _run(path: Path, number: int, raw: Mapping[str, Any]) -> Run:
         if not isinstance(value, allowed):
             raise StartupError(f"{path}: runs[{number}].{name} is {value!r}")
     try:
-        return Run(**raw)
+        run = Run(**raw)
     except TypeError as error:
         raise StartupError(f"{path}: runs[{number}]: {error}") from None
+    if run.seconds <= 0 and not run.has_failed:
+        raise StartupError(f"{path}: runs[{number}].seconds is {run.seconds}: must be above 0")
+    return run
 
 
 def _check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -237,6 +277,19 @@ def _check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> N
         raise StartupError(
             f"--out {path} was measured with another {', another '.join(differing)}: take a new file"
         )
+
+
+def _joined(
+    old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Facts of targets: what a server said of itself stays, for it may not be started this time."""
+    return {name: {**old.get(name, {}), **new.get(name, {})} for name in {**old, **new}}
+
+
+def _without_failures(runs: Sequence[Run]) -> list[Run]:
+    """Of a level none is left where one has failed: it is measured as a whole."""
+    failed = {(run.target, run.cell, run.level) for run in runs if run.has_failed and run.level != Level()}
+    return [run for run in runs if not run.has_failed and (run.target, run.cell, run.level) not in failed]
 
 
 def _without_defaults(run: Run) -> dict[str, Any]:

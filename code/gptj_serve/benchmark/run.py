@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvloop
 
@@ -25,27 +26,53 @@ from gptj_serve.benchmark.session import Session, TargetGone, vocabularies
 from gptj_serve.benchmark.spawn import Spawn, Spawned, spawned
 from gptj_serve.benchmark.surroundings import surroundings
 from gptj_serve.benchmark.target import Target, close_all
-from gptj_serve.benchmark.turns import Turn, left, turns
+from gptj_serve.benchmark.together import Burst
+from gptj_serve.benchmark.turns import Left, Turn, left, turns
 from gptj_serve.errors import StartupError
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
-MEMORY_LEVEL = Level(concurrency=8)
+NUM_TOGETHER = 8
+"""Requests under which memory is looked at."""
+
 MAX_NAMED = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     options = _present(parse(arguments))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return measure(options)
+        with _interruptible():
+            return measure(options)
     except (StartupError, TargetGone) as error:
         print(f"scripts/benchmark: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print(f"interrupted; the same command goes on from {options.out}", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """The first SIGINT or SIGTERM is a `KeyboardInterrupt`; then both are ignored until we have ended.
+
+    `timeout` sends its signal twice, and people press Ctrl-C again: neither may disturb clearing up.
+    """
+
+    def interrupt(*_: object) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _present(options: Options) -> Options:
@@ -64,14 +91,12 @@ def _present(options: Options) -> Options:
 def measure(options: Options) -> int:
     """Measure what is not measured yet; returns the exit code."""
     with Results.open(options.out, _head(options), retry_failed=options.retry_failed) as results:
-        tokens: Counter[str] = sum(
-            (left(turn, options, results).tokens for turn in turns(options)), Counter()
-        )
-        progress = Progress(tokens)
+        todo = [(turn, left(turn, options, results)) for turn in turns(options)]
+        progress = Progress(sum((wanted.tokens for _, wanted in todo), Counter()))
         with contextlib.closing(progress):
-            for turn in turns(options):
-                if not left(turn, options, results).is_nothing:
-                    _take_turn(turn, options, results, progress)
+            for turn, wanted in todo:
+                if wanted.names:
+                    _take_turn(turn.only(wanted.names), wanted, options, results, progress)
             if "load" in options.loads:
                 _starts(options, results, progress)
     return _sum_up(options, results)
@@ -82,11 +107,11 @@ def _head(options: Options) -> dict[str, Any]:
     known = surroundings()
     known["commit"] = options.overrides.get("commit", known["commit"])
     targets: dict[str, Any] = {
-        name: {"kind": "url", "url": url, **engine_facts(url), **_elsewhere(options)}
+        name: {"kind": "url", "url": url, **engine_facts(url), **_runs_on(options, _unknown_host(url))}
         for name, url in options.urls.items()
     }
     targets |= {
-        name: {"kind": "endpoint", "endpoint": endpoint, **_elsewhere(options, instance_type(endpoint))}
+        name: {"kind": "endpoint", "endpoint": endpoint, **_runs_on(options, instance_type(endpoint))}
         for name, endpoint in options.endpoints.items()
     }
     targets |= {spawn.name: spawn.facts(os.environ) for spawn in options.spawns}
@@ -101,10 +126,16 @@ def _head(options: Options) -> dict[str, Any]:
     }
 
 
-def _elsewhere(options: Options, found: str | None = None) -> dict[str, str]:
-    """What a server that we do not start runs on, as far as that is known."""
+def _runs_on(options: Options, found: str | None) -> dict[str, str]:
+    """What a server runs on that we do not start; nothing where that is this machine."""
     known = options.overrides.get("hardware", found)
     return {} if known is None else {"hardware": known}
+
+
+def _unknown_host(url: str) -> str | None:
+    """Another machine's name, whose hardware nobody has told; None for this one."""
+    host = urlsplit(url).hostname or ""
+    return None if host in ("localhost", "::1") or host.startswith("127.") else f"unknown hardware ({host})"
 
 
 def _read_bytes_per_s(options: Options) -> float | None:
@@ -135,25 +166,33 @@ def _up(turn: Turn, options: Options, results: Results, progress: Progress) -> I
     targets: dict[str, Target] = {}
     started: dict[str, Spawned] = {}
     facts = results.head["targets"]
+    for name, url in turn.urls.items():
+        targets[name] = HttpTarget(name, url, options.timeout_s)
+    for name, endpoint in turn.endpoints.items():
+        targets[name] = SageMakerTarget(name, endpoint, connect(options.timeout_s))
     with contextlib.ExitStack() as stack:
-        for name, url in turn.urls.items():
-            targets[name] = HttpTarget(name, url, options.timeout_s)
-        for name, endpoint in turn.endpoints.items():
-            targets[name] = SageMakerTarget(name, endpoint, connect(options.timeout_s))
-        for spawn in turn.spawns:
-            progress.say(f"starting {spawn.name}")
-            one = stack.enter_context(_start(spawn, options))
-            started[spawn.name] = one
-            facts[spawn.name] |= one.facts
-            if len(turn.spawns) == 1:  # beside another server a start is slower
-                results.starts.append({"target": spawn.name, **one.start})
-            targets[spawn.name] = one.target
-        yield Up(targets, started)
+        try:
+            for spawn in turn.spawns:
+                progress.say(f"starting {spawn.name}")
+                one = stack.enter_context(_start(spawn, options, watch="memory" in options.loads))
+                started[spawn.name] = one
+                facts[spawn.name] |= one.facts
+                # beside another server a start is slower
+                if "load" in options.loads and len(turn.spawns) == 1:
+                    results.starts.append({"target": spawn.name, **one.start})
+                targets[spawn.name] = one.target
+            yield Up(targets, started)
+        finally:
+            for one in started.values():  # all end at the same time
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one.pid, signal.SIGTERM)
 
 
-def _start(spawn: Spawn, options: Options) -> contextlib.AbstractContextManager[Spawned]:
+def _start(
+    spawn: Spawn, options: Options, *, watch: bool = False
+) -> contextlib.AbstractContextManager[Spawned]:
+    """Start a server or a peer; ``watch``: its memory, too."""
     assert options.model is not None
-    watch = "memory" in options.loads
     if spawn.engine == "vllm":
         port = processes.free_port()
         program = vllm_server.command(options.model, port, options.longest)
@@ -171,25 +210,23 @@ def _start(spawn: Spawn, options: Options) -> contextlib.AbstractContextManager[
     )
 
 
-def _take_turn(turn: Turn, options: Options, results: Results, progress: Progress) -> None:
+def _take_turn(turn: Turn, wanted: Left, options: Options, results: Results, progress: Progress) -> None:
     with _up(turn, options, results, progress) as up:
-        uvloop.run(_measure_all(turn, up, options, results, progress))
+        try:
+            uvloop.run(_measure_all(wanted, up, options, results, progress))
+        except TargetGone as error:
+            said = up.spawned[error.name].last_words() if error.name in up.spawned else ""
+            raise TargetGone(error.name, f"{error}{said}") from None
 
 
-async def _measure_all(turn: Turn, up: Up, options: Options, results: Results, progress: Progress) -> None:
+async def _measure_all(wanted: Left, up: Up, options: Options, results: Results, progress: Progress) -> None:
     streaming = await _first_requests(up, results)
     words = await vocabularies(up.targets)
     session = Session(up.targets, words, results, progress, options.seed)
-    todo = left(turn, options, results)
-    await alone.warm_up(session, sorted({step.cell for step in todo.steps}))
-    if "grid" in options.loads:
-        await alone.grid(session, options.cells, turn.share(options.runs))
-    if "latency" in options.loads:
-        await alone.latency(session, options.latency_cells, turn.share(options.latency_runs), streaming)
-    if todo.levels:
-        load = together.Load(options.throughput_cell, options.per_client, options.open_s)
-        await together.throughput(session, load, options.levels, streaming)
-    for name in todo.memory:
+    await alone.warm_up(session, sorted({step.cell for step in wanted.steps}))
+    await alone.one_by_one(session, wanted.steps, streaming)
+    await together.throughput(session, wanted.bursts, streaming)
+    for name in wanted.memory:
         await _memory(session, name, up, options)
     await close_all(list(up.targets.values()))
 
@@ -200,8 +237,6 @@ async def _first_requests(up: Up, results: Results) -> list[str]:
     for name, target in up.targets.items():
         number = sum(run.is_first and run.target == name for run in results.runs)
         run, can_stream = await alone.first_request(target, number)
-        if run.status == 0:
-            raise TargetGone(f"{name} does not answer: {run.problem}")
         results.add([run])
         results.head["targets"][name]["streams"] = can_stream
         streaming += [name] if can_stream else []
@@ -211,19 +246,25 @@ async def _first_requests(up: Up, results: Results) -> list[str]:
 async def _memory(session: Session, name: str, up: Up, options: Options) -> None:
     """The most that is held with the longest request alone, and with several."""
     one = up.spawned[name]
-    longest = max(
-        (*options.cells, options.throughput_cell), key=lambda cell: cell.input_tokens + cell.output_tokens
-    )
+    cells = (*options.cells, options.throughput_cell)
+    longest = max(cells, key=lambda cell: cell.input_tokens + cell.output_tokens)
+    bursts = [
+        Burst(name, longest, Level(concurrency=1), 1),
+        Burst(name, options.throughput_cell, Level(concurrency=NUM_TOGETHER), NUM_TOGETHER),
+    ]
     with MemoryWatch(one.pid, one.start_peaks.get("gpu_before_bytes")) as watch:
-        await together.burst(session, name, longest, Level(concurrency=1))
-        await together.burst(session, name, options.throughput_cell, MEMORY_LEVEL)
+        runs = [run for burst in bursts for run in await together.run_burst(session, burst, stream=False)]
+    if problems := [run.problem for run in runs if run.problem]:
+        session.progress.say(f"memory of {name} under load was not measured: {problems[0]}")
+        return
     found = {
         "target": name,
         "start": one.start_peaks,
         "load": watch.peaks,
-        "cells": [str(longest), f"{MEMORY_LEVEL} {options.throughput_cell}"],
+        "cells": [f"{burst.level} {burst.cell}" for burst in bursts],
     }
     session.results.memory.append(found)
+    session.results.save()
 
 
 def _starts(options: Options, results: Results, progress: Progress) -> None:
@@ -248,7 +289,9 @@ def _sum_up(options: Options, results: Results) -> int:
         cure = "their cells measure nothing; --retry-failed makes them again"
         print(f"{len(failed)} of {len(results.runs)} runs failed; {cure}", file=sys.stderr)
     print(f"{options.out}: {len(results.runs)} runs; scripts/benchmark report {options.out}")
-    return EXIT_FAILED if failed else 0
+    has_memory = {one["target"] for one in results.memory}
+    lacks_memory = "memory" in options.loads and any(one.name not in has_memory for one in options.spawns)
+    return EXIT_FAILED if failed or lacks_memory else 0
 
 
 if __name__ == "__main__":

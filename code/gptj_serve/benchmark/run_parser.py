@@ -84,8 +84,9 @@ def _add_targets(parser: argparse.ArgumentParser) -> None:
 
 def _add_single_loads(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("loads: one request at a time")
+    loads = values.listed(values.one_of(LOADS))
     what = f"of {', '.join(LOADS)} (grid)"
-    group.add_argument("--load", type=_loads, default=["grid"], metavar="LOAD[,…]", help=what)
+    group.add_argument("--load", type=loads, default=["grid"], metavar="LOAD[,…]", help=what)
     lengths = values.wholes(1, 1 << 20)
     group.add_argument(
         "--inputs", type=lengths, default=[50, 200, 500, 1000], metavar="N[,…]", help="grid (50,200,500,1000)"
@@ -163,11 +164,3 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--bandwidth-gb-s", type=bandwidth, metavar="N", help="of the memory, instead of measuring it"
     )
-
-
-def _loads(raw: str) -> list[str]:
-    found = values.texts(raw)
-    for one in found:
-        if one not in LOADS:
-            raise argparse.ArgumentTypeError(f"{one!r} must be of {', '.join(LOADS)}")
-    return found

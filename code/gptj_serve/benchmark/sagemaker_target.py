@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 from gptj_serve.benchmark import completions
@@ -12,6 +13,7 @@ from gptj_serve.errors import StartupError
 
 MAX_TOGETHER = 64
 JSON = "application/json"
+UNKNOWN_INSTANCE = "SageMaker endpoint on an unknown instance type"
 
 
 class SageMakerTarget:
@@ -25,21 +27,29 @@ class SageMakerTarget:
 
     def __init__(self, name: str, endpoint: str, client: Any) -> None:
         self.name = name
-        self.max_together = MAX_TOGETHER
         self._endpoint = endpoint
         self._client = client
-        self._pool = ThreadPoolExecutor(MAX_TOGETHER, "endpoint")
 
     async def ask(self, ask: Ask) -> Answer:
-        """See `Target`."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, ask)
+        """See `Target`. In a thread of its own: none waits for a free one, and our end waits for none."""
+        future: Future[Answer] = Future()
+        future.set_running_or_notify_cancel()
+
+        def work() -> None:
+            try:
+                future.set_result(self._ask(ask))
+            except Exception as error:
+                future.set_exception(error)
+
+        threading.Thread(target=work, name="endpoint", daemon=True).start()
+        return await asyncio.wrap_future(future)
 
     async def close(self) -> None:
         """See `Target`."""
-        self._pool.shutdown()
 
     def _ask(self, ask: Ask) -> Answer:
         from botocore.exceptions import BotoCoreError, ClientError
+        from urllib3.exceptions import HTTPError
 
         request = {"EndpointName": self._endpoint, "ContentType": JSON, "Body": json.dumps(document(ask))}
         asked_s = time.monotonic()
@@ -48,7 +58,7 @@ class SageMakerTarget:
         except ClientError as error:
             seconds = time.monotonic() - asked_s
             return Answer(asked_s, seconds, _status(error.response), error=_message(error.response))
-        except BotoCoreError as error:
+        except (BotoCoreError, HTTPError) as error:  # the latter of a stream that is cut off
             return Answer(asked_s, time.monotonic() - asked_s, 0, error=str(error))
 
     def _whole(self, request: dict[str, str], asked_s: float) -> Answer:
@@ -78,8 +88,8 @@ def connect(timeout_s: float) -> Any:
     return _client("sagemaker-runtime", timeout_s)
 
 
-def instance_type(endpoint: str) -> str | None:
-    """What an endpoint runs on; None if this account may not ask.
+def instance_type(endpoint: str) -> str:
+    """What an endpoint runs on, as far as this account may ask.
 
     Raises:
         StartupError: As `connect`.
@@ -91,7 +101,7 @@ def instance_type(endpoint: str) -> str | None:
         config = client.describe_endpoint(EndpointName=endpoint)["EndpointConfigName"]
         variants = client.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"]
     except (BotoCoreError, ClientError):
-        return None
+        return UNKNOWN_INSTANCE
     return ", ".join(sorted({variant.get("InstanceType", "serverless") for variant in variants}))
 
 

@@ -12,12 +12,21 @@ from gptj_serve.benchmark.target import Answer, Ask, Target
 from gptj_serve.errors import StartupError
 
 NO_LEVEL = Level()
+SILENT = (0, 503)
 MAX_SILENT = 3
 """Requests without any answer after which a target is given up."""
 
 
 class TargetGone(Exception):
-    """A target does not answer any more."""
+    """A target does not answer any more.
+
+    Attributes:
+        name: The target's.
+    """
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +66,8 @@ async def vocabularies(targets: Mapping[str, Target]) -> dict[str, Vocabulary]:
     """What each target's prompts are made of.
 
     Raises:
-        StartupError: A target does not answer, or does not say how many tokens a prompt has.
+        TargetGone: A target does not answer.
+        StartupError: It does not say how many tokens a prompt has.
     """
     return {name: await _vocabulary(target) for name, target in targets.items()}
 
@@ -66,7 +76,7 @@ async def _vocabulary(target: Target) -> Vocabulary:
     async def count_tokens(text: str) -> int:
         answer = await target.ask(Ask(text, 1))
         if answer.error is not None:
-            raise StartupError(f"{target.name}: {answer.error}")
+            raise TargetGone(target.name, f"{target.name} does not answer: {answer.error}")
         if answer.prompt_tokens is None:
             raise StartupError(
                 f"{target.name} does not say how many tokens a prompt has (usage.prompt_tokens)"
@@ -120,11 +130,12 @@ def _problem(cell: Cell, answer: Answer) -> str | None:
 
 
 def check_alive(runs: list[Run], name: str) -> None:
-    """Give a target up when its last runs had no answer at all.
+    """Give a target up when its last runs had no answer at all, or only that there is no engine any more.
 
     Raises:
         TargetGone: It is.
     """
     last = [run for run in runs if run.target == name][-MAX_SILENT:]
-    if len(last) == MAX_SILENT and not any(run.status for run in last):
-        raise TargetGone(f"{name} does not answer any more: {last[-1].problem}")
+    if len(last) == MAX_SILENT and all(run.has_failed and run.status in SILENT for run in last):
+        cure = "--retry-failed makes what failed again"
+        raise TargetGone(name, f"{name} does not answer any more: {last[-1].problem}; {cure}")

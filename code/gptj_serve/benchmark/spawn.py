@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ DEFAULTS = {
     "GPTJ_STREAM_TIMEOUT_S": "600",
 }
 NUM_LAST_LINES = 5
+END_TIMEOUT_S = 5.0
+"""For a server whose engine or front has died to end as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class Spawn:
         }
         own.pop("GPTJ_MODEL_DIR", None)
         own.pop("GPTJ_PORT", None)
-        return {"kind": "spawn", "engine": self.engine, "settings": dict(sorted(own.items()))}
+        return {"kind": "spawn", "settings": dict(sorted(own.items()))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Spawned:
         start: What `phases.phases` makes of its log, and ``seconds`` until it was ready.
         start_peaks: Memory while it started; empty unless that was watched.
         facts: What it says of the model as it runs.
+        last_words: What it said last if it has ended, or does so now; else nothing.
     """
 
     target: Target
@@ -77,6 +80,7 @@ class Spawned:
     start: dict[str, Any]
     start_peaks: dict[str, Any]
     facts: dict[str, Any]
+    last_words: Callable[[], str] = lambda: ""
 
 
 @contextlib.contextmanager
@@ -110,7 +114,8 @@ def spawned(
             log.wait_until_ready(spawn.name)
         known = phases.records(log.lines)
         target = HttpTarget(spawn.name, f"http://127.0.0.1:{port}", timeout_s)
-        yield Spawned(target, process.pid, _start(log.lines, known), watch.peaks, _facts(known))
+        start = _start(log.lines, known)
+        yield Spawned(target, process.pid, start, watch.peaks, _facts(known), log.last_words)
 
 
 class _Log:
@@ -127,10 +132,18 @@ class _Log:
         give_up_s = time.monotonic() + START_TIMEOUT_S
         while not self._is_ready.wait(0.1):
             if self._process.poll() is not None:
-                self._thread.join(5)
-                raise StartupError(f"{name} did not start:\n{self._last()}")
+                raise StartupError(f"{name} did not start{self.last_words()}")
             if time.monotonic() > give_up_s:
-                raise StartupError(f"{name} was not ready within {START_TIMEOUT_S:g} s:\n{self._last()}")
+                raise StartupError(f"{name} was not ready within {START_TIMEOUT_S:g} s{self._last()}")
+
+    def last_words(self) -> str:
+        """See `Spawned`."""
+        try:
+            self._process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return ""
+        self._thread.join(END_TIMEOUT_S)
+        return self._last()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -142,7 +155,7 @@ class _Log:
                     self._is_ready.set()
 
     def _last(self) -> str:
-        messages = []
+        messages = [":"]
         for line in self.lines[-NUM_LAST_LINES:]:
             try:
                 messages.append(f"  {json.loads(line)['message']}")

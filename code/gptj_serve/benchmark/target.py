@@ -48,11 +48,9 @@ class Target(Protocol):
 
     Attributes:
         name: In results.
-        max_together: Requests that it takes at the same time.
     """
 
     name: str
-    max_together: int
 
     async def ask(self, ask: Ask) -> Answer:
         """Ask once. Errors are answers, too."""

@@ -36,53 +36,41 @@ def arrivals(level: Level, number: int, seed: int) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """What every level is of.
+class Burst:
+    """Requests to one target, as a level has them.
 
     Attributes:
+        target: Who is asked.
         cell: What each request is of.
-        per_client: Requests of each client.
-        open_s: How long requests arrive at a rate, in seconds.
+        level: How they come.
+        number: How many there are.
     """
 
+    target: str
     cell: Cell
-    per_client: int
-    open_s: float
+    level: Level
+    number: int
+
+    @property
+    def tokens(self) -> int:
+        """To be generated."""
+        return self.number * self.cell.output_tokens
 
 
-async def throughput(
-    session: Session, load: Load, levels: Sequence[Level], streaming: Collection[str]
-) -> None:
-    """Level after level, in each one target after the other. A level counts as a whole or not at all."""
-    cell = load.cell
-    for level in levels:
-        number = num_requests(level, load.per_client, load.open_s)
-        for name, target in session.targets.items():
-            is_too_much = (level.concurrency or 1) > target.max_together
-            if is_too_much or is_done(session.results.runs, name, cell, level):
-                continue
-            started_s = time.monotonic()
-            runs = await _level(session, name, cell, level, number, name in streaming)
-            took_s = time.monotonic() - started_s
-            session.progress.advance(name, number * cell.output_tokens, took_s, f"{LOAD} {level} {name}")
-            session.results.add(runs)
-            check_alive(session.results.runs, name)
+async def throughput(session: Session, bursts: Sequence[Burst], streaming: Collection[str]) -> None:
+    """One after the other. A level counts as a whole or not at all."""
+    for burst in bursts:
+        started_s, name = time.monotonic(), burst.target
+        runs = await run_burst(session, burst, stream=name in streaming)
+        took_s = time.monotonic() - started_s
+        session.progress.advance(name, burst.tokens, took_s, f"{LOAD} {burst.level} {name}")
+        session.results.add(runs)
+        check_alive(session.results.runs, name)
 
 
-async def burst(session: Session, name: str, cell: Cell, level: Level) -> None:
-    """A level that is not kept."""
-    await _level(session, name, cell, level, level.concurrency or 1, stream=False)
-
-
-def is_done(runs: Sequence[Run], name: str, cell: Cell, level: Level) -> bool:
-    """There are runs of a level."""
-    wanted = (LOAD, name, cell, level)
-    return any((run.load, run.target, run.cell, run.level) == wanted for run in runs)
-
-
-async def _level(
-    session: Session, name: str, cell: Cell, level: Level, number: int, stream: bool
-) -> list[Run]:
+async def run_burst(session: Session, burst: Burst, *, stream: bool) -> list[Run]:
+    """Make the requests; returns them in order."""
+    name, cell, level = burst.target, burst.cell, burst.level
     target, runs = session.targets[name], []
 
     async def ask(which: int, late_s: float = 0.0) -> None:
@@ -92,12 +80,12 @@ async def _level(
         runs.append(as_run(step, answer, level=level, late_s=late_s))
 
     # connections are there before the clock runs
-    warm = min(number, level.concurrency or MIN_REQUESTS)
+    warm = min(burst.number, level.concurrency or MIN_REQUESTS)
     await asyncio.gather(*(target.ask(Ask(" the", 1)) for _ in range(warm)))
     if level.rate is None:
-        await _closed_loop(ask, level.concurrency or 1, number)
+        await _closed_loop(ask, level.concurrency or 1, burst.number)
     else:
-        await open_loop(ask, arrivals(level, number, session.seed))
+        await open_loop(ask, arrivals(level, burst.number, session.seed))
     return sorted(runs, key=lambda run: run.number)
 
 

@@ -1,14 +1,18 @@
 """Who is measured together with whom, and what is still to be measured. Nothing here measures."""
 
+import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 from gptj_serve.benchmark import schedule, together
 from gptj_serve.benchmark.options import Options
+from gptj_serve.benchmark.peers import ONE_AT_A_TIME
 from gptj_serve.benchmark.results import Results
+from gptj_serve.benchmark.sagemaker_target import MAX_TOGETHER
 from gptj_serve.benchmark.schedule import Step
 from gptj_serve.benchmark.spawn import Spawn
+from gptj_serve.benchmark.together import Burst
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,15 @@ class Turn:
         """The targets."""
         return (*self.urls, *self.endpoints, *(spawn.name for spawn in self.spawns))
 
+    def only(self, names: Collection[str]) -> "Turn":
+        """The same turn of some of its targets."""
+        return replace(
+            self,
+            urls={name: url for name, url in self.urls.items() if name in names},
+            endpoints={name: endpoint for name, endpoint in self.endpoints.items() if name in names},
+            spawns=tuple(spawn for spawn in self.spawns if spawn.name in names),
+        )
+
     def share(self, runs: Mapping[str, int]) -> dict[str, range]:
         """The numbers of the runs that fall into it, by target."""
         return {name: schedule.share(runs[name], self.number, self.num_turns) for name in self.names}
@@ -56,12 +69,12 @@ class Left:
 
     Attributes:
         steps: Of the grid and of latency.
-        levels: Of throughput, as target and tokens.
+        bursts: Of throughput.
         memory: Targets.
     """
 
     steps: tuple[Step, ...]
-    levels: tuple[tuple[str, int], ...]
+    bursts: tuple[Burst, ...]
     memory: tuple[str, ...]
 
     @property
@@ -70,14 +83,14 @@ class Left:
         found: Counter[str] = Counter()
         for step in self.steps:
             found[step.target] += step.cell.output_tokens
-        for name, tokens in self.levels:
-            found[name] += tokens
+        for burst in self.bursts:
+            found[burst.target] += burst.tokens
         return found
 
     @property
-    def is_nothing(self) -> bool:
-        """All is measured."""
-        return not (self.steps or self.levels or self.memory)
+    def names(self) -> set[str]:
+        """Targets that still have something to do: only these need to be up."""
+        return {*self.tokens, *self.memory}
 
 
 def left(turn: Turn, options: Options, results: Results) -> Left:
@@ -93,7 +106,7 @@ def left(turn: Turn, options: Options, results: Results) -> Left:
     known = {one["target"] for one in results.memory}
     return Left(
         steps=tuple(schedule.left(wanted, runs)),
-        levels=tuple(_levels(turn, options, results)) if is_last else (),
+        bursts=tuple(_bursts(turn, options, results)) if is_last else (),
         memory=tuple(
             spawn.name
             for spawn in turn.spawns
@@ -102,13 +115,23 @@ def left(turn: Turn, options: Options, results: Results) -> Left:
     )
 
 
-def _levels(turn: Turn, options: Options, results: Results) -> list[tuple[str, int]]:
+def _bursts(turn: Turn, options: Options, results: Results) -> list[Burst]:
+    """Level after level, in each one target after the other."""
     if "throughput" not in options.loads:
         return []
+    done = {(run.target, run.cell, run.level) for run in results.runs if run.load == together.LOAD}
     cell = options.throughput_cell
     return [
-        (name, cell.output_tokens * together.num_requests(level, options.per_client, options.open_s))
+        Burst(name, cell, level, together.num_requests(level, options.per_client, options.open_s))
         for level in options.levels
         for name in turn.names
-        if not together.is_done(results.runs, name, cell, level)
+        if (name, cell, level) not in done and (level.concurrency or 1) <= _max_together(options, name)
     ]
+
+
+def _max_together(options: Options, name: str) -> float:
+    """Requests that a target takes at the same time."""
+    if name in options.endpoints:
+        return MAX_TOGETHER
+    is_alone = any(spawn.name == name and spawn.engine in ONE_AT_A_TIME for spawn in options.spawns)
+    return 1 if is_alone else math.inf

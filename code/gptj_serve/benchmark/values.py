@@ -1,7 +1,7 @@
 """Values of command lines: each is checked, and an error names what is allowed."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from gptj_serve.benchmark.results import Cell
@@ -36,8 +36,26 @@ def number(low: float, high: float) -> Callable[[str], float]:
 
 
 def listed(parse_one: Callable[[str], T]) -> Callable[[str], list[T]]:
-    """Values with commas between them."""
-    return lambda raw: [parse_one(one) for one in texts(raw)]
+    """Values with commas between them: at least one, and each of them once."""
+
+    def parse_listed(raw: str) -> list[T]:
+        found = list(dict.fromkeys(parse_one(one) for one in texts(raw)))
+        if not found:
+            raise argparse.ArgumentTypeError(f"{raw!r} has no value")
+        return found
+
+    return parse_listed
+
+
+def one_of(allowed: Sequence[str]) -> Callable[[str], str]:
+    """A word out of several."""
+
+    def parse_one_of(raw: str) -> str:
+        if raw not in allowed:
+            raise argparse.ArgumentTypeError(f"{raw!r} must be of {', '.join(allowed)}")
+        return raw
+
+    return parse_one_of
 
 
 def wholes(low: int, high: int) -> Callable[[str], list[int]]:

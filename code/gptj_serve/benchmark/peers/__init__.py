@@ -5,6 +5,9 @@ import importlib.util
 PEERS = {"transformers-compiled": "transformers", "ctranslate2": "ctranslate2", "vllm": "vllm"}
 """Names, and the packages that they need."""
 
+ONE_AT_A_TIME = ("transformers-compiled", "ctranslate2")
+"""Those that run in a process of ours, without HTTP."""
+
 
 def missing(peer: str) -> str | None:
     """Why a peer cannot run here; None if it can."""

@@ -32,7 +32,6 @@ class ProcessTarget:
 
     def __init__(self, name: str, process: "subprocess.Popen[bytes]", tokenizer: Tokenizer) -> None:
         self.name = name
-        self.max_together = 1
         self._process = process
         self._tokenizer = tokenizer
 

@@ -43,10 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prices = _prices(parser, args.price_per_hour, names)
         folders = [_folder(args.out, place) for place in range(len(groups))]
         pages = [_page(*pair, args, prices) for pair in zip(groups, folders, strict=True)]
+        (args.out / "report.md").write_text("\n".join(pages))
     except StartupError as error:
         print(f"scripts/benchmark report: {error}", file=sys.stderr)
         return 1
-    (args.out / "report.md").write_text("\n".join(pages))
+    except OSError as error:
+        print(f"scripts/benchmark report: --out {args.out}: {error.strerror}", file=sys.stderr)
+        return 1
     print(args.out / "report.md")
     return 0
 
@@ -114,11 +117,13 @@ def _sections(measured: Measured, wanted: Wanted) -> list[tuple[str, str, list[s
 GRID_NOTE = """\
 *tokens/s* is output tokens over the whole call, prompt and HTTP included; mean and standard deviation are
 over all runs. The reduction compares mean calls cell by cell; its mean and standard deviation are over cells.
-The limit reads weights and cache once a token at the speed of the memory."""
+The limit reads weights and cache once a token at the speed of the memory. What a million tokens cost is the
+price of the time that all these calls took."""
 
 START_NOTE = """\
-Medians, in seconds. *other* is what no log record names: processes starting, checks, memory being taken. What
-the load says of itself overlaps: reading, converting and uploading run at the same time."""
+Medians, in seconds, and the slowest start: a machine's first one may compile kernels. *other* is what no log
+record names: processes starting, checks, memory being taken. What the load says of itself overlaps: reading,
+converting and uploading run at the same time."""
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ from gptj_serve.benchmark.report.measured import Measured, good_cells, good_leve
 from gptj_serve.benchmark.results import Cell, Run
 
 INK = "#7a7a7a"
-COLOURS = ("#1f86c9", "#d55e00", "#009e73", "#c8679d", "#b98500", "#3aa0da")
+COLOURS = ("#1f86c9", "#d55e00", "#009e73", "#c8679d", "#b98500", "#8c6bd8")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES: tuple[Any, ...] = (
     "-",
@@ -53,6 +54,9 @@ STYLE: dict[Any, Any] = {
 }
 LABEL_GAP = 0.075
 """Between two names at the ends of lines, as a part of the height of the axes."""
+
+USUAL = (1, 2, 5)
+"""What numbers on a logarithmic axis begin with."""
 
 WIDE = 4.0
 """Values that differ by more than this get a logarithmic axis."""
@@ -91,7 +95,10 @@ def latency_by_length(measured: Measured) -> str | None:
             lines = {name: _of_input(seconds[name], input_tokens) for name in names}
             _draw(axes, measured, lines, values=every, id=str(input_tokens))
             axes.xaxis.set_major_locator(FixedLocator(sorted({x for line in lines.values() for x in line})))
-        _name_ends(panels[-1], measured, lines)
+        if all(lines[name] for name in names if seconds[name]):
+            _name_ends(panels[-1], measured, lines)
+        else:  # a line that the last panel lacks would stay without its name
+            _legend(figure, panels)
         panels[0].set_ylabel("mean whole call, s")
         return _svg(figure)
 
@@ -103,12 +110,14 @@ def _of_input(seconds: Mapping[Cell, float], input_tokens: int) -> dict[float, f
 
 def tokens_by_concurrency(measured: Measured) -> str | None:
     """Tokens/s by the number of clients; None where it was not measured."""
-    lines: dict[str, dict[float, float]] = {name: {} for name in measured.targets("throughput")}
-    for (name, _, level), runs in good_levels(measured.of("throughput")).items():
-        if level.concurrency is not None:
-            lines[name][level.concurrency] = statistics.level_tokens_per_s(runs)
-    if not any(lines.values()):
+    levels = good_levels(run for run in measured.of("throughput") if run.concurrency is not None)
+    if not levels:
         return None
+    shown = next(iter(levels))[1]  # a pace with other lengths is another matter
+    lines: dict[str, dict[float, float]] = {name: {} for name in measured.targets("throughput")}
+    for (name, cell, level), runs in levels.items():
+        if cell == shown:
+            lines[name][level.concurrency or 0] = statistics.level_tokens_per_s(runs)
     with mpl.rc_context(STYLE):
         figure, (axes,) = _panels(1)
         every = [value for line in lines.values() for value in line.values()]
@@ -119,6 +128,7 @@ def tokens_by_concurrency(measured: Measured) -> str | None:
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("clients")
+        axes.set_title(_title(shown), fontsize=11)
         axes.set_ylabel("tokens/s, all together")
         return _svg(figure)
 
@@ -139,10 +149,21 @@ def distribution(measured: Measured) -> str | None:
             _steps(axes, measured, values, place)
             axes.set_xlabel(title)
         panels[0].set_ylabel("part of the requests")
-        panels[0].set_title(f"{shown.input_tokens} tokens in, {shown.output_tokens} out", fontsize=11)
-        # the curves of like targets lie on each other: no room for names beside them
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+        panels[0].set_title(_title(shown), fontsize=11)
+        _legend(figure, panels)  # the curves of like targets lie on each other: no room for names beside them
         return _svg(figure)
+
+
+def _title(cell: Cell) -> str:
+    return f"{cell.input_tokens} tokens in, {cell.output_tokens} out"
+
+
+def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """The names of all lines beside the panels, each once."""
+    lines: dict[str, Artist] = {}
+    for axes in panels:
+        lines |= {name: line for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend([*lines.values()], [*lines], loc="outside right upper", frameon=False)
 
 
 def _milliseconds(runs: Sequence[Run], name: str, kind: str) -> list[float]:
@@ -165,9 +186,9 @@ def _steps(axes: Axes, measured: Measured, values: Mapping[str, Sequence[float]]
     axes.grid(True)
 
 
-def _readable(axis: Axis) -> None:
-    """Plain numbers on a logarithmic axis, enough of them on a short one, too."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+def _readable(axis: Axis, digits: Sequence[float] = USUAL) -> None:
+    """Plain numbers on a logarithmic axis, at these multiples of powers of ten."""
+    axis.set_major_locator(LogLocator(subs=digits))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
@@ -197,14 +218,15 @@ def _draw(
     """
     if max(values) > WIDE * min(values):
         axes.set_yscale("log")
-        _readable(axes.yaxis)
+        # a short axis would have but two numbers; there is room for more beside it, not below
+        _readable(axes.yaxis, (1, 1.5, 2, 3, 5, 7) if max(values) < 10 * min(values) else USUAL)
     else:
         axes.set_ylim(0, 1.08 * max(values))
     for name, points in lines.items():
-        look = looks(measured)[name]
-        (line,) = axes.plot(
-            list(points), list(points.values()), color=look.colour, marker=look.marker, linestyle=look.dashes
-        )
+        if not points:
+            continue
+        look, (x, y) = looks(measured)[name], zip(*sorted(points.items()), strict=True)
+        (line,) = axes.plot(x, y, color=look.colour, marker=look.marker, linestyle=look.dashes, label=name)
         line.set_gid(f"series {id} {name}")
     axes.grid(True, axis="y")
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ class Measured:
         facts: Of targets, by name.
         runs: All requests, under the names that the report uses.
         starts, memory: The same of these.
-        read_bytes_per_s: Of the GPU's memory, if it was measured or given.
+        read_bytes_per_s: Of the GPU's memory, by load: each file has its own. Of several files the most, so
+            that no share of the limit flatters.
     """
 
     hardware: Mapping[str, Any]
@@ -33,7 +34,7 @@ class Measured:
     runs: list[Run] = field(default_factory=list)
     starts: list[dict[str, Any]] = field(default_factory=list)
     memory: list[dict[str, Any]] = field(default_factory=list)
-    read_bytes_per_s: float | None = None
+    read_bytes_per_s: dict[str, float] = field(default_factory=dict)
 
     def of(self, load: str) -> list[Run]:
         """The runs of a load, those to be averaged and those not; no very first requests."""
@@ -54,22 +55,35 @@ def merge(files: Mapping[Path, Results]) -> list[Measured]:
     """
     groups: dict[str, Measured] = {}
     members: defaultdict[str, list[tuple[str, Results]]] = defaultdict(list)
-    for path, results in files.items():
+    for stem, results in zip(_names(list(files)), files.values(), strict=True):
         key = json.dumps([results.head["hardware"], results.head["model"], _remote(results)], sort_keys=True)
         groups.setdefault(key, Measured(_hardware(results), results.head["model"]))
-        members[key].append((path.name.removesuffix(".json"), results))
+        members[key].append((stem, results))
     for key, named in members.items():
         _fill(groups[key], named)
     return list(groups.values())
 
 
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Short names of files; those of one name in different folders keep their folders."""
+    stems = [path.name.removesuffix(".json") for path in paths]
+    return [
+        stem if stems.count(stem) == 1 else str(path.with_name(stem))
+        for stem, path in zip(stems, paths, strict=True)
+    ]
+
+
 def _hardware(results: Results) -> Mapping[str, Any]:
     remote = _remote(results)
-    return {"target": ", ".join(remote)} if remote else results.head["hardware"]
+    own: Mapping[str, Any] = results.head["hardware"]
+    if not remote:
+        return own
+    is_mixed = any("hardware" not in facts for facts in results.head["targets"].values())
+    return {"target": ", ".join(remote), **(own if is_mixed else {})}
 
 
 def _remote(results: Results) -> list[str]:
-    """What servers run on that the measuring machine has not started."""
+    """What servers run on that are on another machine than the one that measured."""
     found = (facts.get("hardware") for facts in results.head["targets"].values())
     return sorted({str(one) for one in found if one is not None})
 
@@ -87,18 +101,24 @@ def _fill(measured: Measured, named: Sequence[tuple[str, Results]]) -> None:
             measured.facts.setdefault(found, head["targets"].get(target, {}))
             return found
 
+        own = _measurements(results)
         for target in results.head["targets"]:  # their order is that of the command line
             for load in LOADS:
-                if (load, target) in variants:
+                if (load, target) in own:
                     name(load, target)
-        measured.runs += [replace(run, target=name(run.load, run.target)) for run in results.runs]
+        # a very first request belongs to the streams that follow it, if any do
+        runs = [run for run in results.runs if (run.load, run.target) in own]
+        measured.runs += [replace(run, target=name(run.load, run.target)) for run in runs]
         measured.starts += [{**one, "target": name("load", one["target"])} for one in results.starts]
         measured.memory += [{**one, "target": name("memory", one["target"])} for one in results.memory]
-        measured.read_bytes_per_s = measured.read_bytes_per_s or results.head.get("read_bytes_per_s")
+        if speed := results.head.get("read_bytes_per_s"):
+            for load, _ in own:
+                measured.read_bytes_per_s[load] = max(speed, measured.read_bytes_per_s.get(load, 0.0))
 
 
 def _measurements(results: Results) -> set[tuple[str, str]]:
-    runs = {(run.load, run.target) for run in results.runs}
+    """Loads and targets that there is something of."""
+    runs = {(run.load, run.target) for run in results.runs if not run.is_first}
     starts = {("load", one["target"]) for one in results.starts}
     return runs | starts | {("memory", one["target"]) for one in results.memory}
 
@@ -114,16 +134,16 @@ def good_cells(runs: Sequence[Run]) -> dict[tuple[str, Cell], list[Run]]:
     return {key: found for key, found in _by_cell(runs).items() if not any(run.has_failed for run in found)}
 
 
-def bad_cells(runs: Sequence[Run]) -> list[tuple[str, str, Cell, int, str]]:
-    """Load, target, cell, number of failed runs and what the first one said, of each cell that has one."""
-    found: dict[tuple[str, str, Cell], list[Run]] = defaultdict(list)
+def bad_cells(runs: Sequence[Run]) -> list[list[Run]]:
+    """The failed runs of each cell, or level, that has one."""
+    found: defaultdict[tuple[str, str, Cell, Level], list[Run]] = defaultdict(list)
     for run in runs:
         if run.has_failed:
-            found[run.load, run.target, run.cell].append(run)
-    return [(*key, len(failed), str(failed[0].problem)) for key, failed in found.items()]
+            found[run.load, run.target, run.cell, run.level].append(run)
+    return list(found.values())
 
 
-def good_levels(runs: Sequence[Run]) -> dict[tuple[str, Cell, Level], list[Run]]:
+def good_levels(runs: Iterable[Run]) -> dict[tuple[str, Cell, Level], list[Run]]:
     """Throughput runs by target, cell and level, without the levels in which anything went wrong."""
     levels: defaultdict[tuple[str, Cell, Level], list[Run]] = defaultdict(list)
     for run in runs:

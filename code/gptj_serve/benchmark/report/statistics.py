@@ -52,6 +52,14 @@ def tokens_per_s(runs: Sequence[Run]) -> Spread:
     return Spread.of([run.output_tokens / run.seconds for run in runs])
 
 
+def pace(runs: Sequence[Run]) -> float:
+    """All output tokens over all their seconds: what a machine that only does this gets done, and costs.
+
+    Less than the mean of `tokens_per_s`, in which slow runs count as much as fast ones.
+    """
+    return sum(run.output_tokens for run in runs) / sum(run.seconds for run in runs)
+
+
 def mean_seconds(cells: Mapping[tuple[str, Cell], Sequence[Run]], target: str) -> dict[Cell, float]:
     """The mean whole call of each of a target's cells."""
     return {
@@ -101,6 +109,6 @@ def limit_seconds(
     return (outputs * weight_bytes + num_read * per_position) / read_bytes_per_s
 
 
-def usd_per_million_tokens(usd_per_hour: float, pace: float) -> float:
+def usd_per_million_tokens(usd_per_hour: float, tokens_per_s: float) -> float:
     """The price of a million tokens at so many a second."""
-    return usd_per_hour / 3600 / pace * 1e6
+    return usd_per_hour / 3600 / tokens_per_s * 1e6

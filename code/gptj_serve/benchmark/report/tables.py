@@ -12,6 +12,7 @@ from gptj_serve.benchmark.surroundings import UNKNOWN
 PERCENTILES = (50, 90, 99)
 GIB = 1 << 30
 NOTHING = "-"
+MISSING = "failed or not run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,17 @@ def surroundings(measured: Measured) -> str:
     machine = [str(hardware[part]) for part in parts if hardware.get(part, "none") != "none"]
     if "num_cpus" in hardware:
         machine.append(f"{hardware['num_cpus']} CPUs, {hardware['memory_gib']} GiB")
-    rows = [
-        [f"`{stem}`", head["when"], head["commit"][:12], _versions(head["versions"])]
-        for stem, head in measured.heads.items()
-    ]
+    head = ["file", "date", "commit", "versions"] + ["memory read, TB/s"] * bool(measured.read_bytes_per_s)
+    rows = []
+    for stem, known in measured.heads.items():
+        speed = known.get("read_bytes_per_s")
+        row = [f"`{stem}`", known["when"], known["commit"][:12], _versions(known["versions"])]
+        row += [f"{speed / 1e12:.3f}" if speed else NOTHING] * bool(measured.read_bytes_per_s)
+        rows.append(row)
     lines = ["; ".join(machine) + "."]
-    if measured.read_bytes_per_s:
-        lines.append(f"Its memory is read at {measured.read_bytes_per_s / 1e12:.3f} TB/s.")
     skipped = {name: why for head in measured.heads.values() for name, why in head.get("skipped", {}).items()}
     lines += [f"`{name}` was not measured: {why}." for name, why in skipped.items()]
-    return " ".join(lines) + "\n\n" + table(["file", "date", "commit", "versions"], rows)
+    return " ".join(lines) + "\n\n" + table(head, rows)
 
 
 def grid_summary(measured: Measured, wanted: Wanted) -> str:
@@ -57,9 +59,10 @@ def grid_summary(measured: Measured, wanted: Wanted) -> str:
     head = ["target", "cells", "runs", "tokens/s, mean", "SD"]
     if wanted.baseline:
         head += [f"latency less than `{wanted.baseline}`", "SD", "best cell", "worst cell"]
-    head += ["share of the limit"] if measured.read_bytes_per_s else []
+    head += ["share of the limit"] if "grid" in measured.read_bytes_per_s else []
     head += ["USD a million tokens"] if wanted.usd_per_hour else []
-    return table(head, [_grid_row(measured, wanted, cells, name) for name in measured.targets("grid")])
+    rows = [_grid_row(measured, wanted, cells, name) for name in measured.targets("grid")]
+    return table(head, [[*row, *[NOTHING] * (len(head) - len(row))] for row in rows])
 
 
 def _grid_row(
@@ -73,11 +76,11 @@ def _grid_row(
     row = [f"`{name}`", str(len(own)), str(len(runs)), f"{pace.mean:.1f}", f"{pace.sd:.1f}"]
     if wanted.baseline:
         row += _reduction(cells, name, wanted.baseline)
-    if measured.read_bytes_per_s:
+    if "grid" in measured.read_bytes_per_s:
         shares = [_call_share(measured, name, cell, found) for cell, found in own.items()]
         row.append(_percent_range([share for share in shares if share is not None]))
     if wanted.usd_per_hour:
-        row.append(_usd(wanted, name, pace.mean))
+        row.append(_usd(wanted, name, statistics.pace(runs)))
     return row
 
 
@@ -93,17 +96,16 @@ def _reduction(cells: Mapping[tuple[str, Cell], list[Run]], name: str, baseline:
 
 
 def _call_share(measured: Measured, name: str, cell: Cell, runs: Sequence[Run]) -> float | None:
-    least_s = _limit_s(measured, name, cell)
+    least_s = _limit_s(measured, "grid", name, cell)
     return None if least_s is None else least_s / plain.fmean(run.seconds for run in runs)
 
 
-def _limit_s(measured: Measured, name: str, cell: Cell) -> float | None:
-    if measured.model is None or not measured.read_bytes_per_s:
+def _limit_s(measured: Measured, load: str, name: str, cell: Cell) -> float | None:
+    speed = measured.read_bytes_per_s.get(load)
+    if measured.model is None or speed is None:
         return None
     weights = statistics.weight_bytes_read(measured.model, measured.facts[name])
-    if weights is None:
-        return None
-    return statistics.limit_seconds(measured.model, weights, cell, measured.read_bytes_per_s)
+    return None if weights is None else statistics.limit_seconds(measured.model, weights, cell, speed)
 
 
 def grid_cells(measured: Measured) -> str:
@@ -114,7 +116,7 @@ def grid_cells(measured: Measured) -> str:
     rows = []
     for cell in sorted({run.cell for run in measured.of("grid")}):
         found = [cells.get((name, cell)) for name in names]
-        times = [_milliseconds(runs) if runs else "failed or not run" for runs in found]
+        times = [_milliseconds(runs) if runs else MISSING for runs in found]
         paces = [f"{statistics.tokens_per_s(runs).mean:.1f}" if runs else NOTHING for runs in found]
         rows.append([str(cell), *times, *paces])
     return table(head, rows)
@@ -131,7 +133,8 @@ def latency(measured: Measured) -> str:
     marks = "/".join(f"P{percent}" for percent in PERCENTILES)
     head = ["target", "input x output", "runs", f"first token, ms: {marks}", f"a token, ms: {marks}"]
     head += [f"end to end, ms: {marks}", "very first request: first token, ms"]
-    head += ["decoding: share of the limit"] if measured.read_bytes_per_s else []
+    has_limit = "latency" in measured.read_bytes_per_s
+    head += ["decoding: share of the limit"] if has_limit else []
     rows = []
     for (name, cell), runs in good_cells(measured.of("latency")).items():
         first_s = [run.ttft_s for run in runs if run.ttft_s is not None]
@@ -141,7 +144,7 @@ def latency(measured: Measured) -> str:
         row = [f"`{name}`{_how(measured, name)}", str(cell), str(len(runs)), _marks(first_s)]
         row += [_marks(token_s, 2), _marks([run.seconds for run in runs]), _first(measured, name)]
         share = _decode_share(measured, name, cell, plain.median(token_s))
-        rows.append([*row, share] if measured.read_bytes_per_s else row)
+        rows.append([*row, share] if has_limit else row)
     return table(head, rows)
 
 
@@ -151,7 +154,9 @@ def _first(measured: Measured, name: str) -> str:
 
 
 def _decode_share(measured: Measured, name: str, cell: Cell, token_s: float) -> str:
-    whole_s, first_s = _limit_s(measured, name, cell), _limit_s(measured, name, Cell(cell.input_tokens, 1))
+    whole_s, first_s = (
+        _limit_s(measured, "latency", name, one) for one in (cell, Cell(cell.input_tokens, 1))
+    )
     if whole_s is None or first_s is None or cell.output_tokens == 1:
         return NOTHING
     return f"{(whole_s - first_s) / (token_s * (cell.output_tokens - 1)):.2f}"
@@ -168,7 +173,7 @@ def throughput(measured: Measured) -> str:
     for name in names:
         head += [f"`{name}`: tokens/s", "P50 / P99, s", "refused"]
     rows = []
-    for cell, level in dict.fromkeys((run.cell, run.level) for run in measured.of("throughput")):
+    for cell, level in sorted({(run.cell, run.level) for run in measured.of("throughput")}):
         row = [str(level), str(cell)]
         for name in names:
             row += _level(levels.get((name, cell, level)))
@@ -178,14 +183,10 @@ def throughput(measured: Measured) -> str:
 
 def _level(runs: Sequence[Run] | None) -> list[str]:
     if not runs:
-        return [NOTHING] * 3
-    seconds, refused = (
-        [run.seconds for run in runs if not run.is_refused],
-        sum(run.is_refused for run in runs),
-    )
-    marks = (
-        [f"{statistics.percentile(seconds, percent):.2f}" for percent in (50, 99)] if seconds else [NOTHING]
-    )
+        return [MISSING, NOTHING, NOTHING]
+    seconds = [run.seconds for run in runs if not run.is_refused]
+    refused = len(runs) - len(seconds)
+    marks = [f"{statistics.percentile(seconds, percent):.2f}" for percent in (50, 99) if seconds]
     pace = f"{statistics.level_tokens_per_s(runs):.0f}"
     return [pace, " / ".join(marks) or NOTHING, f"{refused} of {len(runs)}" if refused else "0"]
 
@@ -206,14 +207,15 @@ def best_levels(measured: Measured, wanted: Wanted) -> str:
 
 
 def starts(measured: Measured) -> str:
-    """A line a target: seconds from start to ready, medians."""
+    """A line a target: seconds from start to ready, medians and the slowest."""
     parts = list(dict.fromkeys(part for one in measured.starts for part in one["parts"]))
     loading = list(dict.fromkeys(part for one in measured.starts for part in one["loading"]))
-    head = ["target", "starts", "ready, s: P50", *(part.replace("_", " ") for part in parts)]
+    head = ["target", "starts", "ready, s: P50", "most", *(part.replace("_", " ") for part in parts)]
     rows = []
     for name in dict.fromkeys(one["target"] for one in measured.starts):
         own = [one for one in measured.starts if one["target"] == name]
-        row = [f"`{name}`", str(len(own)), f"{plain.median(one['seconds'] for one in own):.1f}"]
+        seconds = [one["seconds"] for one in own]
+        row = [f"`{name}`", str(len(own)), f"{plain.median(seconds):.1f}", f"{max(seconds):.1f}"]
         row += [_median(own, "parts", part) for part in parts]
         rows.append([*row, *(_median(own, "loading", part) for part in loading)])
     return table([*head, *(f"load: {part.replace('_', ' ')}" for part in loading)], rows)
@@ -234,12 +236,15 @@ def memory(measured: Measured) -> str:
 
 
 def failures(measured: Measured) -> str:
-    """A line a cell in which something went wrong; nothing of it is in any average."""
-    rows = [
-        [load, f"`{name}`", str(cell), str(number), problem.replace("|", "\\|")]
-        for load, name, cell, number, problem in bad_cells(measured.runs)
-    ]
-    return table(["load", "target", "input x output", "failed runs", "the first one"], rows) if rows else ""
+    """A line a cell or level in which something went wrong; nothing of it is in any average."""
+    rows = []
+    for failed in bad_cells(measured.runs):
+        one = failed[0]
+        requests = str(one.level) if one.load == "throughput" else NOTHING
+        problem = " ".join(str(one.problem).replace("|", "\\|").split())
+        rows.append([one.load, f"`{one.target}`", str(one.cell), requests, str(len(failed)), problem])
+    head = ["load", "target", "input x output", "requests", "failed runs", "the first one"]
+    return table(head, rows) if rows else ""
 
 
 def _versions(versions: Mapping[str, str]) -> str:

@@ -123,8 +123,8 @@ def _begin(arguments: argparse.Namespace, console: Console) -> _Run:
         startup_timeout_s=arguments.startup_timeout_s,
         async_output=arguments.async_output,
         async_concurrency=arguments.async_concurrency,
-        subnets=arguments.subnets,
-        security_groups=arguments.security_groups,
+        subnets=tuple(arguments.subnets),
+        security_groups=tuple(arguments.security_groups),
         is_isolated=arguments.isolated,
     )
     return _Run(arguments, console, aws, wanted, Waiter(aws.client("sagemaker"), arguments.name, console))

@@ -1,8 +1,8 @@
 """The command line of ``scripts/deploy``."""
 
 import argparse
-from collections.abc import Callable
 
+from gptj_serve import values
 from gptj_serve.aws import alarms, tags
 from gptj_serve.aws.command import make_parser
 from gptj_serve.aws.errors import UsageError
@@ -69,11 +69,11 @@ def _add_instances(group: argparse._ArgumentGroup) -> None:
         "--instance-type", default="ml.g4dn.2xlarge", metavar="TYPE", help="default: %(default)s"
     )
     group.add_argument(
-        "--count", type=_whole(1, 1000), default=1, metavar="N", help="instances at first (default: 1)"
+        "--count", type=values.whole(1, 1000), default=1, metavar="N", help="instances at first (default: 1)"
     )
     group.add_argument(
         "--volume-gb",
-        type=_whole(1, 512),
+        type=values.whole(1, 512),
         metavar="GB",
         help="disk, for types without one of their own (p3, CPUs)",
     )
@@ -84,12 +84,16 @@ def _add_instances(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--max-count",
-        type=_whole(1, 1000),
+        type=values.whole(1, 1000),
         metavar="N",
         help=f"with --to-zero: instances at most (default: {MAX_COUNT})",
     )
-    group.add_argument("--subnets", type=_list, default=(), metavar="ID,…", help="network of the containers")
-    group.add_argument("--security-groups", type=_list, default=(), metavar="ID,…", help="and its rules")
+    group.add_argument(
+        "--subnets", type=values.texts, default=(), metavar="ID,…", help="network of the containers"
+    )
+    group.add_argument(
+        "--security-groups", type=values.texts, default=(), metavar="ID,…", help="and its rules"
+    )
 
 
 def _add_container(group: argparse._ArgumentGroup) -> None:
@@ -98,16 +102,19 @@ def _add_container(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--isolated", action="store_true", help="the container gets no network")
     group.add_argument(
-        "--download-timeout-s", type=_whole(60, 3600), metavar="S", help="default: by the model's size"
+        "--download-timeout-s", type=values.whole(60, 3600), metavar="S", help="default: by the model's size"
     )
     group.add_argument(
-        "--startup-timeout-s", type=_whole(60, 3600), metavar="S", help="default: by the model's size"
+        "--startup-timeout-s", type=values.whole(60, 3600), metavar="S", help="default: by the model's size"
     )
     group.add_argument(
         "--async-output", metavar="S3_URI", help="an asynchronous endpoint, whose answers go there"
     )
     group.add_argument(
-        "--async-concurrency", type=_whole(1, 1000), metavar="N", help="requests an instance gets at once"
+        "--async-concurrency",
+        type=values.whole(1, 1000),
+        metavar="N",
+        help="requests an instance gets at once",
     )
 
 
@@ -121,14 +128,14 @@ def _add_update(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--bake-s",
-        type=_whole(0, 3600),
+        type=values.whole(0, 3600),
         default=300,
         metavar="S",
         help="an update is watched so long (default: 300)",
     )
     group.add_argument(
         "--rollback-latency-s",
-        type=_number(0, 3600),
+        type=values.number(0, 3600),
         metavar="S",
         help="an update is called off when the slowest 1 %% take longer (default: 55, and never with "
         "--async-output; 0: never)",
@@ -136,7 +143,7 @@ def _add_update(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--no-alarms", action="store_true", help="no alarms: no update is called off")
     group.add_argument(
         "--capacity-wait",
-        type=_number(0, 1440),
+        type=values.number(0, 1440),
         default=30.0,
         metavar="MINUTES",
         help="try again so long while AWS has no such instance (default: 30)",
@@ -191,29 +198,3 @@ def _check_to_zero(arguments: argparse.Namespace) -> None:
         )
     if arguments.to_zero and arguments.count > (most := max_count(arguments)):
         raise UsageError(f"--count {arguments.count}: more than --max-count {most}")
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text}: must be a whole number from {low} to {high}")
-        return int(text)
-
-    return whole_number
-
-
-def _number(low: float, high: float) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text}: must be a number from {low:g} to {high:g}")
-        return value
-
-    return number
-
-
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gptj_serve.benchmark import values
+from gptj_serve import values
 from gptj_serve.benchmark.peers import PEERS
 from gptj_serve.benchmark.results import Cell
 from gptj_serve.settings import ENGINES
@@ -97,7 +97,7 @@ def _add_single_loads(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--runs", action="append", default=[], metavar="[NAME=]N", help="of each cell of the grid (20)"
     )
-    cells = values.listed(values.cell)
+    cells = values.listed(_cell)
     group.add_argument(
         "--latency-cells", type=cells, default=[DEFAULT_CELL], metavar="IxO[,…]", help=f"({DEFAULT_CELL})"
     )
@@ -132,7 +132,7 @@ def _add_other_loads(parser: argparse.ArgumentParser) -> None:
         "--open-seconds", type=values.number(0.1, 86_400), default=30, metavar="S", help="for so long (30)"
     )
     group.add_argument(
-        "--throughput-cell", type=values.cell, default=DEFAULT_CELL, metavar="IxO", help=f"({DEFAULT_CELL})"
+        "--throughput-cell", type=_cell, default=DEFAULT_CELL, metavar="IxO", help=f"({DEFAULT_CELL})"
     )
     group.add_argument(
         "--starts", type=values.whole(1, 1000), default=3, metavar="N", help="of the load called load (3)"
@@ -164,3 +164,12 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--bandwidth-gb-s", type=bandwidth, metavar="N", help="of the memory, instead of measuring it"
     )
+
+
+def _cell(raw: str) -> Cell:
+    input_tokens, _, output_tokens = raw.partition("x")
+    number = values.whole(1, 1 << 20)
+    try:
+        return Cell(number(input_tokens), number(output_tokens))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{raw!r} must be input x output tokens such as 200x100") from None

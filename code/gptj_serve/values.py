@@ -4,8 +4,6 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from gptj_serve.benchmark.results import Cell
-
 T = TypeVar("T")
 
 
@@ -66,13 +64,3 @@ def wholes(low: int, high: int) -> Callable[[str], list[int]]:
 def texts(raw: str) -> list[str]:
     """What stands between commas."""
     return [one.strip() for one in raw.split(",") if one.strip()]
-
-
-def cell(raw: str) -> Cell:
-    """Input x output tokens."""
-    input_tokens, _, output_tokens = raw.partition("x")
-    number = whole(1, 1 << 20)
-    try:
-        return Cell(number(input_tokens), number(output_tokens))
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"{raw!r} must be input x output tokens such as 200x100") from None

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from gptj_serve import demo
+from gptj_serve.engine.step_loop import MAX_FAILED_STEPS
 from harness import ROOT, Answer, Server, is_gone, serving
 
 LONG = {"max_new_tokens": 1500, "min_new_tokens": 1500}
@@ -128,6 +129,53 @@ def test_when_the_engine_is_killed_clients_are_told_and_all_ends() -> None:
         with pytest.raises(OSError):  # noqa: PT011 - refused or reset, by the moment
             server.get("/ping")
         assert nothing_left(everything)
+
+
+BREAKABLE = """
+import sys
+if "gptj_serve.engine" in sys.orig_argv:
+    import os
+    from gptj_serve.engine.{module} import {backend}
+    whole = {backend}.{method}
+
+    def breakable(self, step):
+        if os.path.exists({flag!r}):
+            raise KeyError("on purpose")
+        return whole(self, step)
+
+    {backend}.{method} = breakable
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "module", "backend", "method"),
+    [("fused", "fused.runner", "FusedRunner", "launch"), ("hf", "hf", "HfBackend", "decode")],
+)
+def test_an_engine_that_only_fails_ends_and_one_that_fails_at_times_does_not(
+    tmp_path: Path, engine: str, module: str, backend: str, method: str
+) -> None:
+    flag = tmp_path / "broken"
+    (tmp_path / "sitecustomize.py").write_text(
+        BREAKABLE.format(module=module, backend=backend, method=method, flag=str(flag))
+    )
+    python_path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with serving(PYTHONPATH=python_path, GPTJ_FRONT="http", GPTJ_ENGINE=engine) as server:
+        everything = server.descendants()
+        for _ in range(2):
+            flag.touch()
+            for _ in range(MAX_FAILED_STEPS - 1):
+                answer = server.generate("In", max_new_tokens=3)
+                assert (answer.status, answer.json["error_type"]) == (500, "internal")
+            flag.unlink()
+            assert server.generate("In", max_new_tokens=3).status == 200
+        flag.touch()
+        answers = [server.generate("In", max_new_tokens=3) for _ in range(MAX_FAILED_STEPS)]
+        assert [answer.status for answer in answers] == [500] * (MAX_FAILED_STEPS - 1) + [503]
+        assert server.wait_for_exit(10) == 70
+        assert nothing_left(everything)
+    (event,) = server.events("backend_dead")
+    assert f"{MAX_FAILED_STEPS} steps have failed" in event["message"]
+    assert "on purpose" not in "".join(answer.body.decode() for answer in answers)
 
 
 def test_sigterm_lets_running_requests_finish_and_refuses_new_ones() -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -385,19 +386,71 @@ def test_run_local_says_in_plain_words_what_is_wrong_with_a_model() -> None:
         assert server.log == "GPTJ_MODEL_DIR=/nowhere: no such directory\n"
 
 
+def shown_completion(server: Server) -> Server:
+    """Wait until run-local has shown all that it shows."""
+    deadline_s = time.monotonic() + 60
+    while "Ctrl-C ends the server." not in server.log and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert "Completion:" in server.log
+    return server
+
+
 @pytest.mark.parametrize("front", ["mms", "http"])
 def test_run_local_shows_a_completion_and_ends_with_ctrl_c(front: str) -> None:
     with contextlib.closing(Server("gptj_serve.run_local", GPTJ_FRONT=front)) as server:
-        deadline_s = time.monotonic() + 60
-        while "Ctrl-C ends the server." not in server.log and time.monotonic() < deadline_s:
-            time.sleep(0.05)
-        assert "Completion:" in server.log
+        shown_completion(server)
         url = f"http://127.0.0.1:{server.port}/"
         assert f"curl {url}invocations" in server.log
         assert (f"curl -N {url}invocations" in server.log) == (front == "http")
         assert (f"In a browser: {url}\n" in server.log) == (front == "http")
         everything = server.descendants()
         assert everything
-        os.killpg(server.process.pid, signal.SIGINT)  # as the terminal does it
+        # one Ctrl-C is one signal: what runs is finished
+        with in_flight(server, max_new_tokens=400, min_new_tokens=400) as request:
+            os.killpg(server.process.pid, signal.SIGINT)  # as the terminal does it
+            assert request.result(timeout=30).status == 200
+        assert server.wait_for_exit(10) == 0
+        assert len(server.events("stopping")) == 1
+        assert nothing_left(everything)
+
+
+@contextlib.contextmanager
+def sigint_ignored() -> Iterator[None]:
+    """What is started meanwhile inherits it, as in the background of a shell that runs a script."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [
+        ("gptj_serve", signal.SIGINT),
+        ("gptj_serve.run_local", signal.SIGINT),
+        ("gptj_serve.run_local", signal.SIGTERM),
+    ],
+)
+def test_in_the_background_a_signal_ends_it(module: str, number: signal.Signals) -> None:
+    with sigint_ignored():
+        server = Server(module, GPTJ_FRONT="http")
+    with contextlib.closing(server):
+        server.wait_until_ready()
+        everything = server.descendants()
+        server.signal(number)
         assert server.wait_for_exit(10) == 0
         assert nothing_left(everything)
+
+
+def test_when_run_local_is_killed_serve_ends_in_order(tmp_path: Path) -> None:
+    with contextlib.closing(
+        Server("gptj_serve.run_local", GPTJ_FRONT="http", TMPDIR=str(tmp_path))
+    ) as server:
+        server.wait_until_ready()
+        everything = server.descendants()
+        server.signal(signal.SIGKILL)
+        is_over = nothing_left(everything)
+        for process in everything:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        assert is_over
+        assert list(tmp_path.glob("gptj-*")) == []

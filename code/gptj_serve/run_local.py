@@ -11,9 +11,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 from typing import Any
 
 from gptj_serve import demo
+from gptj_serve.children import die_with_parent
 from gptj_serve.engine.model_dir import find_checkpoint
 from gptj_serve.errors import StartupError
 from gptj_serve.ports import check_port_is_free
@@ -38,14 +40,34 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     print(f"Loading {settings.model_dir} ...", file=sys.stderr)
-    serve = subprocess.Popen([sys.executable, "-m", "gptj_serve"], env=env, stdout=sys.stderr)
-    # Ctrl-C reaches both processes; this one only waits for the other's orderly end
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: serve.terminate())
+    serve = _start(env)
     url = f"http://{settings.local_host}:{settings.port}"
     if _wait_until_ready(serve, url):
         _show_completion(url, settings)
     return serve.wait()
+
+
+def _start(env: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """Start ``serve`` and pass each signal to end on to it.
+
+    It is out of the terminal's reach, in a session of its own: a Ctrl-C that reached both processes would
+    reach it twice, and the second signal breaks off what still runs.
+    """
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signals.remove(signal.SIGHUP)  # nohup: the terminal's end is no end. SIGINT is ignored in background
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    serve = subprocess.Popen(
+        [sys.executable, "-m", "gptj_serve"],
+        env=env,
+        stdout=sys.stderr,
+        start_new_session=True,
+        preexec_fn=partial(die_with_parent, signal.SIGTERM),
+    )
+    for number in signals:
+        signal.signal(number, lambda *_: serve.terminate())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    return serve
 
 
 def _wait_until_ready(serve: "subprocess.Popen[bytes]", url: str) -> bool:

@@ -64,8 +64,11 @@ class Client:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The log lines of one kind of event."""
-        found = [json.loads(line) for line in list(self.lines) if line.startswith("{")]
-        return [line for line in found if line.get("event") == name]
+        return [line for line in self.records() if line.get("event") == name]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The log lines that are JSON."""
+        return [json.loads(line) for line in list(self.lines) if line.startswith("{")]
 
     def wait_for(self, event: str, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
         """Wait until an event has been logged."""

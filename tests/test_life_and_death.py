@@ -3,8 +3,12 @@
 import contextlib
 import json
 import os
+import pty
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +20,7 @@ import pytest
 
 from gptj_serve import demo
 from gptj_serve.engine.step_loop import MAX_FAILED_STEPS
-from harness import ROOT, Answer, Server, is_gone, serving
+from harness import ROOT, Answer, Server, free_port, is_gone, serving
 
 LONG = {"max_new_tokens": 1500, "min_new_tokens": 1500}
 """Seconds of work for the demo model on a CPU."""
@@ -132,6 +136,11 @@ def test_when_the_engine_is_killed_clients_are_told_and_all_ends() -> None:
         assert nothing_left(everything)
 
 
+def python_path(first: Path) -> str:
+    """Where Python looks for modules, with one more folder in front."""
+    return os.pathsep.join([str(first), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 BREAKABLE = """
 import sys
 if "gptj_serve.engine" in sys.orig_argv:
@@ -159,8 +168,7 @@ def test_an_engine_that_only_fails_ends_and_one_that_fails_at_times_does_not(
     (tmp_path / "sitecustomize.py").write_text(
         BREAKABLE.format(module=module, backend=backend, method=method, flag=str(flag))
     )
-    python_path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with serving(PYTHONPATH=python_path, GPTJ_FRONT="http", GPTJ_ENGINE=engine) as server:
+    with serving(PYTHONPATH=python_path(tmp_path), GPTJ_FRONT="http", GPTJ_ENGINE=engine) as server:
         everything = server.descendants()
         for _ in range(2):
             flag.touch()
@@ -386,6 +394,35 @@ def test_run_local_says_in_plain_words_what_is_wrong_with_a_model() -> None:
         assert server.log == "GPTJ_MODEL_DIR=/nowhere: no such directory\n"
 
 
+def test_run_local_says_in_plain_words_why_serve_does_not_start() -> None:
+    with contextlib.closing(Server("gptj_serve.run_local", JAVA_HOME="/nowhere")) as server:
+        assert server.wait_for_exit(30) == 1
+    assert server.lines[-1] == "JAVA_HOME='/nowhere': there is no bin/java in it\n"
+    assert not server.events("not_started")
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_on_a_terminal_the_reason_is_said_in_plain_words_too(on_terminal: bool) -> None:
+    reader, writer = pty.openpty() if on_terminal else os.pipe()
+    done = subprocess.run(
+        [sys.executable, "-m", "gptj_serve"],
+        env={**os.environ, "GPTJ_MODEL_DIR": "/nowhere", "GPTJ_PORT": str(free_port())},
+        stdout=subprocess.PIPE,
+        stderr=writer,
+        check=False,
+    )
+    os.close(writer)
+    try:
+        said = os.read(reader, 1000)
+    except OSError:  # how a terminal ends
+        said = b""
+    os.close(reader)
+    plain = "GPTJ_MODEL_DIR=/nowhere: no such directory"
+    assert said.decode().splitlines() == ([plain] if on_terminal else [])
+    assert json.loads(done.stdout.splitlines()[-1])["message"] == plain
+    assert done.returncode == 1
+
+
 def shown_completion(server: Server) -> Server:
     """Wait until run-local has shown all that it shows."""
     deadline_s = time.monotonic() + 60
@@ -396,13 +433,36 @@ def shown_completion(server: Server) -> Server:
 
 
 @pytest.mark.parametrize("front", ["mms", "http"])
-def test_run_local_shows_a_completion_and_ends_with_ctrl_c(front: str) -> None:
-    with contextlib.closing(Server("gptj_serve.run_local", GPTJ_FRONT=front)) as server:
+def test_run_local_shows_a_completion(front: str) -> None:
+    log_level = {"mms": "info", "http": "warning"}[front]
+    with contextlib.closing(
+        Server("gptj_serve.run_local", GPTJ_FRONT=front, GPTJ_LOG_LEVEL=log_level)
+    ) as server:
         shown_completion(server)
         url = f"http://127.0.0.1:{server.port}/"
         assert f"curl {url}invocations" in server.log
         assert (f"curl -N {url}invocations" in server.log) == (front == "http")
         assert (f"In a browser: {url}\n" in server.log) == (front == "http")
+    levels = {line["level"] for line in server.records()}
+    assert ("info" in levels) == (log_level == "info")
+
+
+def test_run_local_asks_when_the_fronts_workers_are_up(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import time\nimport inference\nfrom inference import *\n"
+        "def model_fn(model_dir):\n    time.sleep(5)\n    return inference.model_fn(model_dir)\n"
+    )
+    env = {"PYTHONPATH": python_path(tmp_path), "SAGEMAKER_PROGRAM": "slow"}
+    with contextlib.closing(Server("gptj_serve.run_local", **env)) as server:
+        shown_completion(server)
+    seconds = re.search(r"^ +\((.+) s\)$", server.log, re.MULTILINE)
+    assert seconds
+    assert float(seconds[1]) < 4
+
+
+def test_run_local_ends_with_ctrl_c() -> None:
+    with contextlib.closing(Server("gptj_serve.run_local", GPTJ_FRONT="http")) as server:
+        shown_completion(server)
         everything = server.descendants()
         assert everything
         # one Ctrl-C is one signal: what runs is finished

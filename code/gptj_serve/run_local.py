@@ -8,8 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-import urllib.error
 import urllib.request
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from gptj_serve.children import die_with_parent
 from gptj_serve.engine.model_dir import find_checkpoint
 from gptj_serve.errors import StartupError
 from gptj_serve.ports import check_port_is_free
-from gptj_serve.settings import Settings
+from gptj_serve.settings import LOG_LEVELS, Settings
 
 REQUEST = {"inputs": "In the beginning God created", "parameters": {"max_new_tokens": 40}}
 
@@ -31,8 +31,7 @@ def main() -> int:
     env.setdefault("GPTJ_HOST", "127.0.0.1")
     env.setdefault("GPTJ_PORT", "8080")
     try:
-        # what a person gets wrong most is said here in plain words, not in a log; and another server on
-        # this port would pass for ours
+        # what a person gets wrong most is said before there is a log
         settings = Settings.from_env(env)
         check_port_is_free(settings.host, settings.port)
         find_checkpoint(settings.model_dir)
@@ -40,10 +39,12 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     print(f"Loading {settings.model_dir} ...", file=sys.stderr)
+    if settings.log_level != "debug":
+        env["GPTJ_LOG_LEVEL"] = "info"  # readiness is told at this level; what is shown is chosen here
     serve = _start(env)
-    url = f"http://{settings.local_host}:{settings.port}"
-    if _wait_until_ready(serve, url):
-        _show_completion(url, settings)
+    assert serve.stdout is not None
+    for line in serve.stdout:
+        _pass_on(line, settings)
     return serve.wait()
 
 
@@ -60,7 +61,8 @@ def _start(env: dict[str, str]) -> "subprocess.Popen[bytes]":
     serve = subprocess.Popen(
         [sys.executable, "-m", "gptj_serve"],
         env=env,
-        stdout=sys.stderr,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         start_new_session=True,
         preexec_fn=partial(die_with_parent, signal.SIGTERM),
     )
@@ -70,17 +72,31 @@ def _start(env: dict[str, str]) -> "subprocess.Popen[bytes]":
     return serve
 
 
-def _wait_until_ready(serve: "subprocess.Popen[bytes]", url: str) -> bool:
-    while serve.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{url}/ping", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            time.sleep(0.1)
-    return False
+def _pass_on(line: bytes, settings: Settings) -> None:
+    """Pass a line of the log on: a start that failed in plain words, one that succeeded with a completion."""
+    record = _read(line)
+    if record.get("event") == "not_started":
+        line = f"{record['message']}\n".encode()
+    shown = LOG_LEVELS[LOG_LEVELS.index(settings.log_level) :]
+    if record.get("level", "error") in shown:
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
+    # not as soon as /ping answers: a front's workers may still be starting then
+    if record.get("event") == "ready":
+        threading.Thread(target=_show_completion, args=(settings,), daemon=True).start()
 
 
-def _show_completion(url: str, settings: Settings) -> None:
+def _read(line: bytes) -> dict[str, Any]:
+    """A record of the log; empty for what is none, such as a traceback of ``serve`` itself."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _show_completion(settings: Settings) -> None:
+    url = f"http://{settings.local_host}:{settings.port}"
     body = json.dumps(REQUEST)
     started_s = time.monotonic()
     try:

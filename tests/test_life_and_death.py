@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import pty
-import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -20,32 +19,10 @@ import pytest
 
 from gptj_serve import demo
 from gptj_serve.engine.step_loop import MAX_FAILED_STEPS
-from harness import ROOT, Answer, Server, free_port, is_gone, serving
+from harness import ROOT, Answer, Server, free_port, in_flight, nothing_left, python_path, serving
 
 LONG = {"max_new_tokens": 1500, "min_new_tokens": 1500}
 """Seconds of work for the demo model on a CPU."""
-
-
-@contextlib.contextmanager
-def in_flight(server: Server, **parameters: int) -> "contextlib.AbstractContextManager[Future[Answer]]":
-    """A request that the engine is working on."""
-    with ThreadPoolExecutor(1) as pool:
-        before_s = server.engine().cpu_times().user
-        future = pool.submit(server.generate, "And", **parameters)
-        deadline_s = time.monotonic() + 20
-        while server.engine().cpu_times().user < before_s + 0.2 and time.monotonic() < deadline_s:
-            time.sleep(0.02)
-        assert not future.done()
-        yield future
-
-
-def nothing_left(processes: list[psutil.Process]) -> bool:
-    deadline_s = time.monotonic() + 3
-    while time.monotonic() < deadline_s:
-        if all(is_gone(process) for process in processes):
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.mark.parametrize("front", ["mms", "http"])
@@ -134,11 +111,6 @@ def test_when_the_engine_is_killed_clients_are_told_and_all_ends() -> None:
         with pytest.raises(OSError):  # noqa: PT011 - refused or reset, by the moment
             server.get("/ping")
         assert nothing_left(everything)
-
-
-def python_path(first: Path) -> str:
-    """Where Python looks for modules, with one more folder in front."""
-    return os.pathsep.join([str(first), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 BREAKABLE = """
@@ -388,19 +360,6 @@ def test_a_relative_model_directory_is_served() -> None:
         assert server.generate("In the", max_new_tokens=3).status == 200
 
 
-def test_run_local_says_in_plain_words_what_is_wrong_with_a_model() -> None:
-    with contextlib.closing(Server("gptj_serve.run_local", GPTJ_MODEL_DIR="/nowhere")) as server:
-        assert server.wait_for_exit(30) == 1
-        assert server.log == "GPTJ_MODEL_DIR=/nowhere: no such directory\n"
-
-
-def test_run_local_says_in_plain_words_why_serve_does_not_start() -> None:
-    with contextlib.closing(Server("gptj_serve.run_local", JAVA_HOME="/nowhere")) as server:
-        assert server.wait_for_exit(30) == 1
-    assert server.lines[-1] == "JAVA_HOME='/nowhere': there is no bin/java in it\n"
-    assert not server.events("not_started")
-
-
 @pytest.mark.parametrize("on_terminal", [True, False])
 def test_on_a_terminal_the_reason_is_said_in_plain_words_too(on_terminal: bool) -> None:
     reader, writer = pty.openpty() if on_terminal else os.pipe()
@@ -421,57 +380,6 @@ def test_on_a_terminal_the_reason_is_said_in_plain_words_too(on_terminal: bool) 
     assert said.decode().splitlines() == ([plain] if on_terminal else [])
     assert json.loads(done.stdout.splitlines()[-1])["message"] == plain
     assert done.returncode == 1
-
-
-def shown_completion(server: Server) -> Server:
-    """Wait until run-local has shown all that it shows."""
-    deadline_s = time.monotonic() + 60
-    while "Ctrl-C ends the server." not in server.log and time.monotonic() < deadline_s:
-        time.sleep(0.05)
-    assert "Completion:" in server.log
-    return server
-
-
-@pytest.mark.parametrize("front", ["mms", "http"])
-def test_run_local_shows_a_completion(front: str) -> None:
-    log_level = {"mms": "info", "http": "warning"}[front]
-    with contextlib.closing(
-        Server("gptj_serve.run_local", GPTJ_FRONT=front, GPTJ_LOG_LEVEL=log_level)
-    ) as server:
-        shown_completion(server)
-        url = f"http://127.0.0.1:{server.port}/"
-        assert f"curl {url}invocations" in server.log
-        assert (f"curl -N {url}invocations" in server.log) == (front == "http")
-        assert (f"In a browser: {url}\n" in server.log) == (front == "http")
-    levels = {line["level"] for line in server.records()}
-    assert ("info" in levels) == (log_level == "info")
-
-
-def test_run_local_asks_when_the_fronts_workers_are_up(tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text(
-        "import time\nimport inference\nfrom inference import *\n"
-        "def model_fn(model_dir):\n    time.sleep(5)\n    return inference.model_fn(model_dir)\n"
-    )
-    env = {"PYTHONPATH": python_path(tmp_path), "SAGEMAKER_PROGRAM": "slow"}
-    with contextlib.closing(Server("gptj_serve.run_local", **env)) as server:
-        shown_completion(server)
-    seconds = re.search(r"^ +\((.+) s\)$", server.log, re.MULTILINE)
-    assert seconds
-    assert float(seconds[1]) < 4
-
-
-def test_run_local_ends_with_ctrl_c() -> None:
-    with contextlib.closing(Server("gptj_serve.run_local", GPTJ_FRONT="http")) as server:
-        shown_completion(server)
-        everything = server.descendants()
-        assert everything
-        # one Ctrl-C is one signal: what runs is finished
-        with in_flight(server, max_new_tokens=400, min_new_tokens=400) as request:
-            os.killpg(server.process.pid, signal.SIGINT)  # as the terminal does it
-            assert request.result(timeout=30).status == 200
-        assert server.wait_for_exit(10) == 0
-        assert len(server.events("stopping")) == 1
-        assert nothing_left(everything)
 
 
 @contextlib.contextmanager
@@ -499,18 +407,3 @@ def test_in_the_background_a_signal_ends_it(module: str, number: signal.Signals)
         server.signal(number)
         assert server.wait_for_exit(10) == 0
         assert nothing_left(everything)
-
-
-def test_when_run_local_is_killed_serve_ends_in_order(tmp_path: Path) -> None:
-    with contextlib.closing(
-        Server("gptj_serve.run_local", GPTJ_FRONT="http", TMPDIR=str(tmp_path))
-    ) as server:
-        server.wait_until_ready()
-        everything = server.descendants()
-        server.signal(signal.SIGKILL)
-        is_over = nothing_left(everything)
-        for process in everything:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        assert is_over
-        assert list(tmp_path.glob("gptj-*")) == []

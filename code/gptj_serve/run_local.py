@@ -1,8 +1,12 @@
 """Serve on this machine: start ``serve``, show one completion and how to ask for it, wait for Ctrl-C.
 
-The server's log goes to stderr, what is shown to stdout.
+Usage: python -m gptj_serve.run_local [--check]
+
+The server's log goes to stderr, what is shown to stdout. With ``--check`` nothing is started: what would
+fail is looked for, as far as that goes without any other package.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -34,10 +38,13 @@ def main() -> int:
         # what a person gets wrong most is said before there is a log
         settings = Settings.from_env(env)
         check_port_is_free(settings.host, settings.port)
-        find_checkpoint(settings.model_dir)
+        with contextlib.suppress(ImportError):  # a pickle cannot be looked into before PyTorch is there
+            find_checkpoint(settings.model_dir)
     except StartupError as error:
         print(error, file=sys.stderr)
         return 1
+    if sys.argv[1:] == ["--check"]:
+        return 0
     print(f"Loading {settings.model_dir} ...", file=sys.stderr)
     if settings.log_level != "debug":
         env["GPTJ_LOG_LEVEL"] = "info"  # readiness is told at this level; what is shown is chosen here

@@ -111,6 +111,7 @@ def test_run_local_shows_a_completion(front: str) -> None:
         assert f"curl {url}invocations" in server.log
         assert (f"curl -N {url}invocations" in server.log) == (front == "http")
         assert (f"In a browser: {url}\n" in server.log) == (front == "http")
+        assert ("GPTJ_FRONT=http also streams" in server.log) == (front == "mms")
     levels = {line["level"] for line in server.records()}
     assert ("info" in levels) == (log_level == "info")
 

@@ -120,6 +120,8 @@ def _show_completion(settings: Settings) -> None:
         print(f"Token by token:\n\n{_curl(url, {**REQUEST, 'stream': True}, '-N ')}")
         if settings.page:
             print(f"In a browser: {url}/\n")
+    else:
+        print("GPTJ_FRONT=http also streams, and speaks OpenAI's API under /v1.\n")
     print("Ctrl-C ends the server.", flush=True)
 
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,11 @@ class Client:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The log lines of one kind of event."""
-        found = [json.loads(line) for line in list(self.lines) if line.startswith("{")]
-        return [line for line in found if line.get("event") == name]
+        return [line for line in self.records() if line.get("event") == name]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The log lines that are JSON."""
+        return [json.loads(line) for line in list(self.lines) if line.startswith("{")]
 
     def wait_for(self, event: str, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
         """Wait until an event has been logged."""
@@ -202,3 +206,30 @@ def is_gone(process: psutil.Process) -> bool:
         return bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
+
+
+@contextlib.contextmanager
+def in_flight(server: Server, **parameters: int) -> "contextlib.AbstractContextManager[Future[Answer]]":
+    """A request that the engine is working on."""
+    with ThreadPoolExecutor(1) as pool:
+        before_s = server.engine().cpu_times().user
+        future = pool.submit(server.generate, "And", **parameters)
+        deadline_s = time.monotonic() + 20
+        while server.engine().cpu_times().user < before_s + 0.2 and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+        assert not future.done()
+        yield future
+
+
+def nothing_left(processes: list[psutil.Process]) -> bool:
+    deadline_s = time.monotonic() + 3
+    while time.monotonic() < deadline_s:
+        if all(is_gone(process) for process in processes):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def python_path(first: Path) -> str:
+    """Where Python looks for modules, with one more folder in front."""
+    return os.pathsep.join([str(first), *filter(None, [os.environ.get("PYTHONPATH")])])

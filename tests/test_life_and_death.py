@@ -3,43 +3,26 @@
 import contextlib
 import json
 import os
+import pty
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
 from gptj_serve import demo
-from harness import ROOT, Answer, Server, is_gone, serving
+from gptj_serve.engine.step_loop import MAX_FAILED_STEPS
+from harness import ROOT, Answer, Server, free_port, in_flight, nothing_left, python_path, serving
 
 LONG = {"max_new_tokens": 1500, "min_new_tokens": 1500}
 """Seconds of work for the demo model on a CPU."""
-
-
-@contextlib.contextmanager
-def in_flight(server: Server, **parameters: int) -> "contextlib.AbstractContextManager[Future[Answer]]":
-    """A request that the engine is working on."""
-    with ThreadPoolExecutor(1) as pool:
-        before_s = server.engine().cpu_times().user
-        future = pool.submit(server.generate, "And", **parameters)
-        deadline_s = time.monotonic() + 20
-        while server.engine().cpu_times().user < before_s + 0.2 and time.monotonic() < deadline_s:
-            time.sleep(0.02)
-        assert not future.done()
-        yield future
-
-
-def nothing_left(processes: list[psutil.Process]) -> bool:
-    deadline_s = time.monotonic() + 3
-    while time.monotonic() < deadline_s:
-        if all(is_gone(process) for process in processes):
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.mark.parametrize("front", ["mms", "http"])
@@ -128,6 +111,52 @@ def test_when_the_engine_is_killed_clients_are_told_and_all_ends() -> None:
         with pytest.raises(OSError):  # noqa: PT011 - refused or reset, by the moment
             server.get("/ping")
         assert nothing_left(everything)
+
+
+BREAKABLE = """
+import sys
+if "gptj_serve.engine" in sys.orig_argv:
+    import os
+    from gptj_serve.engine.{module} import {backend}
+    whole = {backend}.{method}
+
+    def breakable(self, step):
+        if os.path.exists({flag!r}):
+            raise KeyError("on purpose")
+        return whole(self, step)
+
+    {backend}.{method} = breakable
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "module", "backend", "method"),
+    [("fused", "fused.runner", "FusedRunner", "launch"), ("hf", "hf", "HfBackend", "decode")],
+)
+def test_an_engine_that_only_fails_ends_and_one_that_fails_at_times_does_not(
+    tmp_path: Path, engine: str, module: str, backend: str, method: str
+) -> None:
+    flag = tmp_path / "broken"
+    (tmp_path / "sitecustomize.py").write_text(
+        BREAKABLE.format(module=module, backend=backend, method=method, flag=str(flag))
+    )
+    with serving(PYTHONPATH=python_path(tmp_path), GPTJ_FRONT="http", GPTJ_ENGINE=engine) as server:
+        everything = server.descendants()
+        for _ in range(2):
+            flag.touch()
+            for _ in range(MAX_FAILED_STEPS - 1):
+                answer = server.generate("In", max_new_tokens=3)
+                assert (answer.status, answer.json["error_type"]) == (500, "internal")
+            flag.unlink()
+            assert server.generate("In", max_new_tokens=3).status == 200
+        flag.touch()
+        answers = [server.generate("In", max_new_tokens=3) for _ in range(MAX_FAILED_STEPS)]
+        assert [answer.status for answer in answers] == [500] * (MAX_FAILED_STEPS - 1) + [503]
+        assert server.wait_for_exit(10) == 70
+        assert nothing_left(everything)
+    (event,) = server.events("backend_dead")
+    assert f"{MAX_FAILED_STEPS} steps have failed" in event["message"]
+    assert "on purpose" not in "".join(answer.body.decode() for answer in answers)
 
 
 def test_sigterm_lets_running_requests_finish_and_refuses_new_ones() -> None:
@@ -331,25 +360,50 @@ def test_a_relative_model_directory_is_served() -> None:
         assert server.generate("In the", max_new_tokens=3).status == 200
 
 
-def test_run_local_says_in_plain_words_what_is_wrong_with_a_model() -> None:
-    with contextlib.closing(Server("gptj_serve.run_local", GPTJ_MODEL_DIR="/nowhere")) as server:
-        assert server.wait_for_exit(30) == 1
-        assert server.log == "GPTJ_MODEL_DIR=/nowhere: no such directory\n"
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_on_a_terminal_the_reason_is_said_in_plain_words_too(on_terminal: bool) -> None:
+    reader, writer = pty.openpty() if on_terminal else os.pipe()
+    done = subprocess.run(
+        [sys.executable, "-m", "gptj_serve"],
+        env={**os.environ, "GPTJ_MODEL_DIR": "/nowhere", "GPTJ_PORT": str(free_port())},
+        stdout=subprocess.PIPE,
+        stderr=writer,
+        check=False,
+    )
+    os.close(writer)
+    try:
+        said = os.read(reader, 1000)
+    except OSError:  # how a terminal ends
+        said = b""
+    os.close(reader)
+    plain = "GPTJ_MODEL_DIR=/nowhere: no such directory"
+    assert said.decode().splitlines() == ([plain] if on_terminal else [])
+    assert json.loads(done.stdout.splitlines()[-1])["message"] == plain
+    assert done.returncode == 1
 
 
-@pytest.mark.parametrize("front", ["mms", "http"])
-def test_run_local_shows_a_completion_and_ends_with_ctrl_c(front: str) -> None:
-    with contextlib.closing(Server("gptj_serve.run_local", GPTJ_FRONT=front)) as server:
-        deadline_s = time.monotonic() + 60
-        while "Ctrl-C ends the server." not in server.log and time.monotonic() < deadline_s:
-            time.sleep(0.05)
-        assert "Completion:" in server.log
-        url = f"http://127.0.0.1:{server.port}/"
-        assert f"curl {url}invocations" in server.log
-        assert (f"curl -N {url}invocations" in server.log) == (front == "http")
-        assert (f"In a browser: {url}\n" in server.log) == (front == "http")
+@contextlib.contextmanager
+def sigint_ignored() -> Iterator[None]:
+    """What is started meanwhile inherits it, as in the background of a shell that runs a script."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [
+        ("gptj_serve", signal.SIGINT),
+        ("gptj_serve.run_local", signal.SIGINT),
+        ("gptj_serve.run_local", signal.SIGTERM),
+    ],
+)
+def test_in_the_background_a_signal_ends_it(module: str, number: signal.Signals) -> None:
+    with sigint_ignored():
+        server = Server(module, GPTJ_FRONT="http")
+    with contextlib.closing(server):
+        server.wait_until_ready()
         everything = server.descendants()
-        assert everything
-        os.killpg(server.process.pid, signal.SIGINT)  # as the terminal does it
+        server.signal(number)
         assert server.wait_for_exit(10) == 0
         assert nothing_left(everything)

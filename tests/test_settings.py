@@ -18,6 +18,8 @@ def test_defaults() -> None:
     ("env", "message"),
     [
         ({"GPTJ_ENGIN": "hf"}, "GPTJ_ENGIN: no such setting; did you mean GPTJ_ENGINE?"),
+        ({"GPTJ_MODEL": "m"}, "GPTJ_MODEL: no such setting; did you mean GPTJ_MODEL_DIR?"),
+        ({"GPTJ_API_KEY": "k"}, "GPTJ_API_KEY: no such setting; there are GPTJ_MODEL_DIR, GPTJ_ENGINE, "),
         ({"GPTJ_ENGINE": "vllm"}, "GPTJ_ENGINE='vllm': must be one of auto, fused, deepspeed, hf"),
         ({"GPTJ_HOST": "::1"}, "GPTJ_HOST='::1': must be an IPv4 address"),
         ({"GPTJ_PORT": "0"}, "GPTJ_PORT='0': must be a whole number from 1 to 32766"),

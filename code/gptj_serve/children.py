@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -105,7 +106,7 @@ class Children:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=partial(die_with_parent, signal.SIGKILL),
         )
         assert popen.stdout is not None
         os.set_blocking(popen.stdout.fileno(), False)
@@ -199,9 +200,12 @@ class _Relay:
             logger.info(line.decode("utf-8", "replace").rstrip(), extra={"fields": {"from": self._name}})
 
 
-def _die_with_parent() -> None:
-    # runs between fork and exec; the launcher has no threads
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def die_with_parent(number: int) -> None:
+    """Let the kernel send this process a signal when its parent dies.
+
+    For ``preexec_fn``, between fork and exec: only where the parent has no threads.
+    """
+    _libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def _has_children() -> bool:

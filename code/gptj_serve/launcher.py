@@ -204,6 +204,8 @@ def main() -> int:
         return exit_code
     except StartupError as error:
         logger.error("%s", error, extra={"fields": {"event": "not_started"}})
+        if sys.stderr.isatty():
+            print(error, file=sys.stderr)  # the log is for machines, and a person looks on
         return EXIT_NOT_STARTED
     finally:
         if directory is not None:

@@ -1,23 +1,29 @@
 """Serve on this machine: start ``serve``, show one completion and how to ask for it, wait for Ctrl-C.
 
-The server's log goes to stderr, what is shown to stdout.
+Usage: python -m gptj_serve.run_local [--check]
+
+The server's log goes to stderr, what is shown to stdout. With ``--check`` nothing is started: what would
+fail is looked for, as far as that goes without any other package.
 """
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-import urllib.error
 import urllib.request
+from functools import partial
 from typing import Any
 
 from gptj_serve import demo
+from gptj_serve.children import die_with_parent
 from gptj_serve.engine.model_dir import find_checkpoint
 from gptj_serve.errors import StartupError
 from gptj_serve.ports import check_port_is_free
-from gptj_serve.settings import Settings
+from gptj_serve.settings import LOG_LEVELS, Settings
 
 REQUEST = {"inputs": "In the beginning God created", "parameters": {"max_new_tokens": 40}}
 
@@ -29,36 +35,75 @@ def main() -> int:
     env.setdefault("GPTJ_HOST", "127.0.0.1")
     env.setdefault("GPTJ_PORT", "8080")
     try:
-        # what a person gets wrong most is said here in plain words, not in a log; and another server on
-        # this port would pass for ours
+        # what a person gets wrong most is said before there is a log
         settings = Settings.from_env(env)
         check_port_is_free(settings.host, settings.port)
-        find_checkpoint(settings.model_dir)
+        with contextlib.suppress(ImportError):  # a pickle cannot be looked into before PyTorch is there
+            find_checkpoint(settings.model_dir)
     except StartupError as error:
         print(error, file=sys.stderr)
         return 1
+    if sys.argv[1:] == ["--check"]:
+        return 0
     print(f"Loading {settings.model_dir} ...", file=sys.stderr)
-    serve = subprocess.Popen([sys.executable, "-m", "gptj_serve"], env=env, stdout=sys.stderr)
-    # Ctrl-C reaches both processes; this one only waits for the other's orderly end
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: serve.terminate())
-    url = f"http://{settings.local_host}:{settings.port}"
-    if _wait_until_ready(serve, url):
-        _show_completion(url, settings)
+    if settings.log_level != "debug":
+        env["GPTJ_LOG_LEVEL"] = "info"  # readiness is told at this level; what is shown is chosen here
+    serve = _start(env)
+    assert serve.stdout is not None
+    for line in serve.stdout:
+        _pass_on(line, settings)
     return serve.wait()
 
 
-def _wait_until_ready(serve: "subprocess.Popen[bytes]", url: str) -> bool:
-    while serve.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{url}/ping", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            time.sleep(0.1)
-    return False
+def _start(env: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """Start ``serve`` and pass each signal to end on to it.
+
+    It is out of the terminal's reach, in a session of its own: a Ctrl-C that reached both processes would
+    reach it twice, and the second signal breaks off what still runs.
+    """
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signals.remove(signal.SIGHUP)  # nohup: the terminal's end is no end. SIGINT is ignored in background
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    serve = subprocess.Popen(
+        [sys.executable, "-m", "gptj_serve"],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=partial(die_with_parent, signal.SIGTERM),
+    )
+    for number in signals:
+        signal.signal(number, lambda *_: serve.terminate())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    return serve
 
 
-def _show_completion(url: str, settings: Settings) -> None:
+def _pass_on(line: bytes, settings: Settings) -> None:
+    """Pass a line of the log on: a start that failed in plain words, one that succeeded with a completion."""
+    record = _read(line)
+    if record.get("event") == "not_started":
+        line = f"{record['message']}\n".encode()
+    shown = LOG_LEVELS[LOG_LEVELS.index(settings.log_level) :]
+    if record.get("level", "error") in shown:
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
+    # not as soon as /ping answers: a front's workers may still be starting then
+    if record.get("event") == "ready":
+        threading.Thread(target=_show_completion, args=(settings,), daemon=True).start()
+
+
+def _read(line: bytes) -> dict[str, Any]:
+    """A record of the log; empty for what is none, such as a traceback of ``serve`` itself."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _show_completion(settings: Settings) -> None:
+    url = f"http://{settings.local_host}:{settings.port}"
     body = json.dumps(REQUEST)
     started_s = time.monotonic()
     try:
@@ -75,6 +120,8 @@ def _show_completion(url: str, settings: Settings) -> None:
         print(f"Token by token:\n\n{_curl(url, {**REQUEST, 'stream': True}, '-N ')}")
         if settings.page:
             print(f"In a browser: {url}/\n")
+    else:
+        print("GPTJ_FRONT=http also streams, and speaks OpenAI's API under /v1.\n")
     print("Ctrl-C ends the server.", flush=True)
 
 

@@ -167,8 +167,14 @@ def _request_timeout(env: Mapping[str, str], worker_timeout_s: int | None) -> fl
 def _reject_unknown(env: Mapping[str, str]) -> None:
     for name in sorted(env):
         if name.startswith("GPTJ_") and name not in KEYS:
-            near = difflib.get_close_matches(name, KEYS, n=1, cutoff=0)
-            raise StartupError(f"{name}: no such setting; did you mean {near[0]}?")
+            raise StartupError(f"{name}: no such setting; {_suggestion(name)}")
+
+
+def _suggestion(name: str) -> str:
+    # without what all names share, which would make any two of them alike
+    keys = {key.removeprefix("GPTJ_"): key for key in KEYS}
+    near = difflib.get_close_matches(name.removeprefix("GPTJ_"), keys, n=1, cutoff=0.7)
+    return f"did you mean {keys[near[0]]}?" if near else f"there are {', '.join(KEYS)}"
 
 
 def _read(env: Mapping[str, str], key: str, default: T, parse: Callable[[str], T]) -> T:

@@ -29,7 +29,7 @@ def test_the_user_wins() -> None:
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("GPTJ_X=1", "--env GPTJ_X: no such setting; did you mean"),
+        ("GPTJ_X=1", "--env GPTJ_X: no such setting; there are GPTJ_MODEL_DIR, "),
         ("GPTJ_MAX_CONTEXT=1", "must be a whole number from 2"),
         ("TENSOR_PARALLEL_DEGREE=4", "must be 1"),
         ("GPTJ_PORT=9000", "port 8080"),

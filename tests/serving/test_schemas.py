@@ -153,6 +153,84 @@ def test_unknown_names_come_with_their_nearest_neighbour() -> None:
     assert message == "inputs.parameters.min_token: no such field; did you mean min_tokens?"
 
 
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (
+            {"inputs": "a", "prompts": "b"},
+            "body.prompts: no such field; there are inputs, parameters, stream",
+        ),
+        # too many to list, and none that is nearly the same
+        ({"inputs": "a", "parameters": {"top_n": 3}}, "parameters.top_n: no such field"),
+        (
+            {"inputs": "a", "parameters": {"presence_penalty": 1}},
+            "parameters.presence_penalty: no such field",
+        ),
+    ],
+)
+def test_nothing_is_suggested_that_is_not_near(document: Any, message: str) -> None:
+    assert refusal(document) == message
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"inputs": "a", "max_new_tokens": 5}, "body.max_new_tokens: belongs into parameters"),
+        (
+            {"inputs": "a", "max_new_token": 5},
+            "body.max_new_token: no such field; did you mean max_new_tokens, which belongs into parameters?",
+        ),
+        (
+            {"inputs": "a", "parameters": {"stream": True}},
+            "parameters.stream: belongs beside parameters, not into it",
+        ),
+        (
+            {"inputs": {"text_inputs": "a", "max_length": 5}},
+            "inputs.max_length: belongs into inputs.parameters",
+        ),
+        (
+            {"inputs": {"text_inputs": "a"}, "max_length": 5},
+            "body.max_length: belongs into inputs.parameters",
+        ),
+        (
+            {"inputs": {"parameters": {"text_inputs": "a"}}},
+            "inputs.parameters.text_inputs: belongs beside inputs.parameters, not into it",
+        ),
+        (
+            {"prompt": "a", "parameters": {"max_tokens": 5}},
+            "body.parameters: is none of OpenAI's fields; what is in it belongs beside prompt",
+        ),
+    ],
+)
+def test_a_field_in_the_wrong_place_is_sent_to_the_right_one(document: Any, message: str) -> None:
+    assert refusal(document) == message
+
+
+@pytest.mark.parametrize("value", ["5", 0, 1 << 30, 1.5])
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"inputs": "a", "parameters": {"max_new_tokens": None}},
+        {"inputs": {"text_inputs": "a", "parameters": {"max_length": None}}},
+        {"prompt": "a", "max_tokens": None},
+    ],
+    ids=["tgi", "guide", "openai"],
+)
+def test_new_tokens_are_bounded_by_the_context(document: Any, value: Any) -> None:
+    filled = json.loads(json.dumps(document).replace("null", json.dumps(value)))
+    message = refusal(filled)
+    assert str(1 << 20) not in message
+    if (value, "prompt" in document) != (0, True):  # which is told that nothing is scored
+        assert message.endswith("must be a whole number from 1 to what the context holds")
+
+
+def test_temperature_0_is_told_what_does_without_sampling() -> None:
+    assert "do_sample=false" in refusal({"inputs": "a", "parameters": {"temperature": 0}})
+    assert "do_sample=false" in refusal({"inputs": "a", "parameters": {"temperature": 0.0}})
+    assert "do_sample" not in refusal({"inputs": "a", "parameters": {"temperature": -1}})
+    assert "do_sample" not in refusal({"inputs": "a", "parameters": {"temperature": False}})
+
+
 def test_names_of_any_length_are_refused_quickly() -> None:
     # with this many different letters, none is too common for difflib to look at
     name = "".join(map(chr, range(33, 163))) * 20_000
@@ -192,7 +270,7 @@ def test_two_names_for_the_stop_strings() -> None:
         ({"inputs": {}}, "inputs.text_inputs"),
         ({"inputs": {"text_inputs": ["a", {}]}}, r"inputs.text_inputs\[1\]"),
         ({"inputs": {"text_inputs": "a", "text": 1}}, "inputs.text"),
-        ({"inputs": {"text_inputs": "a"}, "parameters": {}}, "inputs.parameters"),
+        ({"inputs": {"text_inputs": "a"}, "parameters": {}}, "body.parameters: belongs into inputs"),
         ({"inputs": {"text_inputs": "a"}, "stream": True}, "stream"),
         ({"inputs": "a", "\ud800": 1}, "no such field"),
     ],

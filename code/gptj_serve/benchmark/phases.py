@@ -35,7 +35,7 @@ def phases(log: Iterable[str]) -> dict[str, Any]:
         if event in PHASES:
             found[event] = round((datetime.fromisoformat(record["time"]) - first).total_seconds(), 3)
         if event == "kernels_loaded":
-            found.setdefault("kernels", record["origin"])  # found again, they are cached
+            found["kernels"] = record["origin"]
         if event == "model_loaded":
             loading = {name[:-8]: value for name, value in record.items() if name.endswith("_seconds")}
     return found | {"parts": parts(known), "loading": loading}

@@ -3,7 +3,7 @@
 Usage: python -m gptj_serve.engine --socket PATH --ready-fd N
 
 One JSON line goes to the descriptor: {"status": "ready", "model": {...}} or {"status": "failed",
-"message": "..."}. SIGTERM drains. Exit codes: 0 drained, 1 not started, 70 the backend died.
+"message": "..."}. SIGTERM drains. Exit codes: 0 drained, 1 not started, 70 the engine cannot go on.
 """
 
 import argparse
@@ -63,13 +63,12 @@ def _start(settings: Settings, socket_path: Path) -> tuple[Any, Any]:
 
 
 def _serve(engine: Any) -> int:
-    from gptj_serve.engine.backend import BackendDead
-
     signal.signal(signal.SIGTERM, lambda *_: engine.drain())
     try:
         engine.run()
-    except BackendDead:
-        logger.exception("the backend died", extra={"fields": {"event": "backend_dead"}})
+    except Exception as error:  # what no step survives, or a bug outside of them
+        fields = {"event": "backend_dead"}
+        logger.exception("the engine cannot go on: %s", str(error) or repr(error), extra={"fields": fields})
         return EXIT_BACKEND_DEAD
     engine.close()
     return 0

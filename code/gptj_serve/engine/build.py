@@ -45,28 +45,28 @@ def build_engine(settings: Settings, checkpoint: Checkpoint, socket_path: Path) 
     """
     limit_threads(os.environ)
     machine = look_at_machine(os.environ)
-    name, reason = _choose(settings, machine, checkpoint)
+    name, reason, library = _choose(settings, machine, checkpoint)
     fields = {"event": "engine_chosen", "engine": name, "reason": reason, **describe(machine)}
     logger.info("engine %s (%s)", name, reason, extra={"fields": fields})
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if name == "fused":
-        return join_continuous(_load_fused(settings, checkpoint, device), settings, checkpoint, socket_path)
+        runner = _load_fused(settings, checkpoint, device, library)
+        return join_continuous(runner, settings, checkpoint, socket_path)
     backend = _load(name, settings, checkpoint, device)
     sampler.warm_up(device, backend.limits)
     return join_static(backend, settings, checkpoint, socket_path)
 
 
-def _choose(settings: Settings, machine: Machine, checkpoint: Checkpoint) -> tuple[str, str]:
-    """The engine and why; `auto` passes over kernels that turn out not to compile here."""
+def _choose(settings: Settings, machine: Machine, checkpoint: Checkpoint) -> tuple[str, str, Path | None]:
+    """The engine, why, and its kernels if they were looked for: `auto` passes over what does not compile."""
     name, reason = choose_engine(settings.engine, machine, obstacle(checkpoint))
     if (settings.engine, name) != ("auto", "fused"):
-        return name, reason
+        return name, reason, None
     major, minor = machine.capability
     try:
-        find_library(os.environ, [f"{major}.{minor}"])
+        return name, reason, find_library(os.environ, [f"{major}.{minor}"])
     except StartupError as error:
-        return choose_engine(settings.engine, machine, str(error))
-    return name, reason
+        return *choose_engine(settings.engine, machine, str(error)), None
 
 
 def join_static(
@@ -124,11 +124,17 @@ def _load(name: str, settings: Settings, checkpoint: Checkpoint, device: torch.d
     return load(settings, checkpoint, device)
 
 
-def _load_fused(settings: Settings, checkpoint: Checkpoint, device: torch.device) -> StepRunner:
+def _load_fused(
+    settings: Settings, checkpoint: Checkpoint, device: torch.device, library: Path | None
+) -> StepRunner:
     from gptj_serve.engine.fused.load import load_fused
 
     return load_fused(
-        checkpoint, device, max_batch_size=settings.max_batch_size, max_context=settings.max_context
+        checkpoint,
+        device,
+        max_batch_size=settings.max_batch_size,
+        max_context=settings.max_context,
+        library=library,
     )
 
 

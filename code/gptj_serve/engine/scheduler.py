@@ -50,7 +50,8 @@ class Running:
 class Counters:
     """What the scheduler has done since it was made; sequences, but for the tokens.
 
-    ``preempted`` counts a sequence each time that it has to make room for an older one.
+    ``preempted`` counts a sequence each time that it has to make room for an older one. ``served`` counts
+    those that finished, or ran until they were cancelled (by a stop string, say): signs of a sound engine.
     """
 
     prompt_tokens: int = 0
@@ -59,6 +60,7 @@ class Counters:
     cancelled: int = 0
     failed: int = 0
     preempted: int = 0
+    served: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +257,7 @@ class Scheduler(ABC):
         else:
             self._leave(running, now_s)
         self._count_end(reason)
+        self.counters.served += reason != "failed" and running.started_s is not None
         return Ended(running.key, reason, error, running.timings(now_s))
 
     def _count_end(self, reason: str) -> None:

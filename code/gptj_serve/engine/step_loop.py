@@ -8,11 +8,14 @@ import torch
 
 from gptj_serve.engine.backend import Backend, BackendDead, BatchLost
 from gptj_serve.engine.sampler import SamplerRow, sample
-from gptj_serve.engine.scheduler import Event, Running, Sampled, Wait
+from gptj_serve.engine.scheduler import Counters, Event, Running, Sampled, Wait
 from gptj_serve.engine.static_scheduler import Prefill, StaticScheduler, Step
 from gptj_serve.errors import InternalError
 
 logger = logging.getLogger(__name__)
+
+MAX_FAILED_STEPS = 10
+"""After so many failed steps, with no sequence served in between, the process ends."""
 
 
 class StepLoop:
@@ -33,6 +36,7 @@ class StepLoop:
         self._scheduler = scheduler
         self._backend = backend
         self._now_s = now_s
+        self._failed_steps = FailedSteps(scheduler.counters)
         self.num_steps = 0
 
     def step(self) -> tuple[list[Event], Wait | None]:
@@ -54,7 +58,7 @@ class StepLoop:
             raise
         except Exception as error:
             # whatever failed must not reach the next batch
-            events += self._scheduler.fail(step, step_failed(error), self._now_s())
+            events += self._scheduler.fail(step, self._failed_steps.add(error), self._now_s())
         else:
             events += self._scheduler.commit(step, sampled, self._now_s())
         self.num_steps += 1
@@ -72,14 +76,38 @@ class StepLoop:
         return sample(logits_BV, [_sampler_row(row) for row in step.rows])
 
 
-def step_failed(error: Exception) -> InternalError:
-    """Log why a step was given up. Its sequences are lost, the engine is not.
+class FailedSteps:
+    """Steps that were given up: each costs its sequences, but an engine that only fails has to end.
 
-    Returns:
-        What to tell the clients.
+    Args:
+        counters: The scheduler's.
     """
-    logger.error("a batch was given up", exc_info=error, extra={"fields": {"event": "batch_failed"}})
-    return InternalError(str(error) if isinstance(error, BatchLost) else "the engine failed on this batch")
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._num_served = 0
+        self._in_a_row = 0
+
+    def add(self, error: Exception) -> InternalError:
+        """Log why a step was given up.
+
+        Returns:
+            What to tell its clients.
+
+        Raises:
+            BackendDead: It is the last of `MAX_FAILED_STEPS` since a sequence was served.
+        """
+        logger.error("a batch was given up", exc_info=error, extra={"fields": {"event": "batch_failed"}})
+        if self._counters.served != self._num_served:
+            self._num_served, self._in_a_row = self._counters.served, 0
+        self._in_a_row += 1
+        if self._in_a_row == MAX_FAILED_STEPS:
+            raise BackendDead(
+                f"{MAX_FAILED_STEPS} steps have failed and no sequence was served in between"
+            ) from error
+        return InternalError(
+            str(error) if isinstance(error, BatchLost) else "the engine failed on this batch"
+        )
 
 
 def _sampler_row(running: Running | None) -> SamplerRow | None:

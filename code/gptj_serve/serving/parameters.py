@@ -8,6 +8,7 @@ import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from gptj_serve.errors import BadRequest
@@ -17,6 +18,10 @@ DEFAULT_MAX_NEW_TOKENS = 100
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1000
 MAX_TOKENS = 1 << 20
+NEAR = 0.82
+"""How alike (0 to 1) a wrong name and a suggestion are: a slip of the pen, not ``top_n`` and ``top_p``."""
+MAX_LISTED = 8
+"""An object with more fields than this is not listed in an error."""
 NO_BEAMS = "only 1 is served: the injected kernels keep one cache per row and cannot reorder it for beams"
 
 
@@ -201,13 +206,16 @@ def too_long(
     )
 
 
-def read_fields(values: Any, checks: Mapping[str, Check], where: str) -> dict[str, Any]:
+def read_fields(
+    values: Any, checks: Mapping[str, Check], where: str, elsewhere: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Check the fields of a JSON object. ``null`` means the default, so it is left out.
 
     Args:
         values: The object as parsed.
         checks: Every field there is.
         where: The object's own path, for errors.
+        elsewhere: Fields that belong into another object, and what to say of each.
 
     Raises:
         BadRequest: Not an object, a name that is none of ours, or a value outside its range.
@@ -218,8 +226,7 @@ def read_fields(values: Any, checks: Mapping[str, Check], where: str) -> dict[st
         raise BadRequest(f"{where}={shown(values)}: must be an object")
     for name in values:
         if name not in checks:
-            near = _nearest(name, checks)
-            raise BadRequest(f"{where}.{shown_name(name)}: no such field; did you mean {near}?")
+            raise BadRequest(f"{where}.{shown_name(name)}: {_unknown(name, checks, elsewhere)}")
     return {
         name: _checked(value, checks[name], f"{where}.{name}")
         for name, value in values.items()
@@ -299,12 +306,12 @@ boolean = Check(_boolean, {"type": "boolean"})
 """Check for ``true`` or ``false``."""
 
 
-def integer(low: int, high: int) -> Check:
-    """Check for a whole number; ``true`` is none."""
+def integer(low: int, high: int, high_is: str = "") -> Check:
+    """Check for a whole number; ``true`` is none. ``high_is`` says what bounds it where that is less."""
 
     def check(value: Any) -> int:
         if type(value) is not int or not low <= value <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}")
+            raise ValueError(f"must be a whole number from {low} to {high_is or high}")
         return value
 
     return Check(check, {"type": "integer", "minimum": low, "maximum": high})
@@ -360,11 +367,23 @@ stops = Check(_stops, {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxIt
 
 _SCALE = number(1e-6, 1e6)  # beyond this, float32 logits overflow
 
+
+def _temperature(value: Any) -> Any:
+    if type(value) in (int, float) and value == 0:
+        raise ValueError(
+            "must be a number from 1e-06 to 1e+06; do_sample=false takes the most likely token each time"
+        )
+    return _SCALE(value)
+
+
+NEW_TOKENS = integer(1, MAX_TOKENS, "what the context holds")
+"""Check for a number of new tokens; prompt and context are not known yet."""
+
 COMMON: Mapping[str, Check] = {
-    "max_new_tokens": integer(1, MAX_TOKENS),
+    "max_new_tokens": NEW_TOKENS,
     "min_new_tokens": integer(0, MAX_TOKENS),
     "do_sample": boolean,
-    "temperature": _SCALE,
+    "temperature": Check(_temperature, _SCALE.schema),
     "top_k": integer(0, MAX_TOKENS),
     "top_p": probability,
     "typical_p": probability,
@@ -388,6 +407,13 @@ def _checked(value: Any, check: Check, where: str) -> Any:
         raise BadRequest(f"{where}={shown(value)}: {error}") from None
 
 
-def _nearest(name: str, checks: Mapping[str, Check]) -> str:
+def _unknown(name: str, checks: Mapping[str, Check], elsewhere: Mapping[str, str]) -> str:
+    """What to say of a name that an object does not have."""
+    if name in elsewhere:
+        return elsewhere[name]
     # comparing takes time with the name's length, which the client chooses
-    return difflib.get_close_matches(name[:64], checks, n=1, cutoff=0)[0]
+    near = difflib.get_close_matches(name[:64], [*checks, *elsewhere], n=1, cutoff=NEAR)
+    if near:
+        place = f", which {elsewhere[near[0]]}" if near[0] in elsewhere else ""
+        return f"no such field; did you mean {near[0]}{place}?"
+    return f"no such field; there are {', '.join(checks)}" if len(checks) <= MAX_LISTED else "no such field"

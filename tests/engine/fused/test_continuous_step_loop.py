@@ -10,6 +10,7 @@ from gptj_serve.engine.fused.blocks import IntegrityError
 from gptj_serve.engine.fused.scheduler import ContinuousScheduler
 from gptj_serve.engine.fused.step_loop import ContinuousStepLoop
 from gptj_serve.engine.scheduler import Ended, Event, Token, Wait
+from gptj_serve.engine.step_loop import MAX_FAILED_STEPS
 from gptj_serve.request import GenerationRequest
 
 
@@ -127,6 +128,38 @@ def test_a_dead_backend_ends_the_process(where: str) -> None:
         joined.run()
     # nothing more is asked of it
     assert joined.said[-1] == where
+
+
+def fail_alone(joined: Joined, name: str) -> None:
+    """A sequence whose only step fails; nothing else is held."""
+    num_launched = sum(what.startswith("launch") for what in joined.said)
+    joined.errors = {f"launch {num_launched}": KeyError("slot")}
+    joined.add(name, request(2, 4))
+    assert ends(joined.run())[name].reason == "failed"
+
+
+def test_steps_that_do_nothing_but_fail_end_the_process() -> None:
+    joined = Joined()
+    for number in range(MAX_FAILED_STEPS - 1):
+        fail_alone(joined, str(number))
+        # its call's rest, which waited, says nothing of the engine
+        joined.add("rest", request(2, 4))
+        joined.scheduler.abort((0, "rest"), joined.now_s)
+    with pytest.raises(BackendDead, match=f"{MAX_FAILED_STEPS} steps have failed"):
+        fail_alone(joined, "last")
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["finished", "cancelled"])
+def test_a_sequence_that_is_served_forgives_the_failed_steps(is_cancelled: bool) -> None:
+    joined = Joined()
+    for number in range(3 * MAX_FAILED_STEPS):
+        fail_alone(joined, f"bad {number}")
+        if number % (MAX_FAILED_STEPS - 1) == 0:
+            joined.add("good", request(2, 4))
+            joined.loop.step()
+            if is_cancelled:  # as a stop string does it
+                joined.scheduler.abort((0, "good"), joined.now_s)
+            joined.run()
 
 
 def test_checks_can_be_switched_on() -> None:

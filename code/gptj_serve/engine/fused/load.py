@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
@@ -41,6 +42,7 @@ def load_fused(
     *,
     max_batch_size: int | None = None,
     max_context: int | None = None,
+    library: Path | None = None,
     env: Mapping[str, str] = os.environ,
 ) -> FusedRunner:
     """Load the model and warm it up: CUDA kernels in FP16 on a GPU, their plain twin in FP32 on a CPU.
@@ -50,6 +52,7 @@ def load_fused(
         device: Where to.
         max_batch_size: Sequences that run together at most; None is 64.
         max_context: Positions of a sequence at most, no more than the model's; None is the model's.
+        library: The CUDA kernels, if they have been found already; None looks for them, on a GPU.
         env: For finding a compiler.
 
     Raises:
@@ -57,7 +60,8 @@ def load_fused(
     """
     geometry = read_geometry(checkpoint)
     is_cuda = device.type == "cuda"
-    library = find_library(env, [_architecture(device)]) if is_cuda else None
+    if is_cuda and library is None:
+        library = find_library(env, [_architecture(device)])
     weights = load_weights(checkpoint, device, torch.float16 if is_cuda else torch.float32)
     max_context = min(max_context or checkpoint.n_positions, checkpoint.n_positions)
     max_batch_size = max_batch_size or MAX_AUTO_BATCH_SIZE

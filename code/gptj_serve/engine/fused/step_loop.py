@@ -12,7 +12,7 @@ from gptj_serve.engine.backend import BackendDead
 from gptj_serve.engine.fused.plan import ContinuousStep, PendingStep, StepRunner
 from gptj_serve.engine.fused.scheduler import ContinuousScheduler
 from gptj_serve.engine.scheduler import Event, Wait
-from gptj_serve.engine.step_loop import step_failed
+from gptj_serve.engine.step_loop import FailedSteps
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class ContinuousStepLoop:
         self._now_s = now_s
         self._checks = checks
         self._in_flight: _Launched | None = None
+        self._failed_steps = FailedSteps(scheduler.counters)
         self.num_steps = 0
 
     def step(self) -> tuple[list[Event], Wait | None]:
@@ -95,7 +96,7 @@ class ContinuousStepLoop:
         except BackendDead:
             raise
         except Exception as error:
-            events = self._scheduler.fail(launched.step, step_failed(error), self._now_s())
+            events = self._scheduler.fail(launched.step, self._failed_steps.add(error), self._now_s())
         else:
             events = self._scheduler.commit(launched.step, sampled, self._now_s())
         self.num_steps += 1

@@ -7,12 +7,12 @@ than elsewhere; nothing that would change the answer is dropped in silence.
 from collections.abc import Sequence
 from typing import Any
 
-from gptj_serve.errors import BadRequest
 from gptj_serve.serving.call import Ask, Call
 from gptj_serve.serving.generation import Answer
 from gptj_serve.serving.parameters import (
     COMMON,
     MAX_TOKENS,
+    NEW_TOKENS,
     Check,
     boolean,
     checked_elsewhere,
@@ -41,12 +41,13 @@ def read(document: dict[str, Any]) -> Ask:
     Raises:
         BadRequest: A field is missing, unknown or wrong.
     """
-    if "parameters" in document:
-        raise BadRequest("parameters: with inputs.text_inputs they belong into inputs.parameters")
-    inputs = read_fields(read_fields(document, _TOP, "body")["inputs"], _INPUTS, "inputs")
-    texts, is_list = tgi.read_prompts(inputs.get("text_inputs"), "inputs.text_inputs")
+    into_inputs = dict.fromkeys(_INPUTS, "belongs into inputs")
+    body = read_fields(document, _TOP, "body", {**_ELSEWHERE, **into_inputs})
+    inputs = read_fields(body["inputs"], _INPUTS, "inputs", _ELSEWHERE)
     where = "inputs.parameters"
-    fields = join_stops(read_fields(inputs.get("parameters"), _CHECKS, where), where)
+    beside = dict.fromkeys(_INPUTS, f"belongs beside {where}, not into it")
+    fields = join_stops(read_fields(inputs.get("parameters"), _CHECKS, where, beside), where)
+    texts, is_list = tgi.read_prompts(inputs.get("text_inputs"), "inputs.text_inputs")
     return Ask(
         schema=NAME,
         texts=texts,
@@ -101,7 +102,7 @@ _CHECKS: dict[str, Check] = {
     "top_p": Check(_top_p, {"type": "number", "exclusiveMinimum": 0}),
     "min_tokens": _LENGTH,
     "min_length": _LENGTH,
-    "max_length": _whole(integer(1, MAX_TOKENS)),
+    "max_length": _whole(NEW_TOKENS),
     # no effect without beams or padding, in the old pipeline as here
     "early_stopping": boolean,
     "length_penalty": _FINITE,
@@ -125,3 +126,4 @@ _CHECKS: dict[str, Check] = {
 }
 _TOP = {"inputs": checked_elsewhere({"type": "object"}), "stream": only(False)}
 _INPUTS = {"text_inputs": tgi.PROMPTS, "parameters": checked_elsewhere(object_schema(_CHECKS))}
+_ELSEWHERE = dict.fromkeys(_CHECKS, "belongs into inputs.parameters")

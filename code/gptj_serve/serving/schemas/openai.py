@@ -9,7 +9,7 @@ from gptj_serve.serving.call import Ask, Call, Prompt
 from gptj_serve.serving.generation import Answer, Delta, Token
 from gptj_serve.serving.parameters import (
     COMMON,
-    MAX_TOKENS,
+    NEW_TOKENS,
     Check,
     Parameters,
     boolean,
@@ -56,12 +56,11 @@ def _max_tokens(value: Any) -> int:
         raise ValueError(
             "must be at least 1; prompts are not scored here, so there would be nothing to answer"
         )
-    checked: int = _NEW_TOKENS(value)
+    checked: int = NEW_TOKENS(value)
     return checked
 
 
-_NEW_TOKENS = integer(1, MAX_TOKENS)
-max_tokens = Check(_max_tokens, _NEW_TOKENS.schema)
+max_tokens = Check(_max_tokens, NEW_TOKENS.schema)
 """Check for a number of new tokens."""
 
 
@@ -138,6 +137,9 @@ _CHECKS: Mapping[str, Check] = {
 }
 
 
+_ELSEWHERE = {"parameters": "is none of OpenAI's fields; what is in it belongs beside prompt"}
+
+
 def request_schema() -> dict[str, Any]:
     """The JSON Schema of the bodies that `read` reads."""
     return object_schema(_CHECKS, required=["prompt"])
@@ -149,7 +151,7 @@ def read(document: Any) -> Ask:
     Raises:
         BadRequest: A field is missing, unknown or wrong.
     """
-    fields = read_fields(document, _CHECKS, "body")
+    fields = read_fields(document, _CHECKS, "body", _ELSEWHERE)
     texts, is_list = _read_prompts(fields.get("prompt"))
     _check_echo(fields)
     return Ask(

@@ -56,10 +56,12 @@ def read(document: dict[str, Any]) -> Ask:
     Raises:
         BadRequest: A field is missing, unknown or wrong.
     """
-    fields = read_fields(document, _FIELDS, "body")
+    fields = read_fields(document, _FIELDS, "body", dict.fromkeys(_CHECKS, "belongs into parameters"))
     stream = fields.get("stream", False)
     texts, is_list = read_prompts(fields.get("inputs"), "inputs")
-    parameters = join_stops(read_fields(fields.get("parameters"), _CHECKS, "parameters"), "parameters")
+    beside = dict.fromkeys(_FIELDS, "belongs beside parameters, not into it")
+    parameters = read_fields(fields.get("parameters"), _CHECKS, "parameters", beside)
+    parameters = join_stops(parameters, "parameters")
     tells_tokens = stream or parameters.get("details", False)
     if stream:
         _check_stream(len(texts), parameters.get("num_return_sequences", 1))

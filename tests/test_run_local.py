@@ -1,0 +1,158 @@
+"""``scripts/run-local`` and what it runs: what is shown, what is said, and how it ends."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gptj_serve import demo
+from harness import ROOT, Server, free_port, in_flight, nothing_left, python_path
+
+BARE_PYTHON = """#!/bin/sh
+# Python without any package; it makes no virtual environment
+case "$*" in "-m venv"*) exit 9 ;; esac
+exec {python} "$@"
+"""
+
+
+def before_installing(directory: Path, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
+    """Run the script where nothing is installed; exit code 9 means that it would install now."""
+    python = directory / "python"
+    python.write_text(BARE_PYTHON.format(python=sys._base_executable))
+    python.chmod(0o755)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GPTJ_")}
+    return subprocess.run(
+        [ROOT / "scripts/run-local", *arguments],
+        env={
+            **clean,
+            "PYTHON": str(python),
+            "VENV_DIR": str(directory / "venv"),
+            "GPTJ_PORT": str(free_port()),
+            **env,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "says"),
+    [
+        (["--engine", "gpu"], {}, "GPTJ_ENGINE='gpu': must be one of auto, fused, deepspeed, hf"),
+        (["--model", "/nowhere"], {}, "GPTJ_MODEL_DIR=/nowhere: no such directory"),
+        ([], {"GPTJ_PORT": "0"}, "GPTJ_PORT='0': must be a whole number from 1 to 32766"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_installed(
+    tmp_path: Path, arguments: list[str], env: dict[str, str], says: str
+) -> None:
+    done = before_installing(tmp_path, *arguments, **env)
+    assert (done.returncode, done.stderr, done.stdout) == (1, f"{says}\n", "")
+
+
+def test_a_taken_port_is_said_before_anything_is_installed(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port()))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = before_installing(tmp_path, GPTJ_PORT=str(port))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"cannot listen on 127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_what_can_be_served_is_installed_for(tmp_path: Path, weights: str) -> None:
+    model = shutil.copytree(demo.MODEL_DIR, tmp_path / "model")
+    if weights != "model.safetensors":  # it takes PyTorch to look into
+        (model / "model.safetensors").rename(model / weights)
+    assert before_installing(tmp_path, "--model", str(model)).returncode == 9
+
+
+def test_run_local_says_in_plain_words_what_is_wrong_with_a_model() -> None:
+    with contextlib.closing(Server("gptj_serve.run_local", GPTJ_MODEL_DIR="/nowhere")) as server:
+        assert server.wait_for_exit(30) == 1
+        assert server.log == "GPTJ_MODEL_DIR=/nowhere: no such directory\n"
+
+
+def test_run_local_says_in_plain_words_why_serve_does_not_start() -> None:
+    with contextlib.closing(Server("gptj_serve.run_local", JAVA_HOME="/nowhere")) as server:
+        assert server.wait_for_exit(30) == 1
+    assert server.lines[-1] == "JAVA_HOME='/nowhere': there is no bin/java in it\n"
+    assert not server.events("not_started")
+
+
+def shown_completion(server: Server) -> Server:
+    """Wait until run-local has shown all that it shows."""
+    deadline_s = time.monotonic() + 60
+    while "Ctrl-C ends the server." not in server.log and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert "Completion:" in server.log
+    return server
+
+
+@pytest.mark.parametrize("front", ["mms", "http"])
+def test_run_local_shows_a_completion(front: str) -> None:
+    log_level = {"mms": "info", "http": "warning"}[front]
+    with contextlib.closing(
+        Server("gptj_serve.run_local", GPTJ_FRONT=front, GPTJ_LOG_LEVEL=log_level)
+    ) as server:
+        shown_completion(server)
+        url = f"http://127.0.0.1:{server.port}/"
+        assert f"curl {url}invocations" in server.log
+        assert (f"curl -N {url}invocations" in server.log) == (front == "http")
+        assert (f"In a browser: {url}\n" in server.log) == (front == "http")
+        assert ("GPTJ_FRONT=http also streams" in server.log) == (front == "mms")
+    levels = {line["level"] for line in server.records()}
+    assert ("info" in levels) == (log_level == "info")
+
+
+def test_run_local_asks_when_the_fronts_workers_are_up(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import time\nimport inference\nfrom inference import *\n"
+        "def model_fn(model_dir):\n    time.sleep(5)\n    return inference.model_fn(model_dir)\n"
+    )
+    env = {"PYTHONPATH": python_path(tmp_path), "SAGEMAKER_PROGRAM": "slow"}
+    with contextlib.closing(Server("gptj_serve.run_local", **env)) as server:
+        shown_completion(server)
+    seconds = re.search(r"^ +\((.+) s\)$", server.log, re.MULTILINE)
+    assert seconds
+    assert float(seconds[1]) < 4
+
+
+def test_run_local_ends_with_ctrl_c() -> None:
+    with contextlib.closing(Server("gptj_serve.run_local", GPTJ_FRONT="http")) as server:
+        shown_completion(server)
+        everything = server.descendants()
+        assert everything
+        # one Ctrl-C is one signal: what runs is finished
+        with in_flight(server, max_new_tokens=400, min_new_tokens=400) as request:
+            os.killpg(server.process.pid, signal.SIGINT)  # as the terminal does it
+            assert request.result(timeout=30).status == 200
+        assert server.wait_for_exit(10) == 0
+        assert len(server.events("stopping")) == 1
+        assert nothing_left(everything)
+
+
+def test_when_run_local_is_killed_serve_ends_in_order(tmp_path: Path) -> None:
+    with contextlib.closing(
+        Server("gptj_serve.run_local", GPTJ_FRONT="http", TMPDIR=str(tmp_path))
+    ) as server:
+        server.wait_until_ready()
+        everything = server.descendants()
+        server.signal(signal.SIGKILL)
+        is_over = nothing_left(everything)
+        for process in everything:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        assert is_over
+        assert list(tmp_path.glob("gptj-*")) == []

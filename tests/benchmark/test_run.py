@@ -1,13 +1,13 @@
 """``scripts/benchmark run`` as a user has it: real servers, a command line, a file of results."""
 
 import http.server
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +21,7 @@ from gptj_serve.benchmark import fake_service, run
 from gptj_serve.benchmark.memory import MemoryWatch
 from gptj_serve.benchmark.report.statistics import level_tokens_per_s
 from gptj_serve.benchmark.results import Results, Run, read
+from harness import WAIT_TIMEOUT_S, least, until
 
 TINY = ("--inputs", "5,9", "--outputs", "4,6", "--runs", "2", "--latency-cells", "5x4", "--latency-runs", "3")
 LEVELS = ("--throughput-cell", "5x4", "--concurrency", "1,2", "--requests-per-client", "2")
@@ -94,7 +95,12 @@ def test_two_targets_take_turns(fake: str, tmp_path: Path) -> None:
 
 def test_throughput_of_an_engine_of_known_pace(fake: str, tmp_path: Path) -> None:
     """Every sequence gets 200 tokens a second, however many there are."""
-    out = tmp_path / "r.json"
+    numbers = itertools.count()
+    assert least(lambda: farthest_from_its_pace(fake, tmp_path / f"{next(numbers)}.json"), 1) < 1
+
+
+def farthest_from_its_pace(fake: str, out: Path) -> float:
+    """How far a measured time or rate is from what it should be, as a share of what is allowed."""
     loads = ("--load", "throughput", "--throughput-cell", "20x60", "--concurrency", "1,8")
     loads += ("--rates", "20", "--open-seconds", "1", "--requests-per-client", "2")
     assert run.main(["--url", f"fake={fake}", *loads, "--out", str(out)]) == 0
@@ -107,13 +113,16 @@ def test_throughput_of_an_engine_of_known_pace(fake: str, tmp_path: Path) -> Non
         "8 at once": 16,
         "20 a second": 20,
     }
-    assert level_tokens_per_s(by_level["1 at once"]) == pytest.approx(200, rel=0.1)
-    assert level_tokens_per_s(by_level["8 at once"]) == pytest.approx(8 * 200, rel=0.15)
-    for one in by_level["20 a second"]:  # none waits for another
-        assert one.seconds == pytest.approx(0.3, abs=0.1)
-        assert one.tpot_s == pytest.approx(0.005, rel=0.1)
     begins = sorted(one.started_s for one in by_level["20 a second"])
-    assert 0.3 < begins[-1] - begins[0] < 3  # 19 gaps of 50 ms, on average
+    found = [
+        (level_tokens_per_s(by_level["1 at once"]), 200, 20),
+        (level_tokens_per_s(by_level["8 at once"]), 8 * 200, 240),
+        (begins[-1] - begins[0], 1.65, 1.35),  # 19 gaps of 50 ms, on average
+    ]
+    for one in by_level["20 a second"]:  # none waits for another
+        assert one.tpot_s is not None
+        found += [(one.seconds, 0.3, 0.1), (one.tpot_s, 0.005, 0.0005)]
+    return max(abs(value - expected) / allowed for value, expected, allowed in found)
 
 
 class Odd(http.server.BaseHTTPRequestHandler):
@@ -124,6 +133,7 @@ class Odd(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server.asked.append(asked)  # type: ignore[attr-defined]
+        self.server.before_answer(asked)  # type: ignore[attr-defined]
         prompt_tokens, tokens = asked["prompt"].count(" "), asked["max_tokens"]
         status = 200
         if prompt_tokens == 9:  # of one cell; calibration and the other cell are in order
@@ -150,6 +160,7 @@ class Odd(http.server.BaseHTTPRequestHandler):
 def odd() -> Iterator[Any]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
         server.asked, server.plan = [], iter(())  # type: ignore[attr-defined]
+        server.before_answer = lambda _: None  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
@@ -204,32 +215,28 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path, capsys: pytest.Ca
     assert "GPTJ_MAX_CONTEXT" in said
 
 
-def test_an_interrupted_measurement_goes_on(fake: str, tmp_path: Path) -> None:
+def test_an_interrupted_measurement_goes_on(odd: Any, tmp_path: Path) -> None:
     out = tmp_path / "r.json"
-    given = [
-        "--url",
-        f"fake={fake}",
-        "--inputs",
-        "5",
-        "--outputs",
-        "20,30",
-        "--runs",
-        "12",
-        "--out",
-        str(out),
-    ]
+    given = ["--url", f"odd=http://127.0.0.1:{odd.server_port}", "--inputs", "9", "--outputs", "20,30"]
+    given += ["--runs", "12", "--out", str(out)]
+    is_held, go_on, numbers = threading.Event(), threading.Event(), itertools.count()
+
+    def hold_the_tenth(asked: Any) -> None:
+        if asked["max_tokens"] in (20, 30) and next(numbers) == 9:  # those of cells
+            is_held.set()
+            go_on.wait()
+
+    odd.before_answer = hold_the_tenth
     command = [sys.executable, "-m", "gptj_serve.benchmark", "run", *given]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
-        give_up_s = time.monotonic() + 30
-        while not out.exists() or not counts(read(out)):
-            assert time.monotonic() < give_up_s
-            time.sleep(0.05)
+        assert is_held.wait(WAIT_TIMEOUT_S)
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
         said = process.stderr.read()
+    go_on.set()
     assert (process.returncode, "the same command goes on from" in said) == (130, True)
     before = [one for one in read(out).runs if one.load == "grid"]
-    assert 0 < len(before) < 24
+    assert len(before) == 9
     assert run.main(given) == 0
     after = [one for one in read(out).runs if one.load == "grid"]
     assert after[: len(before)] == before
@@ -240,9 +247,7 @@ def test_memory_is_watched_in_all_processes() -> None:
     child = "import subprocess, sys; x = b'x' * (200 << 20); subprocess.run(['sleep', '60'])"
     with subprocess.Popen([sys.executable, "-c", child]) as process:
         with MemoryWatch(process.pid) as watch:
-            give_up_s = time.monotonic() + 30
-            while watch.peaks.get("num_processes") != 2 and time.monotonic() < give_up_s:
-                time.sleep(0.05)
+            until(lambda: watch.peaks.get("num_processes") == 2)
         (sleeping,) = psutil.Process(process.pid).children()
         sleeping.kill()
         process.kill()
@@ -268,8 +273,6 @@ def test_gpu_memory_is_the_processes_own(tmp_path: Path, monkeypatch: pytest.Mon
     apps.write_text(f"{pid if seen else pid + 1}, 700\n999999, 5000\n")
     used.write_text("6000\n")
     with MemoryWatch(pid, gpu_before=5000 << 20) as watch:
-        give_up_s = time.monotonic() + 10
-        while "gpu_bytes" not in watch.peaks and time.monotonic() < give_up_s:
-            time.sleep(0.05)
+        until(lambda: "gpu_bytes" in watch.peaks)
     assert watch.peaks["gpu_bytes"] == (700 if seen else 1000) << 20
     assert watch.peaks["gpu_counts"] == ("processes" if seen else "whole GPU")

@@ -244,8 +244,11 @@ def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_an_error_in_one_reader_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_model(tmp_path)
     numbers, failing, has_failed = itertools.count(1), [], threading.Event()
+    barrier, met = threading.Barrier(4, timeout=WAIT_TIMEOUT_S), threading.local()
 
     def fails_later(_: int, buffers: list[memoryview], __: int) -> int:
+        if not hasattr(met, "once"):
+            met.once = barrier.wait()  # all are there
         number = next(numbers)
         if number == 20:
             failing.append(threading.current_thread())

@@ -17,6 +17,7 @@ import pytest
 
 from gptj_serve import demo
 from harness import (
+    END_TIMEOUT_S,
     ROOT,
     START_TIMEOUT_S,
     Answer,
@@ -44,7 +45,7 @@ def in_flight(server: Server) -> Iterator["Future[Answer]"]:
 
 def nothing_left(processes: list[psutil.Process]) -> bool:
     """All have ended, if not at this moment: what is left behind would stay for good."""
-    until(lambda: all(is_gone(process) for process in processes))
+    until(lambda: all(is_gone(process) for process in processes), END_TIMEOUT_S)
     return True
 
 
@@ -135,7 +136,7 @@ def seconds_until_told() -> float:
         with in_flight(server) as request:
             killed_s = time.monotonic()
             server.engine().kill()
-            answer = request.result()
+            answer = request.result(END_TIMEOUT_S)
             told_s = time.monotonic() - killed_s
         assert answer.status == 503
         assert answer.json["error_type"] == "unavailable"
@@ -170,7 +171,7 @@ def test_a_request_that_outlasts_the_drain_is_told_so() -> None:
     with serving(GPTJ_DRAIN_TIMEOUT_S="1") as server:
         with in_flight(server) as request:
             server.signal(signal.SIGTERM)
-            answer = request.result()
+            answer = request.result(END_TIMEOUT_S)
         assert answer.status == 503
         assert "shutting down" in answer.json["error"]
         assert server.wait_for_exit() == 0
@@ -325,7 +326,7 @@ def test_a_stuck_engine_cannot_hold_up_the_end(signals: int) -> None:
             for _ in range(signals):
                 server.signal(signal.SIGTERM)
                 time.sleep(0.2)
-            answer = request.result()
+            answer = request.result(END_TIMEOUT_S)
         assert (answer.status, answer.json["error_type"]) == (503, "unavailable")
         assert server.wait_for_exit() != 0
         assert nothing_left(everything)

@@ -56,7 +56,8 @@ def test_everything_of_an_engine_that_is_started(spawned: Path) -> None:
     for one in results.runs:
         assert (one.prompt_tokens, one.completion_tokens) == (one.input_tokens, one.output_tokens)
         assert (one.ttft_s is not None) == (one.load != "grid")
-        assert (one.ttft_s or 0.0) < one.seconds
+        assert (one.ttft_s or 0.0) <= one.seconds  # the same if this process saw all of a stream at once
+    assert any(one.ttft_s is not None and one.ttft_s < one.seconds for one in results.runs)
     facts = results.head["targets"]["hf"]
     assert (facts["engine"], facts["streams"]) == ("hf", True)
     assert facts["weight_bytes"] > 4 * results.head["model"]["num_weights"]

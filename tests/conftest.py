@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -15,6 +16,12 @@ for folder in ("engine", "engine/fused", "aws"):  # what their tests share is us
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
 from harness import Server, serving  # noqa: E402
+
+# an example that takes long says something about the machine
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", params=["mms-hf", "http-hf", "http-fused"])

@@ -102,7 +102,6 @@ def drive(
         max_examples=num_requests,
         derandomize=num_requests <= SMALL,
         database=None,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
     )
     @given(cases)

@@ -8,14 +8,22 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from gptj_serve import demo
-from harness import ROOT, Server, free_port, in_flight, nothing_left, python_path
+from harness import (
+    ROOT,
+    START_TIMEOUT_S,
+    Server,
+    free_port,
+    in_flight,
+    nothing_left,
+    python_path,
+    until,
+)
 
 BARE_PYTHON = """#!/bin/sh
 # Python without any package; it makes no virtual environment
@@ -80,22 +88,20 @@ def test_what_can_be_served_is_installed_for(tmp_path: Path, weights: str) -> No
 
 def test_run_local_says_in_plain_words_what_is_wrong_with_a_model() -> None:
     with contextlib.closing(Server("gptj_serve.run_local", GPTJ_MODEL_DIR="/nowhere")) as server:
-        assert server.wait_for_exit(30) == 1
+        assert server.wait_for_exit(START_TIMEOUT_S) == 1
         assert server.log == "GPTJ_MODEL_DIR=/nowhere: no such directory\n"
 
 
 def test_run_local_says_in_plain_words_why_serve_does_not_start() -> None:
     with contextlib.closing(Server("gptj_serve.run_local", JAVA_HOME="/nowhere")) as server:
-        assert server.wait_for_exit(30) == 1
+        assert server.wait_for_exit(START_TIMEOUT_S) == 1
     assert server.lines[-1] == "JAVA_HOME='/nowhere': there is no bin/java in it\n"
     assert not server.events("not_started")
 
 
 def shown_completion(server: Server) -> Server:
     """Wait until run-local has shown all that it shows."""
-    deadline_s = time.monotonic() + 60
-    while "Ctrl-C ends the server." not in server.log and time.monotonic() < deadline_s:
-        time.sleep(0.05)
+    until(lambda: "Ctrl-C ends the server." in server.log, START_TIMEOUT_S)
     assert "Completion:" in server.log
     return server
 
@@ -119,14 +125,14 @@ def test_run_local_shows_a_completion(front: str) -> None:
 def test_run_local_asks_when_the_fronts_workers_are_up(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import time\nimport inference\nfrom inference import *\n"
-        "def model_fn(model_dir):\n    time.sleep(5)\n    return inference.model_fn(model_dir)\n"
+        "def model_fn(model_dir):\n    time.sleep(10)\n    return inference.model_fn(model_dir)\n"
     )
     env = {"PYTHONPATH": python_path(tmp_path), "SAGEMAKER_PROGRAM": "slow"}
     with contextlib.closing(Server("gptj_serve.run_local", **env)) as server:
         shown_completion(server)
     seconds = re.search(r"^ +\((.+) s\)$", server.log, re.MULTILINE)
     assert seconds
-    assert float(seconds[1]) < 4
+    assert float(seconds[1]) < 8
 
 
 def test_run_local_ends_with_ctrl_c() -> None:
@@ -137,8 +143,8 @@ def test_run_local_ends_with_ctrl_c() -> None:
         # one Ctrl-C is one signal: what runs is finished
         with in_flight(server, max_new_tokens=400, min_new_tokens=400) as request:
             os.killpg(server.process.pid, signal.SIGINT)  # as the terminal does it
-            assert request.result(timeout=30).status == 200
-        assert server.wait_for_exit(10) == 0
+            assert request.result().status == 200
+        assert server.wait_for_exit() == 0
         assert len(server.events("stopping")) == 1
         assert nothing_left(everything)
 

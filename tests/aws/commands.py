@@ -13,7 +13,7 @@ from typing import Any
 
 from permissions import allowed
 
-from harness import ROOT
+from harness import ROOT, WAIT_TIMEOUT_S
 
 NOWHERE = "http://127.0.0.1:9"
 """A port of this machine where nothing listens."""
@@ -72,7 +72,7 @@ def start(module: str, *arguments: str, env: Mapping[str, str] | None = None) ->
     )
 
 
-def finish(process: "subprocess.Popen[str]", timeout_s: float = 60) -> Result:
+def finish(process: "subprocess.Popen[str]", timeout_s: float = WAIT_TIMEOUT_S) -> Result:
     """Wait for a command that was started."""
     with process:
         try:
@@ -84,7 +84,7 @@ def finish(process: "subprocess.Popen[str]", timeout_s: float = 60) -> Result:
 
 
 def command(
-    module: str, *arguments: str, env: Mapping[str, str] | None = None, timeout_s: float = 60
+    module: str, *arguments: str, env: Mapping[str, str] | None = None, timeout_s: float = WAIT_TIMEOUT_S
 ) -> Result:
     """Run a command in a process of its own until it ends."""
     return finish(start(module, *arguments, env=env), timeout_s)

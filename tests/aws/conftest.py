@@ -18,6 +18,7 @@ from docker_engine import Engine
 from killing import Killer
 
 from gptj_serve.aws.clients import Aws, connect
+from harness import WAIT_TIMEOUT_S
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -66,7 +67,7 @@ def clients() -> dict[str, dict[str, Any]]:
 def aws(moto_url: str, clients: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Aws:
     """An account with nothing in it; commands, in this process or their own, reach the same."""
     reset = urllib.request.Request(f"{moto_url}/moto-api/reset", method="POST")
-    urllib.request.urlopen(reset, timeout=10).close()
+    urllib.request.urlopen(reset, timeout=WAIT_TIMEOUT_S).close()
     moto_sagemaker.reset()
     moto_components.failures.clear()
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_url)

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import fake_docker
 import pytest
+
+from harness import until
 
 
 class InProcess:
@@ -89,13 +90,10 @@ class Engine:
         """Let a command fail with these words, ``hang``, or be ``ok``; ``arch`` is the engine's processor."""
         fake_docker.write("wishes", what)
 
-    def hanging(self, timeout_s: float = 20) -> int:
+    def hanging(self) -> int:
         """Wait until a command hangs; returns its process id."""
-        deadline_s = time.monotonic() + timeout_s
         path = self.state / "hangs.json"
-        while not (path.exists() and path.read_text()):
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
+        until(lambda: path.exists() and path.read_text())
         return int(path.read_text())
 
     @property

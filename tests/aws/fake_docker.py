@@ -136,7 +136,7 @@ def put_image(name: str, tag: str, manifest: str) -> None:
     body = {"repositoryName": name, "imageTag": tag, "imageManifest": manifest}
     request = urllib.request.Request(os.environ["AWS_ENDPOINT_URL"], json.dumps(body).encode(), headers)
     try:
-        urllib.request.urlopen(request, timeout=10).close()
+        urllib.request.urlopen(request, timeout=60).close()
     except urllib.error.HTTPError as error:
         raise Failure(error.read().decode()) from None
 

@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler
 
 from loopback import serving
 
+from harness import WAIT_TIMEOUT_S
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -89,7 +91,7 @@ def running(files: Mapping[str, bytes]) -> Iterator[Hub]:
             if hub.holds and "ETag" in headers:
                 self.wfile.write(body[:100])
                 body = body[100:]
-                hub.holds.wait(30)
+                hub.holds.wait(WAIT_TIMEOUT_S)
             with contextlib.suppress(OSError):  # the client has gone
                 self.wfile.write(body)
 

@@ -16,6 +16,8 @@ from urllib.parse import unquote
 
 from loopback import serving
 
+from harness import WAIT_TIMEOUT_S
+
 STREAM, WHOLE, ASYNC = "invocations-response-stream", "invocations", "async-invocations"
 LOG_STREAM = "arn:aws:logs:eu-west-1:123456789012:log-group:/aws/sagemaker/Endpoints/gpt-j"
 
@@ -97,7 +99,7 @@ def passing_on(port: int, piece_bytes: int = 7) -> Answers:
     """Ask a container as an endpoint does; streams are cut into parts of a size that respects nothing."""
 
     def answer(asked: Asked) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_TIMEOUT_S)
         with contextlib.closing(connection):
             kind = {"Content-Type": asked.headers.get("content-type", "application/json")}
             connection.request("POST", "/invocations", asked.body, kind)
@@ -163,7 +165,7 @@ def running(answer: Answers) -> Iterator[Runtime]:
 
         def _send_piece(self, piece: bytes) -> None:
             if piece == WAIT:
-                runtime.go_on.wait(10)
+                runtime.go_on.wait(WAIT_TIMEOUT_S)
             elif piece == CUT:
                 self.close_connection = True
                 raise ConnectionError

@@ -4,7 +4,6 @@ Ctrl-C comes as KeyboardInterrupt. `Killed` stands for SIGKILL: no handler of th
 """
 
 import signal
-import time
 from collections.abc import Callable
 
 import pytest
@@ -27,6 +26,7 @@ from permissions import recorded
 from gptj_serve.aws import deploy as deploy_module
 from gptj_serve.aws import waiting
 from gptj_serve.aws.clients import Aws
+from harness import until
 
 Act = Callable[[], object]
 
@@ -165,11 +165,8 @@ def test_real_signals_while_the_endpoint_is_being_made(aws: Aws, number: signal.
     arguments = ("--image", image, "--model-data", DATA, "--role", ROLE)
     process = start("deploy", *arguments)
     sagemaker = aws.client("sagemaker")
-    give_up_s = time.monotonic() + 30
-    while not sagemaker.list_endpoints()["Endpoints"]:
-        assert time.monotonic() < give_up_s
-        assert process.poll() is None
-        time.sleep(0.05)
+    until(lambda: sagemaker.list_endpoints()["Endpoints"] or process.poll() is not None)
+    assert process.poll() is None
     process.send_signal(number)
     result = finish(process)
     assert result.code == (130 if number is signal.SIGINT else -signal.SIGKILL)

@@ -20,6 +20,7 @@ from gptj_serve.aws import manifest, model_source
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.errors import UsageError
 from gptj_serve.aws.s3 import S3Url
+from harness import WAIT_TIMEOUT_S
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
@@ -99,7 +100,7 @@ def test_ctrl_c_does_not_wait_for_the_file(aws: Aws, hub: Hub) -> None:
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        result = finish(process, timeout_s=10)
+        result = finish(process, timeout_s=WAIT_TIMEOUT_S / 2)  # long before the file goes on
     finally:
         hub.holds.set()
     assert result.code == 130

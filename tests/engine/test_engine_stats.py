@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_socket import connected, until
+from engine_socket import connected
 
 from gptj_serve import wire
 from gptj_serve.engine import server as server_module
@@ -21,6 +21,7 @@ from gptj_serve.engine.static_scheduler import Decode, Prefill, StaticScheduler
 from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.errors import InternalError
 from gptj_serve.request import EngineStats, GenerationRequest, ModelInfo, SamplingParams
+from harness import WAIT_TIMEOUT_S, until
 
 
 def request(name: str, num_new: int, timeout_s: float | None = None) -> GenerationRequest:
@@ -65,8 +66,8 @@ def test_a_front_that_watches_is_told_again_and_again(tmp_path: Path) -> None:
             front.connect(str(tmp_path / "engine.sock"))
             lines = front.makefile("rb")
             assert json.loads(lines.readline())["type"] == "hello"
-            front.sendall(wire.watch())
             started_s = time.monotonic()
+            front.sendall(wire.watch())
             told = [wire.read_stats(wire.read(lines.readline())) for _ in range(3)]
             assert [one.num_steps for one in told] == [1, 2, 3]
             assert time.monotonic() - started_s >= 1.5 * wire.STATS_INTERVAL_S
@@ -100,7 +101,7 @@ class StuckBackend:
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         self.entered.set()
-        assert self.go_on.wait(20)
+        assert self.go_on.wait(WAIT_TIMEOUT_S)
         return torch.zeros(len(prompts), 10)
 
     def decode(self, token_ids: Sequence[int]) -> torch.Tensor:
@@ -122,22 +123,22 @@ def test_a_blocked_step_loop_delays_no_statistics(tmp_path: Path) -> None:
     try:
         with connected(tmp_path / "engine.sock") as (front, lines):
             front.sendall(wire.submit([request("a", 2)]))
-            assert backend.entered.wait(20)
+            assert backend.entered.wait(WAIT_TIMEOUT_S)
             front.sendall(wire.watch())
             told = [wire.read_stats(wire.read(lines.readline())) for _ in range(3)]
             assert [(one.num_running, one.num_steps, one.cache_tokens) for one in told] == [(1, 0, 3)] * 3
             assert told[2].step_age_s - told[0].step_age_s >= 1.5 * wire.STATS_INTERVAL_S
             backend.go_on.set()
-            until(lambda: engine.stats().num_finished == 1)
+            until(lambda: engine.stats().num_steps == 2)  # counted last
             done = engine.stats()
-            assert (done.num_steps, done.num_prompt_tokens, done.num_generated_tokens) == (2, 3, 2)
+            assert (done.num_finished, done.num_prompt_tokens, done.num_generated_tokens) == (1, 3, 2)
             assert (done.cache_tokens, done.cache_capacity_tokens, done.is_draining) == (0, 128, False)
             engine.drain()
             assert engine.stats().is_draining
     finally:
         backend.go_on.set()
         engine.drain()
-        loop.join(timeout=10)
+        loop.join(timeout=WAIT_TIMEOUT_S)
         engine.close()
     assert not loop.is_alive()
 
@@ -147,13 +148,12 @@ def test_one_watch_a_connection_and_it_ends_with_it(tmp_path: Path) -> None:
     server.start()
     try:
         with connected(tmp_path / "engine.sock") as (front, lines):
-            front.sendall(wire.watch() * 3)
-            lines.readline()
-            until(lambda: len(server._watches) > 0)
             started_s = time.monotonic()
-            for _ in range(3):
+            front.sendall(wire.watch() * 3)
+            for _ in range(4):
                 lines.readline()
-            assert time.monotonic() - started_s >= 2 * wire.STATS_INTERVAL_S
+            assert time.monotonic() - started_s >= 2.5 * wire.STATS_INTERVAL_S
+            assert len(server._watches) == 1
         until(lambda: not server._watches)
     finally:
         server.close()
@@ -169,6 +169,6 @@ def test_a_watching_front_that_does_not_read_is_cut_off(
     try:
         with connected(tmp_path / "engine.sock") as (front, _):
             front.sendall(wire.watch())
-            until(lambda: not server._writers, timeout_s=20)
+            until(lambda: not server._writers)
     finally:
         server.close()

@@ -317,7 +317,7 @@ def test_offsets_with_characters_split_into_bytes(text: str, expected: list[int]
     assert offsets([BYTE_IDS[bytes([byte])] for byte in text.encode()]) == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @example([BYTE_IDS[b"\xe6"], BYTE_IDS[b"\xe6"], BYTE_IDS[b"a"]])
 @given(
     st.lists(st.sampled_from(sorted(BYTE_IDS.values())), max_size=16)

@@ -100,7 +100,7 @@ def scripts_and_stops(draw: st.DrawFn) -> tuple[list[int], list[str]]:
     return [*ids, 0], stops
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     scripts_and_stops(),
     st.booleans(),

@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,10 +66,20 @@ def running(
                     pipe.close()
 
 
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on, below the ephemeral ones."""
+def free_port(first: int = 20000, last: int = 32000) -> int:
+    """A port of the loopback interface that nobody listens on, below the ephemeral ones.
+
+    It is this process's until it ends: a server takes seconds to listen, and another process that asks
+    meanwhile gets another port.
+
+    Args:
+        first: The lowest there may be.
+        last: The highest.
+    """
     while True:
-        port = random.randint(20000, 32000)
-        with contextlib.suppress(StartupError):
+        port = random.randint(first, last)
+        with socket.socket(socket.AF_UNIX) as mark, contextlib.suppress(OSError, StartupError):
+            mark.bind(f"\0gptj-serve port {port}")
             check_port_is_free("127.0.0.1", port)
+            mark.detach()  # it stays open
             return port

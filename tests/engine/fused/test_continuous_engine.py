@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from engine_socket import connected, until
+from engine_socket import connected
 from fake_runner import FakeRunner, alone, limits, request
 
 from gptj_serve import wire
@@ -17,6 +17,7 @@ from gptj_serve.engine.engine import Engine
 from gptj_serve.engine.model_dir import find_checkpoint
 from gptj_serve.request import EndEvent, GenerationRequest, TokenEvent
 from gptj_serve.settings import Settings
+from harness import WAIT_TIMEOUT_S, until
 
 Events = list[TokenEvent | EndEvent]
 
@@ -30,7 +31,7 @@ class PacedRunner(FakeRunner):
         self.before_results = lambda _: self.wait()
 
     def wait(self) -> None:
-        assert self.may_end.acquire(timeout=20)
+        assert self.may_end.acquire(timeout=WAIT_TIMEOUT_S)
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def running(runner: FakeRunner, directory: Path, **environ: str) -> Iterator[tup
         engine.drain()
         if isinstance(runner, PacedRunner):
             runner.may_end.release(10_000)
-        loop.join(timeout=20)
+        loop.join(timeout=WAIT_TIMEOUT_S)
         engine.close()
     assert not loop.is_alive()
 

@@ -210,7 +210,7 @@ class Batching(RuleBasedStateMachine):
 
 
 TestBatching = Batching.TestCase
-TestBatching.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestBatching.settings = settings(max_examples=150, stateful_step_count=30)
 
 
 def test_a_full_house_with_a_small_cache() -> None:

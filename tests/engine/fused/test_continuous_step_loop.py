@@ -2,7 +2,7 @@
 
 import pytest
 from fake_runner import FakeRunner, alone, limits, request
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gptj_serve.engine.backend import BackendDead, BatchLost
@@ -187,7 +187,6 @@ CALLS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(CALLS, st.dictionaries(st.integers(0, 40), st.sampled_from(["launch", "results"]), max_size=3))
 def test_only_the_sequences_of_failed_steps_fail(
     calls: list[GenerationRequest], failures: dict[int, str]

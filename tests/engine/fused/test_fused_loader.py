@@ -1,5 +1,6 @@
 """Loading packed weights: right values from every kind of file, in pieces of any size; clear refusals."""
 
+import itertools
 import json
 import logging
 import os
@@ -7,7 +8,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from gptj_serve.engine.fused.sources import FileSource
 from gptj_serve.engine.fused.weights import PackedWeights
 from gptj_serve.engine.model_dir import find_checkpoint
 from gptj_serve.errors import StartupError
+from harness import WAIT_TIMEOUT_S
 
 CPU = torch.device("cpu")
 FORMATS = ("safetensors", "sharded safetensors", "pickle", "sharded pickle")
@@ -242,14 +243,20 @@ def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_an_error_in_one_reader_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_model(tmp_path)
-    num_reads = 0
+    numbers, failing, has_failed = itertools.count(1), [], threading.Event()
+    barrier, met = threading.Barrier(4, timeout=WAIT_TIMEOUT_S), threading.local()
 
     def fails_later(_: int, buffers: list[memoryview], __: int) -> int:
-        nonlocal num_reads
-        num_reads += 1
-        if num_reads == 20:
+        if not hasattr(met, "once"):
+            met.once = barrier.wait()  # all are there
+        number = next(numbers)
+        if number == 20:
+            failing.append(threading.current_thread())
+            has_failed.set()
             raise OSError(5, "Input/output error")
-        time.sleep(0.001)
+        if number > 20:
+            has_failed.wait()
+            failing[0].join()  # however long it takes to tell the others
         return len(buffers[0])
 
     monkeypatch.setattr(sources.os, "preadv", fails_later)
@@ -258,8 +265,8 @@ def test_an_error_in_one_reader_ends_all(tmp_path: Path, monkeypatch: pytest.Mon
         load(tmp_path, chunk_bytes=128, num_readers=4)
     assert str(caught.value) == f"{tmp_path / 'model.safetensors'}: cannot be read: Input/output error"
     assert threading.active_count() == before
-    # there are more than a thousand chunks
-    assert num_reads < 20 + 4 * 3
+    # there are more than a thousand chunks; each of the others was reading one
+    assert next(numbers) - 1 <= 20 + 3
 
 
 def test_errors_that_nobody_expects_reach_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +282,7 @@ def test_errors_that_nobody_expects_reach_the_caller(tmp_path: Path, monkeypatch
 
 def test_readers_work_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_model(tmp_path, dtype=torch.float16)
-    barrier = threading.Barrier(4, timeout=10)
+    barrier = threading.Barrier(4, timeout=WAIT_TIMEOUT_S)
     preadv, met = os.preadv, threading.local()
 
     def together(descriptor: int, buffers: list[memoryview], offset: int) -> int:

@@ -63,7 +63,7 @@ BAD_LOGITS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     sequences=st.lists(SEQUENCES, max_size=NUM_SLOTS),
     slots=st.permutations(range(NUM_SLOTS)),

@@ -206,9 +206,9 @@ def test_info(engine: Engine, name: str, batching: str) -> None:
 
 
 def test_counting_is_cheap(metrics: Metrics) -> None:
-    started_s = time.perf_counter()
+    started_s = time.process_time()
     for _ in range(10_000):
         metrics.finished("tgi", 200, total_s=2.0, first_token_s=0.5, queue_s=0.002, time_per_token_s=0.03)
-    each_s = (time.perf_counter() - started_s) / 10_000
+    each_s = (time.process_time() - started_s) / 10_000
     print(f"{each_s * 1e6:.1f} microseconds a request")
     assert each_s < 1e-3

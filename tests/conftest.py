@@ -35,6 +35,12 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield running
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start servers come first: they take longest, and several processes share the rest."""
+    here = Path(__file__).parent
+    items.sort(key=lambda item: item.path.parent != here)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Command line of pytest."""
     parser.addoption(

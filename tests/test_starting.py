@@ -1,0 +1,232 @@
+"""What holds until the service is ready, and what keeps it from starting."""
+
+import contextlib
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gptj_serve import demo
+from harness import (
+    ROOT,
+    START_TIMEOUT_S,
+    Server,
+    free_port,
+    nothing_left,
+    python_path,
+    serving,
+    stopping_at,
+    until,
+)
+
+
+@pytest.mark.parametrize("front", ["mms", "http"])
+def test_ping_answers_only_when_the_engine_is_ready(tmp_path: Path, front: str) -> None:
+    with contextlib.closing(Server(TMPDIR=str(tmp_path), GPTJ_FRONT=front)) as server:
+        until(lambda: _answers_ping(server), START_TIMEOUT_S)
+        answered = datetime.now(timezone.utc)
+        assert datetime.fromisoformat(server.wait_for("engine_ready")["time"]) <= answered
+        # and it can answer at once
+        assert server.generate("In", max_new_tokens=1).status == 200
+        server.signal(signal.SIGTERM)
+        assert server.wait_for_exit() == 0
+    assert list(tmp_path.glob("gptj-*")) == []
+
+
+def _answers_ping(server: Server) -> bool:
+    with contextlib.suppress(OSError):
+        return server.get("/ping").status == 200
+    return False
+
+
+def waiting_front(server: Server) -> psutil.Process:
+    """The HTTP front while the engine still loads, when it has nothing left to do but wait."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        for process in server.processes_of("gptj_serve.serving.http"):
+            if process.num_threads() == 1:
+                before_s = process.cpu_times().user
+                time.sleep(0.2)
+                if process.cpu_times().user == before_s > 0:
+                    return process
+        time.sleep(0.02)
+    raise AssertionError("no front is waiting")
+
+
+@pytest.fixture
+def held_engine(tmp_path: Path) -> Iterator[tuple[Server, psutil.Process]]:
+    """A server with the HTTP front whose engine has stopped itself when it began to start, and that front."""
+    stopping = stopping_at("gptj_serve.engine.__main__", tmp_path)
+    with contextlib.closing(Server(GPTJ_FRONT="http", **stopping)) as server:
+        until(lambda: server.processes_of("gptj_serve.engine"), START_TIMEOUT_S)
+        until(lambda: server.engine().status() == psutil.STATUS_STOPPED, START_TIMEOUT_S)
+        yield server, waiting_front(server)
+
+
+def test_the_http_front_loads_beside_the_engine_and_listens_after_it(
+    held_engine: tuple[Server, psutil.Process],
+) -> None:
+    server, front = held_engine
+    with pytest.raises(ConnectionRefusedError):
+        server.get("/ping")
+    server.engine().resume()
+    server.wait_until_ready()
+    assert front in server.descendants()
+    assert server.get("/ping").status == 200
+
+
+def test_a_front_that_dies_while_it_waits_ends_all(
+    held_engine: tuple[Server, psutil.Process],
+) -> None:
+    server, front = held_engine
+    everything = server.descendants()
+    front.kill()
+    assert server.wait_for_exit() == 1
+    assert "the front was killed" in server.events("not_started")[0]["message"]
+    assert nothing_left(everything)
+
+
+def test_a_front_that_waits_does_not_outlive_serve(
+    held_engine: tuple[Server, psutil.Process],
+) -> None:
+    server, _ = held_engine
+    everything = server.descendants()
+    server.signal(signal.SIGTERM)
+    assert server.wait_for_exit() == 0
+    assert nothing_left(everything)
+
+
+def test_a_nested_and_read_only_model_directory_is_served(tmp_path: Path) -> None:
+    nested = tmp_path / "export" / "model-1"
+    shutil.copytree(demo.MODEL_DIR, nested)
+    for folder in (nested, nested.parent, tmp_path):
+        folder.chmod(0o555)
+    try:
+        with serving(GPTJ_MODEL_DIR=str(tmp_path)) as server:
+            assert server.generate("In the", max_new_tokens=3).status == 200
+    finally:
+        for folder in (tmp_path, nested.parent, nested):
+            folder.chmod(0o755)
+
+
+def _without_config(directory: Path) -> None:
+    (directory / "config.json").unlink()
+
+
+def _of_another_kind(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(
+        json.dumps(config | {"model_type": "llama", "architectures": ["L"]})
+    )
+
+
+def _truncated(directory: Path) -> None:
+    os.truncate(directory / "model.safetensors", 1_000_000)
+
+
+def _without_tokenizer(directory: Path) -> None:
+    (directory / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (_without_config, "config.json"),
+        (_of_another_kind, "GPTJForCausalLM"),
+        (_truncated, "model.safetensors"),
+        (_without_tokenizer, "tokenizer.json"),
+    ],
+)
+def test_a_broken_model_directory_is_said_and_nothing_starts(tmp_path: Path, harm, says: str) -> None:  # type: ignore[no-untyped-def]
+    directory = tmp_path / "model"
+    shutil.copytree(demo.MODEL_DIR, directory)
+    harm(directory)
+    with contextlib.closing(Server(GPTJ_MODEL_DIR=str(directory))) as server:
+        assert server.wait_for_exit(START_TIMEOUT_S) == 1
+        (event,) = server.events("not_started")
+    assert says in event["message"]
+    assert str(directory) in event["message"]
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ({"GPTJ_ENGINE": "deepspeed", "CUDA_VISIBLE_DEVICES": ""}, "no NVIDIA GPU"),
+        ({"GPTJ_PORTS": "1"}, "did you mean GPTJ_PORT?"),
+        ({"JAVA_HOME": "/nowhere"}, "JAVA_HOME='/nowhere': there is no bin/java in it"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_said(env: dict[str, str], says: str) -> None:
+    with contextlib.closing(Server(**env)) as server:
+        assert server.wait_for_exit(START_TIMEOUT_S) == 1
+        assert says in server.events("not_started")[0]["message"]
+
+
+def test_a_taken_port_is_said(server: Server) -> None:
+    with contextlib.closing(Server(GPTJ_PORT=str(server.port))) as second:
+        assert second.wait_for_exit(START_TIMEOUT_S) == 1
+        message = second.events("not_started")[0]["message"]
+    assert f"cannot listen on 127.0.0.1:{server.port}" in message
+    assert "GPTJ_PORT" in message
+
+
+def test_a_signal_during_the_first_moments_is_not_lost(tmp_path: Path) -> None:
+    with contextlib.closing(Server(**stopping_at("gptj_serve.launcher", tmp_path))) as server:
+        process = psutil.Process(server.process.pid)
+        until(lambda: process.status() == psutil.STATUS_STOPPED, START_TIMEOUT_S)
+        assert _holds_back_sigterm(server.process.pid)
+        server.signal(signal.SIGTERM)
+        process.resume()
+        assert server.wait_for_exit() == 0
+
+
+def _holds_back_sigterm(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    blocked = int(status.split("SigBlk:")[1].split()[0], 16)
+    return bool(blocked >> (signal.SIGTERM - 1) & 1)
+
+
+def test_a_front_whose_workers_cannot_start_is_not_ready(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def model_fn(model_dir): raise RuntimeError('on purpose')")
+    with contextlib.closing(Server(PYTHONPATH=python_path(tmp_path), SAGEMAKER_PROGRAM="broken")) as server:
+        assert server.wait_for_exit(START_TIMEOUT_S) == 1
+        assert "the front's workers" in server.events("not_started")[0]["message"]
+        assert "on purpose" in server.log
+
+
+def test_a_relative_model_directory_is_served() -> None:
+    with serving(GPTJ_MODEL_DIR=str(demo.MODEL_DIR.relative_to(ROOT))) as server:
+        assert server.generate("In the", max_new_tokens=3).status == 200
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_on_a_terminal_the_reason_is_said_in_plain_words_too(on_terminal: bool) -> None:
+    reader, writer = pty.openpty() if on_terminal else os.pipe()
+    done = subprocess.run(
+        [sys.executable, "-m", "gptj_serve"],
+        env={**os.environ, "GPTJ_MODEL_DIR": "/nowhere", "GPTJ_PORT": str(free_port())},
+        stdout=subprocess.PIPE,
+        stderr=writer,
+        check=False,
+    )
+    os.close(writer)
+    try:
+        said = os.read(reader, 1000)
+    except OSError:  # how a terminal ends
+        said = b""
+    os.close(reader)
+    plain = "GPTJ_MODEL_DIR=/nowhere: no such directory"
+    assert said.decode().splitlines() == ([plain] if on_terminal else [])
+    assert json.loads(done.stdout.splitlines()[-1])["message"] == plain
+    assert done.returncode == 1

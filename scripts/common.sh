@@ -90,9 +90,10 @@ sdk_venv() {
   stamp=$made/.installed-$(cksum <<<"$2" | cut -d ' ' -f 1)
   if [ ! -e "$stamp" ]; then
     say "Installing $2 ..."
-    "$venv/bin/python" -m venv "$made"
-    "$made/bin/python" -m pip --disable-pip-version-check install --quiet "$2" >&2
-    touch "$stamp"
+    # a function in $( ) does not end at a failure by itself
+    "$venv/bin/python" -m venv "$made" &&
+      "$made/bin/python" -m pip --disable-pip-version-check install --quiet "$2" >&2 &&
+      touch "$stamp" || return 1
   fi
   printf '%s\n' "$made"
 }

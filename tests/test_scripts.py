@@ -79,3 +79,12 @@ def test_what_deploys_is_completed_to_what_serves_and_the_other_way_round(script
     (java,) = scripts.run("benchmark", "--help").splitlines()
     assert java.endswith(f"--quiet --editable {ROOT}[java]")
     assert scripts.run("upload-model", "--help") == ""
+
+
+def test_an_environment_that_could_not_be_made_is_tried_again(scripts: Scripts) -> None:
+    (scripts.venv / "bin/python").write_text("#!/bin/sh\nexit 1\n")
+    script = f"set -euo pipefail; source {ROOT}/scripts/common.sh; made=$(sdk_venv sdk 'sdk>=1'); echo $made"
+    env = {**os.environ, "VENV_DIR": str(scripts.venv)}
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert not list(scripts.venv.parent.glob("venv-sdk/.installed-*"))

@@ -142,6 +142,7 @@ class Server(Client):
             cwd=ROOT,
         )
         self.lines: list[str] = []
+        self._is_read = True
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -149,6 +150,15 @@ class Server(Client):
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line.decode())
+            if not self._is_read:
+                self.process.stdout.close()
+                return
+
+    def stop_reading(self) -> None:
+        """Be no longer there for what it prints, as a terminal that was closed."""
+        self._is_read = False
+        self.generate("In", max_new_tokens=1)  # which is logged
+        self._reader.join(WAIT_TIMEOUT_S)
 
     def exit_code(self) -> int | None:
         return self.process.poll()

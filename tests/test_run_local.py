@@ -149,6 +149,17 @@ def test_run_local_ends_with_ctrl_c() -> None:
         assert nothing_left(everything)
 
 
+def test_a_terminal_that_is_gone_ends_it_no_sooner() -> None:
+    """Nobody reads the log any more: what runs is finished none the less."""
+    with contextlib.closing(Server("gptj_serve.run_local", GPTJ_FRONT="http")) as server:
+        shown_completion(server)
+        server.stop_reading()
+        with in_flight(server, max_new_tokens=400, min_new_tokens=400) as request:
+            server.signal(signal.SIGHUP)
+            assert request.result().status == 200
+        server.wait_for_exit()
+
+
 def test_when_run_local_is_killed_serve_ends_in_order(tmp_path: Path) -> None:
     with contextlib.closing(
         Server("gptj_serve.run_local", GPTJ_FRONT="http", TMPDIR=str(tmp_path))

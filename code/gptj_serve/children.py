@@ -194,8 +194,9 @@ class _Relay:
 
     def _pass_on(self, line: bytes) -> None:
         if line.startswith(b"{") and line.rstrip().endswith(b"}"):
-            sys.stdout.buffer.write(line + b"\n")
-            sys.stdout.buffer.flush()
+            with contextlib.suppress(OSError):  # nobody reads it any more: no reason to end in disorder
+                sys.stdout.buffer.write(line + b"\n")
+                sys.stdout.buffer.flush()
         elif line.strip():
             logger.info(line.decode("utf-8", "replace").rstrip(), extra={"fields": {"from": self._name}})
 

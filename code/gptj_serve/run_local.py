@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 import urllib.request
-from functools import partial
 from typing import Any
 
 from gptj_serve import demo
@@ -71,7 +70,7 @@ def _start(env: dict[str, str]) -> "subprocess.Popen[bytes]":
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=partial(die_with_parent, signal.SIGTERM),
+        preexec_fn=_become_serve,
     )
     for number in signals:
         signal.signal(number, lambda *_: serve.terminate())
@@ -79,15 +78,22 @@ def _start(env: dict[str, str]) -> "subprocess.Popen[bytes]":
     return serve
 
 
+def _become_serve() -> None:
+    die_with_parent(signal.SIGTERM)
+    # the others wait for serve to look at them, and this one it leaves as it is
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
 def _pass_on(line: bytes, settings: Settings) -> None:
     """Pass a line of the log on: a start that failed in plain words, one that succeeded with a completion."""
     record = _read(line)
     if record.get("event") == "not_started":
         line = f"{record['message']}\n".encode()
-    shown = LOG_LEVELS[LOG_LEVELS.index(settings.log_level) :]
-    if record.get("level", "error") in shown:
-        sys.stderr.buffer.write(line)
-        sys.stderr.buffer.flush()
+    hidden = LOG_LEVELS[: LOG_LEVELS.index(settings.log_level)]
+    if record.get("level") not in hidden:
+        with contextlib.suppress(OSError):  # a terminal that is gone is no reason to end before serve does
+            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.flush()
     # not as soon as /ping answers: a front's workers may still be starting then
     if record.get("event") == "ready":
         threading.Thread(target=_show_completion, args=(settings,), daemon=True).start()

@@ -89,7 +89,7 @@ def test_an_engine_that_only_fails_ends_and_one_that_fails_at_times_does_not(
             assert server.generate("In", max_new_tokens=3).status == 200
         flag.touch()
         answers = [server.generate("In", max_new_tokens=3) for _ in range(MAX_FAILED_STEPS)]
-        assert [answer.status for answer in answers] == [500] * (MAX_FAILED_STEPS - 1) + [503]
+        assert {answer.status for answer in answers} == {500}
         assert server.wait_for_exit() == 70
         assert nothing_left(everything)
     (event,) = server.events("backend_dead")

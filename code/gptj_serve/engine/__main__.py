@@ -7,6 +7,7 @@ One JSON line goes to the descriptor: {"status": "ready", "model": {...}} or {"s
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -69,6 +70,8 @@ def _serve(engine: Any) -> int:
     except Exception as error:  # what no step survives, or a bug outside of them
         fields = {"event": "backend_dead"}
         logger.exception("the engine cannot go on: %s", str(error) or repr(error), extra={"fields": fields})
+        with contextlib.suppress(Exception):  # the last answers, if they can still be sent
+            engine.close()
         return EXIT_BACKEND_DEAD
     engine.close()
     return 0

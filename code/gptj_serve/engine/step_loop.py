@@ -15,7 +15,7 @@ from gptj_serve.errors import InternalError
 logger = logging.getLogger(__name__)
 
 MAX_FAILED_STEPS = 10
-"""After so many failed steps, with no sequence served in between, the process ends."""
+"""After so many failed steps, each of another call and none served in between, the process ends."""
 
 
 class StepLoop:
@@ -48,6 +48,7 @@ class StepLoop:
         Raises:
             BackendDead: The process has to end; the batch's sequences have had no terminal event.
         """
+        self._failed_steps.check()
         events = self._scheduler.expire(self._now_s())
         step = self._scheduler.schedule(self._now_s())
         if isinstance(step, Wait):
@@ -58,7 +59,8 @@ class StepLoop:
             raise
         except Exception as error:
             # whatever failed must not reach the next batch
-            events += self._scheduler.fail(step, self._failed_steps.add(error), self._now_s())
+            failure = self._failed_steps.add(error, {row.call for row in step.rows if row})
+            events += self._scheduler.fail(step, failure, self._now_s())
         else:
             events += self._scheduler.commit(step, sampled, self._now_s())
         self.num_steps += 1
@@ -87,27 +89,36 @@ class FailedSteps:
         self._counters = counters
         self._num_served = 0
         self._in_a_row = 0
+        self._calls: set[int] = set()
 
-    def add(self, error: Exception) -> InternalError:
+    def check(self) -> None:
+        """To be called before a step.
+
+        Raises:
+            BackendDead: `MAX_FAILED_STEPS` have failed since a sequence was served.
+        """
+        if self._in_a_row >= MAX_FAILED_STEPS:
+            raise BackendDead(f"{MAX_FAILED_STEPS} steps have failed and no sequence was served in between")
+
+    def add(self, error: Exception, calls: set[int]) -> InternalError:
         """Log why a step was given up.
+
+        Args:
+            error: What it raised. `BatchLost` says that the batch was the reason, and is not counted.
+            calls: Those that had a part in the step. However many steps a call needs, it counts once.
 
         Returns:
             What to tell its clients.
-
-        Raises:
-            BackendDead: It is the last of `MAX_FAILED_STEPS` since a sequence was served.
         """
         logger.error("a batch was given up", exc_info=error, extra={"fields": {"event": "batch_failed"}})
+        if isinstance(error, BatchLost):
+            return InternalError(str(error))
         if self._counters.served != self._num_served:
             self._num_served, self._in_a_row = self._counters.served, 0
-        self._in_a_row += 1
-        if self._in_a_row == MAX_FAILED_STEPS:
-            raise BackendDead(
-                f"{MAX_FAILED_STEPS} steps have failed and no sequence was served in between"
-            ) from error
-        return InternalError(
-            str(error) if isinstance(error, BatchLost) else "the engine failed on this batch"
-        )
+            self._calls.clear()
+        self._in_a_row += bool(calls - self._calls)
+        self._calls |= calls
+        return InternalError("the engine failed on this batch")
 
 
 def _sampler_row(running: Running | None) -> SamplerRow | None:

@@ -9,8 +9,8 @@ from gptj_serve.engine.backend import BackendDead, BatchLost
 from gptj_serve.engine.fused.blocks import IntegrityError
 from gptj_serve.engine.fused.scheduler import ContinuousScheduler
 from gptj_serve.engine.fused.step_loop import ContinuousStepLoop
-from gptj_serve.engine.scheduler import Ended, Event, Token, Wait
-from gptj_serve.engine.step_loop import MAX_FAILED_STEPS
+from gptj_serve.engine.scheduler import Counters, Ended, Event, Token, Wait
+from gptj_serve.engine.step_loop import MAX_FAILED_STEPS, FailedSteps
 from gptj_serve.request import GenerationRequest
 
 
@@ -132,10 +132,13 @@ def test_a_dead_backend_ends_the_process(where: str) -> None:
 
 def fail_alone(joined: Joined, name: str) -> None:
     """A sequence whose only step fails; nothing else is held."""
-    num_launched = sum(what.startswith("launch") for what in joined.said)
-    joined.errors = {f"launch {num_launched}": KeyError("slot")}
+    joined.errors = {f"launch {num_launched(joined)}": KeyError("slot")}
     joined.add(name, request(2, 4))
     assert ends(joined.run())[name].reason == "failed"
+
+
+def num_launched(joined: Joined) -> int:
+    return sum(what.startswith("launch") for what in joined.said)
 
 
 def test_steps_that_do_nothing_but_fail_end_the_process() -> None:
@@ -145,8 +148,32 @@ def test_steps_that_do_nothing_but_fail_end_the_process() -> None:
         # its call's rest, which waited, says nothing of the engine
         joined.add("rest", request(2, 4))
         joined.scheduler.abort((0, "rest"), joined.now_s)
+    joined.errors = {f"launch {num_launched(joined)}": KeyError("slot")}
+    joined.add("last", request(2, 4))
+    events, _ = joined.loop.step()
+    assert ends(events)["last"].reason == "failed"  # it is told so before the end
     with pytest.raises(BackendDead, match=f"{MAX_FAILED_STEPS} steps have failed"):
-        fail_alone(joined, "last")
+        joined.loop.step()
+
+
+def test_a_batch_that_is_lost_for_its_own_sake_is_not_counted() -> None:
+    joined = Joined()
+    for number in range(2 * MAX_FAILED_STEPS):
+        joined.errors = {f"launch {num_launched(joined)}": BatchLost("no memory for it")}
+        joined.add(str(number), request(2, 4))
+        joined.run()
+
+
+def test_a_call_counts_once_however_many_steps_it_needs() -> None:
+    failed = FailedSteps(Counters())
+    for _ in range(2 * MAX_FAILED_STEPS):
+        failed.add(KeyError("slot"), {7})
+    failed.check()
+    for number in range(MAX_FAILED_STEPS - 1):
+        failed.check()
+        failed.add(KeyError("slot"), {7, number + 10})
+    with pytest.raises(BackendDead):
+        failed.check()
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True], ids=["finished", "cancelled"])

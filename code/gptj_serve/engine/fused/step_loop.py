@@ -61,6 +61,7 @@ class ContinuousStepLoop:
         Raises:
             BackendDead: The process has to end; sequences of steps in flight have had no terminal event.
         """
+        self._failed_steps.check()
         events = self._scheduler.expire(self._now_s())
         step = self._scheduler.schedule(self._now_s())
         before = self._in_flight
@@ -96,8 +97,13 @@ class ContinuousStepLoop:
         except BackendDead:
             raise
         except Exception as error:
-            events = self._scheduler.fail(launched.step, self._failed_steps.add(error), self._now_s())
+            failure = self._failed_steps.add(error, _calls(launched.step))
+            events = self._scheduler.fail(launched.step, failure, self._now_s())
         else:
             events = self._scheduler.commit(launched.step, sampled, self._now_s())
         self.num_steps += 1
         return events
+
+
+def _calls(step: ContinuousStep) -> set[int]:
+    return {row.running.call for row in (*step.prefills, *step.decodes)}

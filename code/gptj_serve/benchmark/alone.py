@@ -6,7 +6,7 @@ from dataclasses import replace
 from gptj_serve.benchmark import schedule
 from gptj_serve.benchmark.results import FIRST_CELL, Cell, Run
 from gptj_serve.benchmark.schedule import Step
-from gptj_serve.benchmark.session import Session, TargetGone, as_run, check_alive
+from gptj_serve.benchmark.session import MAX_SILENT, Session, TargetGone, as_run, check_alive
 from gptj_serve.benchmark.target import Ask, Target
 
 
@@ -56,7 +56,8 @@ async def one_by_one(session: Session, steps: Sequence[Step], streaming: Collect
         else:
             run = await session.run(step, stream=step.load == "latency")
         session.results.add([run])
-        check_alive(session.results.runs, step.target)
+        mine = [one for one in session.results.runs if one.target == step.target]
+        check_alive(step.target, mine[-MAX_SILENT:])
 
 
 async def _in_two_calls(session: Session, step: Step) -> Run:

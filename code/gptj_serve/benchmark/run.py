@@ -142,8 +142,11 @@ def _read_bytes_per_s(options: Options) -> float | None:
     """Given, measured before, or measured now, while the GPU has room."""
     if "read_bytes_per_s" in options.overrides:
         return float(options.overrides["read_bytes_per_s"])
-    if options.out.exists() and (known := read(options.out).head.get("read_bytes_per_s")):
-        return float(known)
+    if options.out.exists():
+        before = read(options.out)
+        # what has nothing measured may be another machine's
+        if not before.is_empty and (known := before.head.get("read_bytes_per_s")):
+            return float(known)
     return measure_in_child() if options.spawns else None
 
 
@@ -165,7 +168,6 @@ def _up(turn: Turn, options: Options, results: Results, progress: Progress) -> I
     """Start what has to be started, one after the other: each looks at how much memory is left."""
     targets: dict[str, Target] = {}
     started: dict[str, Spawned] = {}
-    facts = results.head["targets"]
     for name, url in turn.urls.items():
         targets[name] = HttpTarget(name, url, options.timeout_s)
     for name, endpoint in turn.endpoints.items():
@@ -176,7 +178,7 @@ def _up(turn: Turn, options: Options, results: Results, progress: Progress) -> I
                 progress.say(f"starting {spawn.name}")
                 one = stack.enter_context(_start(spawn, options, watch="memory" in options.loads))
                 started[spawn.name] = one
-                facts[spawn.name] |= one.facts
+                _add_facts(results, spawn.name, one.facts)
                 # beside another server a start is slower
                 if "load" in options.loads and len(turn.spawns) == 1:
                     results.starts.append({"target": spawn.name, **one.start})
@@ -186,6 +188,15 @@ def _up(turn: Turn, options: Options, results: Results, progress: Progress) -> I
             for one in started.values():  # all end at the same time
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(one.pid, signal.SIGTERM)
+
+
+def _add_facts(results: Results, name: str, facts: Mapping[str, Any]) -> None:
+    """Keep what a server says of itself. Raises StartupError if it is another engine than before."""
+    known = results.head["targets"][name]
+    before, now = known.get("engine"), facts.get("engine")
+    if before and now and before != now:
+        raise StartupError(f"{name}: the runs so far are of engine {before}, and it has started {now}")
+    known |= facts
 
 
 def _start(
@@ -275,7 +286,7 @@ def _starts(options: Options, results: Results, progress: Progress) -> None:
                 continue
             progress.say(f"start {number + 1} of {options.starts}: {spawn.name}")
             with _start(spawn, options) as one:
-                results.head["targets"][spawn.name] |= one.facts
+                _add_facts(results, spawn.name, one.facts)
                 results.starts.append({"target": spawn.name, **one.start})
             results.save()
 

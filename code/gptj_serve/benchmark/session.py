@@ -1,7 +1,7 @@
 """Targets that are up at the same time, and single requests to them as runs."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gptj_serve.benchmark.progress import Progress
@@ -14,7 +14,7 @@ from gptj_serve.errors import StartupError
 NO_LEVEL = Level()
 SILENT = (0, 503)
 MAX_SILENT = 3
-"""Requests without any answer after which a target is given up."""
+"""Requests in a row without an answer of the engine after which a target is given up."""
 
 
 class TargetGone(Exception):
@@ -129,13 +129,16 @@ def _problem(cell: Cell, answer: Answer) -> str | None:
     return None
 
 
-def check_alive(runs: list[Run], name: str) -> None:
-    """Give a target up when its last runs had no answer at all, or only that there is no engine any more.
+def check_alive(name: str, last: Sequence[Run]) -> None:
+    """Give a target up when none of these runs had an answer, or only that there is no engine any more.
+
+    Args:
+        name: The target.
+        last: Its last runs; fewer than `MAX_SILENT` say nothing.
 
     Raises:
         TargetGone: It is.
     """
-    last = [run for run in runs if run.target == name][-MAX_SILENT:]
-    if len(last) == MAX_SILENT and all(run.has_failed and run.status in SILENT for run in last):
+    if len(last) >= MAX_SILENT and all(run.has_failed and run.status in SILENT for run in last):
         cure = "--retry-failed makes what failed again"
         raise TargetGone(name, f"{name} does not answer any more: {last[-1].problem}; {cure}")

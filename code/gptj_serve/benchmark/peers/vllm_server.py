@@ -16,7 +16,7 @@ from gptj_serve.benchmark.spawn import START_TIMEOUT_S, Spawn, Spawned
 from gptj_serve.errors import StartupError
 
 MODEL = "gptj"
-FIELDS = {"model": MODEL, "ignore_eos": True}
+FIELDS = {"model": MODEL}
 
 
 def command(model: Path, port: int, max_context: int) -> list[str]:

@@ -495,8 +495,10 @@ class TestCommandLine:
         (request,) = (one["request"] for one in asked["plan"])
         assert (request["EndpointName"], request["InferenceComponentName"]) == ("gpt-j", "c")
         assert json.loads(request["Body"])["inputs"] == "In the beginning"
-        dashes = invoke("gpt-j", "--dry-run", "--json", "--", "--in the beginning").json["plan"]
-        assert json.loads(dashes[0]["request"]["Body"])["inputs"] == "--in the beginning"
+        for whom in ((), ("gpt-j",)):
+            dashes = invoke(*whom, "--dry-run", "--json", "--", "--in the beginning").json["plan"]
+            assert dashes[0]["request"]["EndpointName"] == "gpt-j"
+            assert json.loads(dashes[0]["request"]["Body"])["inputs"] == "--in the beginning"
 
     def test_a_body_that_is_not_there(self) -> None:
         result = invoke("--body", "/nonexistent")

@@ -71,8 +71,8 @@ def run(
         The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted (also by SIGTERM and SIGHUP).
     """
     try:
-        # not for all: it cannot pass on what follows --, nor show defaults of words in --help
-        arguments = parser.parse_intermixed_args(argv) if mixed else parser.parse_args(argv)
+        # not for all: it cannot show defaults of words in --help
+        arguments = _parse_mixed(parser, argv) if mixed else parser.parse_args(argv)
     except SystemExit as end:  # argparse has said why
         return USAGE if end.code else DONE
     try:
@@ -89,6 +89,15 @@ def run(
         if arguments.traceback:
             traceback.print_exc()
         return _failed(error)
+
+
+def _parse_mixed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options between ``words``; what follows ``--`` are words, which argparse does not manage by itself."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    end = given.index("--") if "--" in given else len(given)
+    arguments = parser.parse_intermixed_args(given[:end])
+    arguments.words += given[end + 1 :]
+    return arguments
 
 
 def _failed(error: Exception) -> int:

@@ -369,11 +369,15 @@ _SCALE = number(1e-6, 1e6)  # beyond this, float32 logits overflow
 
 
 def _temperature(value: Any) -> Any:
-    if type(value) in (int, float) and value == 0:
-        raise ValueError(
-            "must be a number from 1e-06 to 1e+06; do_sample=false takes the most likely token each time"
+    try:
+        return _SCALE(value)
+    except ValueError as error:
+        hint = (
+            "; do_sample=false takes the most likely token each time"
+            if type(value) in (int, float) and value == 0
+            else ""
         )
-    return _SCALE(value)
+        raise ValueError(f"{error}{hint}") from None
 
 
 NEW_TOKENS = integer(1, MAX_TOKENS, "what the context holds")

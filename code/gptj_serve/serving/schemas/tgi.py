@@ -59,7 +59,7 @@ def read(document: dict[str, Any]) -> Ask:
     fields = read_fields(document, _FIELDS, "body", dict.fromkeys(_CHECKS, "belongs into parameters"))
     stream = fields.get("stream", False)
     texts, is_list = read_prompts(fields.get("inputs"), "inputs")
-    beside = dict.fromkeys(_FIELDS, "belongs beside parameters, not into it")
+    beside = dict.fromkeys(("inputs", "stream"), "belongs beside parameters, not into it")
     parameters = read_fields(fields.get("parameters"), _CHECKS, "parameters", beside)
     parameters = join_stops(parameters, "parameters")
     tells_tokens = stream or parameters.get("details", False)

@@ -18,12 +18,14 @@ from typing import Any
 
 import psutil
 import pytest
+from measurements import head
 
 from gptj_serve import demo
 from gptj_serve.benchmark import fake_service, run
 from gptj_serve.benchmark.memory import MemoryWatch
 from gptj_serve.benchmark.report.statistics import level_tokens_per_s
 from gptj_serve.benchmark.results import Results, Run, read
+from gptj_serve.errors import StartupError
 from harness import WAIT_TIMEOUT_S, least, until
 
 TINY = ("--inputs", "5,9", "--outputs", "4,6", "--runs", "2", "--latency-cells", "5x4", "--latency-runs", "3")
@@ -232,6 +234,24 @@ def test_memory_of_requests_that_fail_is_not_kept(tmp_path: Path, capsys: pytest
     assert run.main([*given, "--inputs", "2000", "--outputs", "100", "--throughput-cell", "5x4"]) == 1
     assert "memory of hf under load was not measured: status 400" in capsys.readouterr().err
     assert read(out).memory == []
+
+
+def test_what_was_measured_of_nothing_is_not_taken_over(odd: Any, tmp_path: Path) -> None:
+    """A file without a run may be another machine's, whose memory has another speed."""
+    out = tmp_path / "r.json"
+    Results.open(out, head(read_bytes_per_s=9e11)).save()
+    given = ["--url", f"odd=http://127.0.0.1:{odd.server_port}", "--inputs", "9", "--outputs", "20"]
+    assert run.main([*given, "--runs", "1", "--out", str(out)]) == 0
+    assert read(out).head["read_bytes_per_s"] is None
+
+
+def test_runs_of_another_engine_are_not_added(tmp_path: Path) -> None:
+    results = Results.open(tmp_path / "r.json", head(targets={"auto": {"kind": "spawn"}}))
+    run._add_facts(results, "auto", {"engine": "fused"})
+    run._add_facts(results, "auto", {"engine": "fused", "streams": True})
+    with pytest.raises(StartupError, match="are of engine fused, and it has started hf"):
+        run._add_facts(results, "auto", {"engine": "hf"})
+    assert results.head["targets"]["auto"] == {"kind": "spawn", "engine": "fused", "streams": True}
 
 
 def test_an_interrupted_measurement_goes_on(odd: Any, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gptj_serve.errors import StartupError
+from gptj_serve.values import integer, real
 
 ENGINES = ("auto", "fused", "deepspeed", "hf")
 MAX_PORT = {"mms": 32766, "http": 65535}
@@ -88,29 +89,29 @@ class Settings:
             StartupError: An unknown ``GPTJ_*`` name, or a value outside its range.
         """
         _reject_unknown(env)
-        _read(env, "TENSOR_PARALLEL_DEGREE", 1, _integer(1, 1))
-        worker_timeout_s = _read(env, "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", None, _integer(3, 3600))
+        _read(env, "TENSOR_PARALLEL_DEGREE", 1, integer(1, 1))
+        worker_timeout_s = _read(env, "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", None, integer(3, 3600))
         request_timeout_s = _request_timeout(env, worker_timeout_s)
         front = _read(env, "GPTJ_FRONT", "mms", _one_of(FRONTS))
-        port = _integer(1, MAX_PORT[front])
+        port = integer(1, MAX_PORT[front])
         return Settings(
             model_dir=_read(env, "GPTJ_MODEL_DIR", DEFAULT_MODEL_DIR, _path),
             engine=_read(env, "GPTJ_ENGINE", "auto", _one_of(ENGINES)),
             front=front,
             host=_read(env, "GPTJ_HOST", "0.0.0.0", _ipv4),
             port=_read(env, "GPTJ_PORT", _read(env, "SAGEMAKER_BIND_TO_PORT", 8080, port), port),
-            max_batch_size=_read(env, "GPTJ_MAX_BATCH_SIZE", None, _auto_or(_integer(1, 256))),
-            max_context=_read(env, "GPTJ_MAX_CONTEXT", None, _auto_or(_integer(2, 1 << 20))),
-            max_queue=_read(env, "GPTJ_MAX_QUEUE", 128, _integer(0, 100_000)),
-            batch_wait_ms=_read(env, "GPTJ_BATCH_WAIT_MS", 5, _integer(0, 1000)),
+            max_batch_size=_read(env, "GPTJ_MAX_BATCH_SIZE", None, _auto_or(integer(1, 256))),
+            max_context=_read(env, "GPTJ_MAX_CONTEXT", None, _auto_or(integer(2, 1 << 20))),
+            max_queue=_read(env, "GPTJ_MAX_QUEUE", 128, integer(0, 100_000)),
+            batch_wait_ms=_read(env, "GPTJ_BATCH_WAIT_MS", 5, integer(0, 1000)),
             request_timeout_s=request_timeout_s,
-            stream_timeout_s=_read(env, "GPTJ_STREAM_TIMEOUT_S", 470.0, _number(0.1, 3600)),
-            stall_timeout_s=_read(env, "GPTJ_STALL_TIMEOUT_S", 60.0, _number(1, 3600)),
+            stream_timeout_s=_read(env, "GPTJ_STREAM_TIMEOUT_S", 470.0, real(0.1, 3600)),
+            stall_timeout_s=_read(env, "GPTJ_STALL_TIMEOUT_S", 60.0, real(1, 3600)),
             page=_page(env),
             cors_origins=_read(env, "GPTJ_CORS_ORIGINS", (), _origins),
-            drain_timeout_s=_read(env, "GPTJ_DRAIN_TIMEOUT_S", 25.0, _number(0, 3600)),
-            max_payload_mb=_read(env, "SAGEMAKER_MAX_PAYLOAD_IN_MB", 6, _integer(1, 100)),
-            num_workers=_read(env, "SAGEMAKER_MODEL_SERVER_WORKERS", None, _auto_or(_integer(1, 256))),
+            drain_timeout_s=_read(env, "GPTJ_DRAIN_TIMEOUT_S", 25.0, real(0, 3600)),
+            max_payload_mb=_read(env, "SAGEMAKER_MAX_PAYLOAD_IN_MB", 6, integer(1, 100)),
+            num_workers=_read(env, "SAGEMAKER_MODEL_SERVER_WORKERS", None, _auto_or(integer(1, 256))),
             worker_timeout_s=worker_timeout_s or int(request_timeout_s) + 10,
             log_level=_read(env, "GPTJ_LOG_LEVEL", "info", _one_of(LOG_LEVELS)),
         )
@@ -155,7 +156,7 @@ def _origins(raw: str) -> tuple[str, ...]:
 def _request_timeout(env: Mapping[str, str], worker_timeout_s: int | None) -> float:
     """The deadline has to come before the model server kills the worker that holds the request."""
     default = 58.0 if worker_timeout_s is None else min(58.0, worker_timeout_s - 2.0)
-    timeout_s = _read(env, "GPTJ_REQUEST_TIMEOUT_S", default, _number(0.1, 3600))
+    timeout_s = _read(env, "GPTJ_REQUEST_TIMEOUT_S", default, real(0.1, 3600))
     if worker_timeout_s is not None and timeout_s >= worker_timeout_s:
         raise StartupError(
             f"GPTJ_REQUEST_TIMEOUT_S={timeout_s:g} is not below SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS="
@@ -196,31 +197,6 @@ def _ipv4(raw: str) -> str:
 
 def _path(raw: str) -> Path:
     return Path(raw).expanduser().absolute()  # the model server's workers run in another directory
-
-
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    allowed = f"must be {low}" if low == high else f"must be a whole number from {low} to {high}"
-
-    def parse(raw: str) -> int:
-        # int() would also take "1_0" and the digits of other scripts
-        if not raw.isascii() or not raw.isdigit() or not low <= int(raw) <= high:
-            raise ValueError(allowed)
-        return int(raw)
-
-    return parse
-
-
-def _number(low: float, high: float) -> Callable[[str], float]:
-    def parse(raw: str) -> float:
-        try:
-            value = float(raw)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            raise ValueError(f"must be a number from {low:g} to {high:g}")
-        return value
-
-    return parse
 
 
 def _auto_or(parse: Callable[[str], int]) -> Callable[[str], int | None]:

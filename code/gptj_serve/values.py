@@ -1,4 +1,4 @@
-"""Values of command lines: each is checked, and an error names what is allowed."""
+"""Values of settings and command lines: each is checked, and an error names what is allowed."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -7,30 +7,54 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """A whole number in a range."""
+def integer(low: int, high: int) -> Callable[[str], int]:
+    """Reads a whole number; raises ValueError that says what is allowed."""
+    allowed = f"must be {low}" if low == high else f"must be a whole number from {low} to {high}"
 
-    def parse_whole(raw: str) -> int:
+    def parse(raw: str) -> int:
+        # int() would also take "1_0" and the digits of other scripts
         if not raw.isascii() or not raw.isdigit() or not low <= int(raw) <= high:
-            raise argparse.ArgumentTypeError(f"{raw!r} must be a whole number from {low} to {high}")
+            raise ValueError(allowed)
         return int(raw)
 
-    return parse_whole
+    return parse
 
 
-def number(low: float, high: float) -> Callable[[str], float]:
-    """A number in a range."""
+def real(low: float, high: float) -> Callable[[str], float]:
+    """Reads a number; raises ValueError that says what is allowed."""
 
-    def parse_number(raw: str) -> float:
+    def parse(raw: str) -> float:
         try:
             value = float(raw)
         except ValueError:
             value = float("nan")
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{raw!r} must be a number from {low:g} to {high:g}")
+            raise ValueError(f"must be a number from {low:g} to {high:g}")
         return value
 
-    return parse_number
+    return parse
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """An option's whole number in a range."""
+    return _option(integer(low, high))
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """An option's number in a range."""
+    return _option(real(low, high))
+
+
+def _option(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Say what is wrong as argparse shows it."""
+
+    def parse_option(raw: str) -> T:
+        try:
+            return parse(raw)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{raw!r} {error}") from None
+
+    return parse_option
 
 
 def listed(parse_one: Callable[[str], T]) -> Callable[[str], list[T]]:

@@ -2,8 +2,11 @@
 
 import contextlib
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +17,7 @@ import torch
 from transformers import AutoTokenizer, GPTJForCausalLM
 
 from gptj_serve import demo
+from gptj_serve.benchmark.phases import phases
 from gptj_serve.request import EngineStats
 from harness import Answer, Server, until
 
@@ -40,6 +44,31 @@ def reference() -> Any:
 
 def test_ping(server: Server) -> None:
     assert server.get("/ping").status == 200
+
+
+@pytest.mark.parametrize("name", ["GPTJ_PORT", "SAGEMAKER_BIND_TO_PORT"])
+def test_the_images_health_check(server: Server, name: str) -> None:
+    command, env = [sys.executable, "-m", "gptj_serve.health"], {**os.environ, name: str(server.port)}
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "/ping answers 200\n", "")
+
+
+def test_the_phases_of_the_start_come_in_order(server: Server) -> None:
+    found = phases(server.lines)
+    names = ["starting", "engine_chosen", "model_loaded", "engine_ready", "ready"]
+    assert [name for name in found if name in names] == names
+    seconds = [found[name] for name in names]
+    assert seconds == sorted(seconds)
+    total_s = server.events("ready")[0]["seconds"]
+    assert 0 <= seconds[0] < seconds[-1] <= total_s + 1
+    parts = found["parts"]
+    assert list(parts) == ["imports", "kernels", "load", "warm_up", "front", "other"]
+    assert sum(parts.values()) == pytest.approx(total_s, abs=0.01)
+    assert parts["imports"] == pytest.approx(sum(event["seconds"] for event in server.events("imported")))
+    assert all(parts[name] > 0 for name in parts if name != "kernels")  # nothing is compiled here
+    assert {"read", "upload"} <= found["loading"].keys() or {"reader_read", "upload"} <= found[
+        "loading"
+    ].keys()
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -6,6 +6,7 @@ import os
 import pty
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -173,11 +174,16 @@ def test_a_setting_that_cannot_be_is_said(env: dict[str, str], says: str) -> Non
         assert says in server.events("not_started")[0]["message"]
 
 
-def test_a_taken_port_is_said(server: Server) -> None:
-    with contextlib.closing(Server(GPTJ_PORT=str(server.port))) as second:
-        assert second.wait_for_exit(START_TIMEOUT_S) == 1
-        message = second.events("not_started")[0]["message"]
-    assert f"cannot listen on 127.0.0.1:{server.port}" in message
+@pytest.mark.parametrize("front", ["mms", "http"])
+def test_a_taken_port_is_said(front: str) -> None:
+    port = free_port()
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        contextlib.closing(Server(GPTJ_FRONT=front, GPTJ_PORT=str(port))) as server,
+    ):
+        assert server.wait_for_exit(START_TIMEOUT_S) == 1
+        message = server.events("not_started")[0]["message"]
+    assert f"cannot listen on 127.0.0.1:{port}" in message
     assert "GPTJ_PORT" in message
 
 

@@ -1,27 +1,6 @@
 """What is read out of the log of a start."""
 
-import pytest
-
 from gptj_serve.benchmark.phases import parts, phases
-from harness import Server
-
-
-def test_phases_come_in_order(server: Server) -> None:
-    found = phases(server.lines)
-    names = ["starting", "engine_chosen", "model_loaded", "engine_ready", "ready"]
-    assert [name for name in found if name in names] == names
-    seconds = [found[name] for name in names]
-    assert seconds == sorted(seconds)
-    total_s = server.events("ready")[0]["seconds"]
-    assert 0 <= seconds[0] < seconds[-1] <= total_s + 1
-    parts = found["parts"]
-    assert list(parts) == ["imports", "kernels", "load", "warm_up", "front", "other"]
-    assert sum(parts.values()) == pytest.approx(total_s, abs=0.01)
-    assert parts["imports"] == pytest.approx(sum(event["seconds"] for event in server.events("imported")))
-    assert all(parts[name] > 0 for name in parts if name != "kernels")  # nothing is compiled here
-    assert {"read", "upload"} <= found["loading"].keys() or {"reader_read", "upload"} <= found[
-        "loading"
-    ].keys()
 
 
 def test_where_kernels_came_from() -> None:

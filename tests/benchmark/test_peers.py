@@ -1,6 +1,7 @@
 """Peers: they say what the model says, in exactly so many tokens, and only where they are installed."""
 
 import asyncio
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,23 @@ def test_ctranslate2_says_the_same(expected: list[int], tmp_path: Path) -> None:
         == expected
     )
     assert (folder / "model.bin").stat().st_mtime_ns == changed
+
+
+def test_ctranslate2_takes_a_model_with_more_rows_than_tokens(tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2")
+    from gptj_serve.benchmark.peers.ctranslate2_peer import CTranslate2
+
+    model_dir = tmp_path / "model"
+    shutil.copytree(demo.MODEL_DIR, model_dir)
+    model = GPTJForCausalLM.from_pretrained(demo.MODEL_DIR, dtype=torch.float32)
+    model.resize_token_embeddings(model.config.vocab_size + 30)
+    model.save_pretrained(model_dir)
+    ids = TOKENIZER.encode(PROMPT)
+    found = model.generate(torch.tensor([ids]), max_new_tokens=12, min_new_tokens=12, do_sample=False)  # type: ignore[operator]
+    peer = CTranslate2(model_dir, tmp_path, "float32")
+    assert peer.generate(ids, 12, None) == found[0, len(ids) :].tolist()
+    last = model.config.vocab_size - 1
+    assert len(peer.generate([last, *ids], 2, None)) == 2
 
 
 PEER = """

@@ -11,6 +11,7 @@ from ctranslate2.converters import TransformersConverter
 
 from gptj_serve.benchmark.model_facts import model_facts
 from gptj_serve.benchmark.peers.peer import OnToken
+from gptj_serve.engine.model_dir import find_checkpoint
 
 BYTES_PER_WEIGHT = {"float32": 4, "float16": 2, "int8": 1, "int8_float16": 1}
 
@@ -50,6 +51,17 @@ class CTranslate2:
         return list(result.sequences_ids[0])
 
 
+class _Converter(TransformersConverter):  # type: ignore[misc]  # its package has no types
+    """Converts models that have more rows of the embedding than their tokenizer has tokens, too."""
+
+    def load_tokenizer(self, tokenizer_class: Any, model_name_or_path: str, **kwargs: Any) -> Any:
+        """Names the others, as the tokenizer that was published with GPT-J does."""
+        tokenizer = super().load_tokenizer(tokenizer_class, model_name_or_path, **kwargs)
+        num_rows = find_checkpoint(Path(model_name_or_path)).vocab_size
+        tokenizer.add_tokens([f"<|extratoken_{row}|>" for row in range(len(tokenizer), num_rows)])
+        return tokenizer
+
+
 def _converted(model_dir: Path, work: Path, compute_type: str) -> Path:
     """The folder with the model in CTranslate2's format, made if it is not there."""
     folder = work / f"ctranslate2-{model_facts(model_dir)['fingerprint']}-{compute_type}"
@@ -58,7 +70,7 @@ def _converted(model_dir: Path, work: Path, compute_type: str) -> Path:
         shutil.rmtree(new, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
         is_half = compute_type != "float32"
-        converter = TransformersConverter(str(model_dir), load_as_float16=is_half, low_cpu_mem_usage=True)
+        converter = _Converter(str(model_dir), load_as_float16=is_half, low_cpu_mem_usage=True)
         converter.convert(str(new), quantization=compute_type)
         new.rename(folder)
     return folder

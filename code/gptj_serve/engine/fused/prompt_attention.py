@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from gptj_serve.engine.fused.kernels import State
+from gptj_serve.engine.fused.kernels import BLOCK_SIZE, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,28 +102,39 @@ class _Chunk:
 
     def __init__(self, state: State, part: PromptPart) -> None:
         end = part.first + part.num_tokens
-        heads_T3HE = _heads(state, part.first, end)
-        self._query, self._keys, self._values = heads_T3HE.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)
-        self._out = _out(state, part.first, end).transpose(0, 1).unsqueeze(0)
-        self._cache = state.cache
-        self._part = part
+        self._query, self._keys, self._values = _heads(state, part.first, end)[None].unbind(2)
+        self._out = _out(state, part.first, end)[None]
+        self._cached = None if part.blocks_N is None else _CachedRows(state, part, part.blocks_N)
+        length = part.start + part.num_tokens
+        is_flash = _has_flash_attention(self._query)
+        self._attend = _flash_attention if is_flash else _PlainAttention(part.num_tokens, length, self._query)
 
     def run(self, layer: int) -> None:
         keys, values = self._keys, self._values
-        if self._part.blocks_N is not None:
-            keys, values = self._cached(layer)
-        self._out.copy_(_causal_attention(self._query, keys, values))
+        if self._cached is not None:
+            keys, values = self._cached.gather(layer)
+        self._out.copy_(self._attend(self._query, keys, values))
 
-    def _cached(self, layer: int) -> list[torch.Tensor]:
-        end = self._part.start + self._part.num_tokens
-        assert self._part.blocks_N is not None
-        return [
-            kind_LNHSE[layer]
-            .index_select(0, self._part.blocks_N)
-            .transpose(0, 1)
-            .flatten(1, 2)[None, :, :end]
-            for kind_LNHSE in (self._cache.keys_LNHSE, self._cache.values_LNHSE)
-        ]
+
+class _CachedRows:
+    """A sequence's keys and values of one layer, gathered from its blocks in two calls."""
+
+    def __init__(self, state: State, part: PromptPart, blocks_N: torch.Tensor) -> None:
+        num_heads, head_dim = state.geometry.num_heads, state.geometry.head_dim
+        end, device = part.start + part.num_tokens, blocks_N.device
+        positions_T, heads_H = torch.arange(end, device=device), torch.arange(num_heads, device=device)
+        first_rows_T = blocks_N[positions_T // BLOCK_SIZE] * num_heads * BLOCK_SIZE + positions_T % BLOCK_SIZE
+        self._rows = (first_rows_T[:, None] + heads_H * BLOCK_SIZE).flatten()
+        kinds = (state.cache.keys_LNHSE, state.cache.values_LNHSE)
+        self._kinds = [kind_LNHSE.view(len(kind_LNHSE), -1, head_dim).unbind(0) for kind_LNHSE in kinds]
+        self._gathered = [kind.new_empty(end * num_heads, head_dim) for kind in kinds]
+        self._views = [rows.view(1, end, num_heads, head_dim) for rows in self._gathered]
+
+    def gather(self, layer: int) -> list[torch.Tensor]:
+        """Keys and values, [1, T, H, E], until the next call."""
+        for layers, gathered in zip(self._kinds, self._gathered, strict=True):
+            torch.index_select(layers[layer], 0, self._rows, out=gathered)
+        return self._views
 
 
 def _has_flash_attention(like: torch.Tensor) -> bool:
@@ -131,18 +142,34 @@ def _has_flash_attention(like: torch.Tensor) -> bool:
     return is_half and torch.cuda.get_device_capability(like.device) >= (8, 0)
 
 
-def _causal_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Attention of the last of all positions, [1, heads, positions, head_dim], as fast as PyTorch can."""
-    if _has_flash_attention(query):
-        # Left to itself PyTorch may take cuDNN, which prepares each new length anew. The mask of later chunks
-        # is in `torch.nn.attention.bias`, which takes two seconds to import and calls the same.
-        flash = torch.ops.aten._scaled_dot_product_flash_attention
-        attention: torch.Tensor = flash(query, keys, values, 0.0, True)[0]
-        return attention
-    num_queries, num_keys = query.shape[2], keys.shape[2]
-    if num_queries == num_keys:
-        return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
-    mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril(
-        num_keys - num_queries
-    )
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+def _flash_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Causal attention of the last of all positions; all are [1, T, H, E].
+
+    Left to itself PyTorch may take cuDNN, which prepares each new length anew.
+    """
+    lengths = (query.shape[1], keys.shape[1])
+    flash = torch.ops.aten._flash_attention_forward.default
+    attention: torch.Tensor = flash(query, keys, values, None, None, *lengths, 0.0, True, False)[0]
+    return attention
+
+
+class _PlainAttention:
+    """The same with what PyTorch chooses.
+
+    Args:
+        num_queries, num_keys: Positions.
+        like: Of the query's type and device.
+    """
+
+    def __init__(self, num_queries: int, num_keys: int, like: torch.Tensor) -> None:
+        self._mask = None
+        if num_queries < num_keys:
+            everything = torch.ones(num_queries, num_keys, dtype=torch.bool, device=like.device)
+            self._mask = everything.tril(num_keys - num_queries)
+
+    def __call__(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        query, keys, values = (tokens.transpose(1, 2) for tokens in (query, keys, values))
+        attention = F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=self._mask, is_causal=self._mask is None
+        )
+        return attention.transpose(1, 2)

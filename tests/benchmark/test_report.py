@@ -53,8 +53,8 @@ def test_the_grid_by_hand(tmp_path: Path) -> None:
     # 10x20: 20 x 6000 + 80 x (200 + 210) = 152,800 bytes: 2.547 s at 60,000 a second; of 0.6 s 4.24
     # 30x20: 120,000 + 80 x (600 + 210) = 184,800: 3.08 s; of 2 s 1.54
     # 3.6 an hour is 0.001 a second; 40 tokens in 2.6 s cost 0.0026: 65 a million
-    assert row(page, "`fast`") == [*fast, "1.54 to 4.24", "65.00"]
-    assert row(page, "30x40")[:3] == ["30x40", "100000.0", "failed or not run"]
+    assert row(page, "`fast`") == [*fast, "1.54 to 4.24", "65.00 (at 3.6 an hour)"]
+    assert row(page, "30x40")[:3] == ["30x40", "100000.0", "failed"]
     assert row(page, "10x20")[1:] == ["3000.0 (1414.2)", "600.0", "7.5", "33.3"]
     assert row(page, "grid") == ["grid", "`fast`", "30x40", "-", "1", "39 tokens"]
 
@@ -80,12 +80,13 @@ def test_levels_by_hand(tmp_path: Path) -> None:
         tmp_path, written(tmp_path / "one.json", [*two, *rate, *broken]), "--price-per-hour", "fast=36"
     )
     # 80 tokens from 50 to 55 s; 20 tokens in 2 s, one of two refused
-    missing = ["failed or not run", "-", "-"]
-    assert row(page, "2 at once") == ["2 at once", "10x20", *missing, "16", "2.00 / 2.00", "0"]
+    failed = ["failed", "-", "-"]
+    assert row(page, "2 at once") == ["2 at once", "10x20", *failed, "16", "2.00 / 2.00", "0"]
     assert row(page, "throughput") == ["throughput", "`slow`", "10x20", "2 at once", "1", "x"]
-    assert row(page, "4 a second")[-3:] == ["10", "2.00 / 2.00", "1 of 2"]
+    not_run = ["-", "-", "-"]
+    assert row(page, "4 a second") == ["4 a second", "10x20", *not_run, "10", "2.00 / 2.00", "1 of 2"]
     # 0.01 a second; 16 tokens cost that
-    assert row(page, "`fast`") == ["`fast`", "2 at once", "16", "625.00"]
+    assert row(page, "`fast`") == ["`fast`", "2 at once", "16", "625.00 (at 36 an hour)"]
 
 
 def test_percentiles_lie_between_values() -> None:

@@ -60,7 +60,7 @@ class Speed:
     is_measured: bool
 
 
-MEASURED = {"H100 80GB": Speed(250.4, 16, 2903.0, True)}
+MEASURED = {"H100 80GB": Speed(249.0, 16, 2914.0, True)}
 """By GPU: whole calls over HTTP, 50 x 200 tokens alone and 200 x 100 together (docs/benchmarks)."""
 
 

@@ -57,7 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runner.warm_up()
     together = {number: _together(runner, number, args.runs) for number in args.together}
     disturbed = [_disturbed(runner) for _ in range(args.runs + 1)][1:]
-    report = {**surroundings(), "together": together, "under_prefill": DISTURBANCE, "under_prefill_ms": disturbed}
+    report = {
+        **surroundings(),
+        "together": together,
+        "under_prefill": DISTURBANCE,
+        "under_prefill_ms": disturbed,
+    }
     args.out.write_text(json.dumps(report, indent=1))
     print(json.dumps(report, indent=1))
 

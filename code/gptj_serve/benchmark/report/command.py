@@ -98,7 +98,8 @@ def _sections(measured: Measured, wanted: Wanted) -> list[tuple[str, str, list[s
     """Load, heading and texts of what was measured."""
     found = []
     if measured.of("grid"):
-        texts = [tables.grid_summary(measured, wanted), GRID_NOTE, tables.grid_cells(measured)]
+        note = f"{GRID_NOTE} {PRICE_NOTE}" if wanted.usd_per_hour else GRID_NOTE
+        texts = [tables.grid_summary(measured, wanted), note, tables.grid_cells(measured)]
         found.append(("grid", "Whole calls, one at a time", texts))
     if measured.of("latency"):
         found.append(("latency", "Streams, one at a time", [tables.latency(measured)]))
@@ -117,8 +118,9 @@ def _sections(measured: Measured, wanted: Wanted) -> list[tuple[str, str, list[s
 GRID_NOTE = """\
 *tokens/s* is output tokens over the whole call, prompt and HTTP included; mean and standard deviation are
 over all runs. The reduction compares mean calls cell by cell; its mean and standard deviation are over cells.
-The limit reads weights and cache once a token at the speed of the memory. What a million tokens cost is the
-price of the time that all these calls took."""
+The limit reads weights and cache once a token at the speed of the memory."""
+
+PRICE_NOTE = "What a million tokens cost is the price of the time that all these calls took."
 
 START_NOTE = """\
 Medians, in seconds, and the slowest start: a machine's first one may compile kernels. *other* is what no log

@@ -12,7 +12,7 @@ from gptj_serve.benchmark.surroundings import UNKNOWN
 PERCENTILES = (50, 90, 99)
 GIB = 1 << 30
 NOTHING = "-"
-MISSING = "failed or not run"
+FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +111,16 @@ def _limit_s(measured: Measured, load: str, name: str, cell: Cell) -> float | No
 def grid_cells(measured: Measured) -> str:
     """A line a cell: mean whole call and tokens/s of every target."""
     cells, names = good_cells(measured.of("grid")), measured.targets("grid")
+    tried = {(run.target, run.cell) for run in measured.of("grid")}
     head = ["input x output", *(f"`{name}`: ms (SD)" for name in names)]
     head += [f"`{name}`: tokens/s" for name in names]
     rows = []
     for cell in sorted({run.cell for run in measured.of("grid")}):
         found = [cells.get((name, cell)) for name in names]
-        times = [_milliseconds(runs) if runs else MISSING for runs in found]
+        times = [
+            _milliseconds(runs) if runs else _why_none((name, cell) in tried)
+            for name, runs in zip(names, found, strict=True)
+        ]
         paces = [f"{statistics.tokens_per_s(runs).mean:.1f}" if runs else NOTHING for runs in found]
         rows.append([str(cell), *times, *paces])
     return table(head, rows)
@@ -169,6 +173,7 @@ def _how(measured: Measured, name: str) -> str:
 def throughput(measured: Measured) -> str:
     """A line a level: pace, percentiles and refusals of every target."""
     levels, names = good_levels(measured.of("throughput")), measured.targets("throughput")
+    tried = {(run.target, run.cell, run.level) for run in measured.of("throughput")}
     head = ["requests", "input x output"]
     for name in names:
         head += [f"`{name}`: tokens/s", "P50 / P99, s", "refused"]
@@ -176,14 +181,13 @@ def throughput(measured: Measured) -> str:
     for cell, level in sorted({(run.cell, run.level) for run in measured.of("throughput")}):
         row = [str(level), str(cell)]
         for name in names:
-            row += _level(levels.get((name, cell, level)))
+            key = (name, cell, level)
+            row += _level(levels[key]) if key in levels else [_why_none(key in tried), NOTHING, NOTHING]
         rows.append(row)
     return table(head, rows)
 
 
-def _level(runs: Sequence[Run] | None) -> list[str]:
-    if not runs:
-        return [MISSING, NOTHING, NOTHING]
+def _level(runs: Sequence[Run]) -> list[str]:
     seconds = [run.seconds for run in runs if not run.is_refused]
     refused = len(runs) - len(seconds)
     marks = [f"{statistics.percentile(seconds, percent):.2f}" for percent in (50, 99) if seconds]
@@ -268,10 +272,15 @@ def _percent_range(shares: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def _why_none(was_tried: bool) -> str:
+    return FAILED if was_tried else NOTHING
+
+
 def _usd(wanted: Wanted, name: str, pace: float) -> str:
     if name not in wanted.usd_per_hour:
         return NOTHING
-    return f"{statistics.usd_per_million_tokens(wanted.usd_per_hour[name], pace):.2f}"
+    price = wanted.usd_per_hour[name]
+    return f"{statistics.usd_per_million_tokens(price, pace):.2f} (at {price:g} an hour)"
 
 
 def _gib(value: float | None) -> str:

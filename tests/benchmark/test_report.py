@@ -57,6 +57,14 @@ def test_the_grid_by_hand(tmp_path: Path) -> None:
     assert row(page, "30x40")[:3] == ["30x40", "100000.0", "failed"]
     assert row(page, "10x20")[1:] == ["3000.0 (1414.2)", "600.0", "7.5", "33.3"]
     assert row(page, "grid") == ["grid", "`fast`", "30x40", "-", "1", "39 tokens"]
+    assert "What a million tokens cost" in page
+    assert "What a million tokens cost" not in report(tmp_path, path)
+
+
+def test_a_cell_that_one_target_was_not_asked(tmp_path: Path) -> None:
+    runs = [run("slow", 2.0, **LONG), run("slow", 2.0), run("fast", 1.0)]
+    page = report(tmp_path, written(tmp_path / "one.json", runs))
+    assert row(page, "30x20")[1:3] == ["2000.0", "-"]
 
 
 def test_streams_by_hand(tmp_path: Path) -> None:

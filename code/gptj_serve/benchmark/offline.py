@@ -4,7 +4,8 @@ Usage: scripts/benchmark offline --out F [--together 4,16,64] [--runs 5]
 
 What other engines call offline: all requests are there at once, in one process, and the time is taken until
 the last token is known on the host. Then one sequence is decoded while long prompts come in, and the time
-between its tokens is taken; how fast the host launches a prompt's kernels has a part in it.
+between its tokens is taken, several times; how fast the host launches a prompt's kernels has a part in it.
+The first run of each does not count.
 """
 
 import argparse

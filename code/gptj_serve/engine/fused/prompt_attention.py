@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from gptj_serve.engine.fused.kernels import BLOCK_SIZE, State
 
+FLASH = torch.ops.aten._flash_attention_forward.default
+
 
 @dataclass(frozen=True, slots=True)
 class PromptPart:
@@ -91,9 +93,8 @@ class _Beginnings:
 
     def run(self, layer: int) -> None:  # noqa: ARG002
         borders, longest = self._borders, self._longest
-        flash = torch.ops.aten._flash_attention_forward
         tokens = (self._query, self._keys, self._values)
-        mixed_THE = flash(*tokens, borders, borders, longest, longest, 0.0, True, False)[0]
+        mixed_THE = FLASH(*tokens, borders, borders, longest, longest, 0.0, True, False)[0]
         self._out.copy_(mixed_THE[self._first :])
 
 
@@ -106,8 +107,8 @@ class _Chunk:
         self._out = _out(state, part.first, end)[None]
         self._cached = None if part.blocks_N is None else _CachedRows(state, part, part.blocks_N)
         length = part.start + part.num_tokens
-        is_flash = _has_flash_attention(self._query)
-        self._attend = _flash_attention if is_flash else _PlainAttention(part.num_tokens, length, self._query)
+        is_flash, device = _has_flash_attention(self._query), self._query.device
+        self._attend = _flash_attention if is_flash else _PlainAttention(part.num_tokens, length, device)
 
     def run(self, layer: int) -> None:
         keys, values = self._keys, self._values
@@ -145,11 +146,11 @@ def _has_flash_attention(like: torch.Tensor) -> bool:
 def _flash_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Causal attention of the last of all positions; all are [1, T, H, E].
 
-    Left to itself PyTorch may take cuDNN, which prepares each new length anew.
+    Left to itself PyTorch may take cuDNN, which prepares each new length anew. The mask of later chunks is in
+    `torch.nn.attention.bias`, too, which takes two seconds to import and calls the same.
     """
     lengths = (query.shape[1], keys.shape[1])
-    flash = torch.ops.aten._flash_attention_forward.default
-    attention: torch.Tensor = flash(query, keys, values, None, None, *lengths, 0.0, True, False)[0]
+    attention: torch.Tensor = FLASH(query, keys, values, None, None, *lengths, 0.0, True, False)[0]
     return attention
 
 
@@ -158,13 +159,13 @@ class _PlainAttention:
 
     Args:
         num_queries, num_keys: Positions.
-        like: Of the query's type and device.
+        device: Where all is.
     """
 
-    def __init__(self, num_queries: int, num_keys: int, like: torch.Tensor) -> None:
+    def __init__(self, num_queries: int, num_keys: int, device: torch.device) -> None:
         self._mask = None
         if num_queries < num_keys:
-            everything = torch.ones(num_queries, num_keys, dtype=torch.bool, device=like.device)
+            everything = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
             self._mask = everything.tril(num_keys - num_queries)
 
     def __call__(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

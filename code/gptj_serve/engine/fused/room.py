@@ -8,7 +8,7 @@ BLOCK_SIZE = 16
 MAX_AUTO_BATCH_SIZE = 64
 PREFILL_CHUNK = 256
 """Tokens a step while sequences are decoded: such a step must not take more than three times as long as one
-without prompts. On an H100 it takes 2.3 times as long (docs/benchmarks)."""
+without prompts. On an H100 it takes 2.0 to 2.5 times as long (docs/benchmarks)."""
 MAX_PREFILL = 2048
 
 RESERVE_BYTES = 3 * GIB // 4

@@ -104,7 +104,7 @@ def _sections(measured: Measured, wanted: Wanted) -> list[tuple[str, str, list[s
     if measured.of("latency"):
         found.append(("latency", "Streams, one at a time", [tables.latency(measured)]))
     if measured.of("throughput"):
-        texts = [tables.throughput(measured), tables.best_levels(measured, wanted)]
+        texts = [tables.throughput(measured), LEVELS_NOTE, tables.best_levels(measured, wanted)]
         found.append(("throughput", "Many at once", texts))
     if measured.starts:
         found.append(("load", "From start to ready", [tables.starts(measured), START_NOTE]))
@@ -121,6 +121,8 @@ over all runs. The reduction compares mean calls cell by cell; its mean and stan
 The limit reads weights and cache once a token at the speed of the memory."""
 
 PRICE_NOTE = "What a million tokens cost is the price of the time that all these calls took."
+
+LEVELS_NOTE = "Times are those of answered requests; a dash is what was not run."
 
 START_NOTE = """\
 Medians, in seconds, and the slowest start: a machine's first one may compile kernels. *other* is what no log

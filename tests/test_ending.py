@@ -128,27 +128,26 @@ def test_a_request_that_outlasts_the_drain_is_told_so() -> None:
 
 def test_when_the_front_dies_all_ends() -> None:
     with serving() as server:
-        everything = server.descendants()
         (front,) = server.processes_of("com.amazonaws.ml.mms.ModelServer")
-        front.kill()
-        assert server.wait_for_exit() != 0
-        assert nothing_left(everything)
+        all_end_with(front, server)
 
 
 def test_when_the_fronts_workers_are_lost_all_ends() -> None:
     with serving() as server:
-        everything = server.descendants()
-        pids = {one.pid for one in everything}
-        (parent,) = [
+        workers = [
             one
-            for one in everything
+            for one in server.descendants()
             if any("model_service_worker" in word for word in one.cmdline())
-            and not any("model_service_worker" in word for word in psutil.Process(one.ppid()).cmdline())
         ]
-        assert parent.pid in pids
-        parent.kill()
-        assert server.wait_for_exit() != 0
-        assert nothing_left(everything)
+        (parent,) = [one for one in workers if one.ppid() not in {other.pid for other in workers}]
+        all_end_with(parent, server)
+
+
+def all_end_with(process: psutil.Process, server: Server) -> None:
+    everything = server.descendants()
+    process.kill()
+    assert server.wait_for_exit() != 0
+    assert nothing_left(everything)
 
 
 def test_when_serve_is_killed_nothing_stays_behind() -> None:

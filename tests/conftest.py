@@ -1,6 +1,7 @@
 """One server for all tests that do not end it."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 # tests and servers share few cores: threads that wait for each other there cost far more than they bring
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# in the background of a script it is ignored, and what tests start would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 for folder in ("engine", "engine/fused", "aws"):  # what their tests share is used by others too
     sys.path.insert(0, str(Path(__file__).parent / folder))

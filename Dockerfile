@@ -29,8 +29,8 @@ RUN KERNEL_ARCHS="${KERNEL_ARCHS}" scripts/build-kernels deepspeed wheels \
 
 # The fused engine's kernels need these files alone: no other change compiles them again
 COPY code/gptj_serve/errors.py code/gptj_serve/
-COPY code/gptj_serve/engine/fused/compiler.py code/gptj_serve/engine/fused/
-COPY code/gptj_serve/engine/fused/csrc code/gptj_serve/engine/fused/csrc
+COPY code/gptj_serve/engine/fused/kernels/library.py code/gptj_serve/engine/fused/kernels/
+COPY code/gptj_serve/engine/fused/kernels/csrc code/gptj_serve/engine/fused/kernels/csrc
 RUN KERNEL_ARCHS="${KERNEL_ARCHS}" scripts/build-kernels fused
 
 # libcuda.so for hosts with an older driver, which the runtime images lack; `serve` decides whether it is used

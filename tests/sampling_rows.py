@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from gptj_serve.engine.fused.plan import Row
-from gptj_serve.engine.fused.sampling import DeviceSampler
-from gptj_serve.engine.sampler import SamplerRow
+from gptj_serve.engine.fused.sampling.sampler import DeviceSampler
+from gptj_serve.engine.fused.schedule.plan import Row
+from gptj_serve.engine.sampling.sampler import SamplerRow
 from gptj_serve.engine.scheduler import Running, Sampled
 from gptj_serve.request import GenerationRequest, SamplingParams
 

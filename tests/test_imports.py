@@ -12,11 +12,11 @@ HEAVY = {"torch", "transformers", "deepspeed", "boto3"}
     "modules",
     [
         "inference, gptj_serve.serving.mms, gptj_serve.serving.mms_handler",
-        "gptj_serve.engine.static_scheduler, gptj_serve.request, gptj_serve.wire, gptj_serve.settings",
-        "gptj_serve.engine.fused.scheduler",
+        "gptj_serve.engine.static.scheduler, gptj_serve.request, gptj_serve.wire, gptj_serve.settings",
+        "gptj_serve.engine.fused.schedule.scheduler",
         "gptj_serve.launcher, gptj_serve.run_local",
         "gptj_serve.serving.http.app, gptj_serve.serving.http.protocol, gptj_serve.serving.http.__main__",
-        "gptj_serve.engine.model_dir, gptj_serve.engine.choose, gptj_serve.engine.uniform",
+        "gptj_serve.models.model_dir, gptj_serve.engine.choose, gptj_serve.engine.sampling.uniform",
     ],
 )
 def test_light_modules_import_nothing_heavy(modules: str) -> None:
@@ -25,7 +25,7 @@ def test_light_modules_import_nothing_heavy(modules: str) -> None:
     assert "gptj_serve" in loaded
 
 
-@pytest.mark.parametrize("module", ["build", "sampler", "fused.loader"])
+@pytest.mark.parametrize("module", ["build", "sampling.sampler", "fused.weights.load"])
 def test_only_the_engines_that_need_it_import_transformers(module: str) -> None:
     """It takes longer than PyTorch, and a start with the fused engine should take no longer than it must."""
     loaded = {name.split(".")[0] for name in modules_after(f"import gptj_serve.engine.{module}")}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptj_serve import self_check
-from gptj_serve.engine.fused import compiler
+from gptj_serve.engine.fused.kernels import library as compiler
 from gptj_serve.errors import StartupError
 
 

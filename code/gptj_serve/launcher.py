@@ -21,8 +21,8 @@ import gptj_serve
 from gptj_serve import logs, run_dir
 from gptj_serve.children import Child, ChildDied, Children, Stopped
 from gptj_serve.driver import Driver, find_driver
-from gptj_serve.engine.model_dir import find_directory
 from gptj_serve.errors import StartupError
+from gptj_serve.models.model_dir import find_directory
 from gptj_serve.ports import check_port_is_free
 from gptj_serve.request import ModelInfo
 from gptj_serve.serving import mms

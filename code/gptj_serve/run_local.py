@@ -19,8 +19,8 @@ from typing import Any
 
 from gptj_serve import demo
 from gptj_serve.children import die_with_parent
-from gptj_serve.engine.model_dir import find_checkpoint
 from gptj_serve.errors import StartupError
+from gptj_serve.models.model_dir import find_checkpoint
 from gptj_serve.ports import check_port_is_free
 from gptj_serve.settings import LOG_LEVELS, Settings
 

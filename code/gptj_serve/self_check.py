@@ -83,7 +83,8 @@ def check_deepspeed_kernels() -> list[str]:
 
 def check_fused_kernels() -> list[str]:
     """What is wrong with the fused engine's kernels."""
-    from gptj_serve.engine.fused import compiler, cuda_kernels
+    from gptj_serve.engine.fused.kernels import cuda as cuda_kernels
+    from gptj_serve.engine.fused.kernels import library as compiler
 
     if not compiler.PREBUILT.is_file():
         return [f"the fused engine's kernels are not there: {compiler.PREBUILT} is missing"]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from gptj_serve.aws import conversion
 from gptj_serve.aws.errors import CommandError
 from gptj_serve.aws.model_prepare import needs_conversion
-from gptj_serve.engine.model_dir import Checkpoint, find_checkpoint
+from gptj_serve.models.model_dir import Checkpoint, find_checkpoint
 
 SHARD_BYTES = 10_000
 """The tiny model has 60 kB in float16."""

@@ -7,9 +7,9 @@ import torch
 
 from gptj_serve.aws.fit import GPT_J_6B, fits, fitting_types, longest_context, need_of, why_it_does_not_fit
 from gptj_serve.aws.instances import A10G, T4, Gpu, InstanceType, all_gpu_instances, find_instance
-from gptj_serve.engine.fused import room
+from gptj_serve.engine.fused import memory_needs as room
 from gptj_serve.engine.fused.geometry import Geometry
-from gptj_serve.engine.fused.kernels import make_scratch
+from gptj_serve.engine.fused.kernels.protocol import make_scratch
 
 TWICE = dataclasses.replace(GPT_J_6B, n_layer=56)
 """A GPT-J of 12 billion parameters."""

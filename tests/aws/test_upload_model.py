@@ -23,7 +23,7 @@ from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.model_files import read_all, serving_paths
 from gptj_serve.aws.plan import Action
 from gptj_serve.aws.s3 import S3Url
-from gptj_serve.engine.model_dir import find_checkpoint
+from gptj_serve.models.model_dir import find_checkpoint
 from harness import ROOT
 
 BUCKET = "sagemaker-eu-west-1-123456789012"

@@ -2,7 +2,7 @@
 
 import torch
 
-from gptj_serve.engine.fused.weights import PackedWeights
+from gptj_serve.engine.fused.weights.pack import PackedWeights
 
 
 def expected_weights(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

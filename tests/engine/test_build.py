@@ -9,9 +9,10 @@ import torch
 from gptj_serve import demo
 from gptj_serve.engine import build
 from gptj_serve.engine.choose import Machine
-from gptj_serve.engine.fused import compiler, load
-from gptj_serve.engine.model_dir import find_checkpoint
+from gptj_serve.engine.fused import build as load
+from gptj_serve.engine.fused.kernels import library as compiler
 from gptj_serve.errors import StartupError
+from gptj_serve.models.model_dir import find_checkpoint
 from gptj_serve.settings import Settings
 
 T4 = Machine("Tesla T4", (7, 5), None, None)

@@ -17,10 +17,12 @@ import torch
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from gptj_serve import demo
-from gptj_serve.engine import deepspeed as engine
-from gptj_serve.engine import deepspeed_inject, deepspeed_kernels, deepspeed_rules
-from gptj_serve.engine.backend import BackendDead, BatchLost
-from gptj_serve.engine.deepspeed import DeepSpeedBackend, load_deepspeed
+from gptj_serve.engine.static.backend import BackendDead, BatchLost
+from gptj_serve.engine.static.deepspeed import backend as engine
+from gptj_serve.engine.static.deepspeed import inject as deepspeed_inject
+from gptj_serve.engine.static.deepspeed import kernels as deepspeed_kernels
+from gptj_serve.engine.static.deepspeed import rules as deepspeed_rules
+from gptj_serve.engine.static.deepspeed.backend import DeepSpeedBackend, load_deepspeed
 from gptj_serve.errors import StartupError
 
 GIB = 1 << 30
@@ -688,7 +690,7 @@ class TestKernels:
     @needs_deepspeed
     def test_kernels_that_cannot_be_had_stop_the_start_with_one_line(self) -> None:
         code = """
-from gptj_serve.engine.deepspeed_kernels import ensure_kernels
+from gptj_serve.engine.static.deepspeed.kernels import ensure_kernels
 from gptj_serve.errors import StartupError
 try:
     ensure_kernels()

@@ -13,11 +13,11 @@ from engine_socket import connected
 
 from gptj_serve import wire
 from gptj_serve.engine import server as server_module
-from gptj_serve.engine.backend import BackendLimits
 from gptj_serve.engine.engine import Engine
 from gptj_serve.engine.scheduler import Sampled
 from gptj_serve.engine.server import EngineServer
-from gptj_serve.engine.static_scheduler import Decode, Prefill, StaticScheduler
+from gptj_serve.engine.static.backend import BackendLimits
+from gptj_serve.engine.static.scheduler import Decode, Prefill, StaticScheduler
 from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.errors import InternalError
 from gptj_serve.request import EngineStats, GenerationRequest, ModelInfo, SamplingParams

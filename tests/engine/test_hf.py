@@ -10,12 +10,12 @@ import pytest
 import torch
 from tiny import write_model
 
-from gptj_serve.engine import hf
-from gptj_serve.engine.backend import Backend, BackendDead, BackendLimits, BatchLost
-from gptj_serve.engine.hf import HfBackend, load_hf, row_bytes, rows_that_fit, warm_up
-from gptj_serve.engine.loader import load_model
-from gptj_serve.engine.model_dir import Checkpoint, find_checkpoint
+from gptj_serve.engine.static import hf
+from gptj_serve.engine.static.backend import Backend, BackendDead, BackendLimits, BatchLost
+from gptj_serve.engine.static.hf import HfBackend, load_hf, row_bytes, rows_that_fit, warm_up
+from gptj_serve.engine.static.transformers_loader import load_model
 from gptj_serve.errors import StartupError
+from gptj_serve.models.model_dir import Checkpoint, find_checkpoint
 
 CPU = torch.device("cpu")
 VOCAB = 100

@@ -14,11 +14,11 @@ import torch
 from tiny import TINY_CONFIG, random_tensors, write_model
 from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
 
-from gptj_serve.engine import loader
-from gptj_serve.engine.loader import load_model, needed_bytes
 from gptj_serve.engine.memory import GpuMemory, check_gpu_memory, check_host_memory
-from gptj_serve.engine.model_dir import ModelConfig, expected_shapes, find_checkpoint
+from gptj_serve.engine.static import transformers_loader as loader
+from gptj_serve.engine.static.transformers_loader import load_model, needed_bytes
 from gptj_serve.errors import StartupError
+from gptj_serve.models.model_dir import ModelConfig, expected_shapes, find_checkpoint
 
 CPU = torch.device("cpu")
 LARGE = {"n_layer": 6, "n_embd": 1280, "n_head": 10, "rotary_dim": 64, "vocab_size": 12000}
@@ -118,8 +118,8 @@ import json, sys, threading, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from gptj_serve.engine.loader import load_model
-from gptj_serve.engine.model_dir import find_checkpoint
+from gptj_serve.engine.static.transformers_loader import load_model
+from gptj_serve.models.model_dir import find_checkpoint
 
 def resident():
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())

@@ -15,8 +15,8 @@ import torch
 from tiny import TINY_CONFIG, random_tensors, write_model
 from transformers import GPTJConfig, GPTJForCausalLM
 
-from gptj_serve.engine.model_dir import CONFIG, expected_shapes, find_checkpoint, parse_config
 from gptj_serve.errors import StartupError
+from gptj_serve.models.model_dir import CONFIG, expected_shapes, find_checkpoint, parse_config
 
 FORMATS = ("safetensors", "sharded safetensors", "pickle", "sharded pickle")
 
@@ -70,7 +70,7 @@ def test_safetensors_are_preferred(tmp_path: Path) -> None:
 def test_safetensors_are_checked_without_torch(tmp_path: Path) -> None:
     write_model(tmp_path, files="sharded safetensors")
     code = (
-        "import sys; from pathlib import Path; from gptj_serve.engine.model_dir import find_checkpoint; "
+        "import sys; from pathlib import Path; from gptj_serve.models.model_dir import find_checkpoint; "
         "find_checkpoint(Path(sys.argv[1])); assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gptj_serve.engine.packing import Layout, PickedRows, Upload
+from gptj_serve.engine.sampling.packing import Layout, PickedRows, Upload
 
 CPU = torch.device("cpu")
 

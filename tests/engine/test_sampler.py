@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPTJConfig, GPTJForCausalLM, LogitsProcessorList
 
-from gptj_serve.engine import sampler, sampling_profile, score_filters, score_plan
-from gptj_serve.engine.backend import BackendDead, BackendLimits, BatchLost
-from gptj_serve.engine.sampler import SamplerRow, process_scores, sample
+from gptj_serve.engine.sampling import profile as sampling_profile
+from gptj_serve.engine.sampling import sampler, score_filters, score_plan
+from gptj_serve.engine.sampling.sampler import SamplerRow, process_scores, sample
+from gptj_serve.engine.static.backend import BackendDead, BackendLimits, BatchLost
 from gptj_serve.request import SamplingParams
 
 VOCAB = 50

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptj_serve.engine.scheduler import Ended, Event, Key, Sampled, Token, Wait
-from gptj_serve.engine.static_scheduler import Decode, Prefill, StaticScheduler, Step
+from gptj_serve.engine.static.scheduler import Decode, Prefill, StaticScheduler, Step
 from gptj_serve.errors import BadRequest, InternalError, Overloaded, Unavailable
 from gptj_serve.request import GenerationRequest, SamplingParams
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gptj_serve.engine.uniform import mix, uniform
+from gptj_serve.engine.sampling.uniform import mix, uniform
 
 
 def test_mix_is_splitmix64() -> None:
@@ -53,5 +53,5 @@ def test_words_are_not_interchangeable() -> None:
 
 
 def test_imports_no_torch() -> None:
-    code = "import sys, gptj_serve.engine.uniform; assert 'torch' not in sys.modules"
+    code = "import sys, gptj_serve.engine.sampling.uniform; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

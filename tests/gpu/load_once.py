@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from gptj_serve.engine.fused.loader import load_weights
-from gptj_serve.engine.fused.weights import PlainSlot, slots
-from gptj_serve.engine.model_dir import Checkpoint, find_checkpoint
+from gptj_serve.engine.fused.weights.load import load_weights
+from gptj_serve.engine.fused.weights.pack import PlainSlot, slots
+from gptj_serve.models.model_dir import Checkpoint, find_checkpoint
 
 DEVICE = torch.device("cuda", 0)
 

@@ -7,13 +7,13 @@ import torch
 from states import batch, copy_of, mixed_step, random_state
 
 from gptj_serve import demo
-from gptj_serve.engine.fused.compiler import find_library
-from gptj_serve.engine.fused.cuda_kernels import CudaKernels
 from gptj_serve.engine.fused.geometry import read_geometry
-from gptj_serve.engine.fused.kernels import Tokens
-from gptj_serve.engine.fused.loader import load_weights
+from gptj_serve.engine.fused.kernels.cuda import CudaKernels
+from gptj_serve.engine.fused.kernels.library import find_library
+from gptj_serve.engine.fused.kernels.protocol import Tokens
 from gptj_serve.engine.fused.model import FusedModel
-from gptj_serve.engine.model_dir import find_checkpoint
+from gptj_serve.engine.fused.weights.load import load_weights
+from gptj_serve.models.model_dir import find_checkpoint
 
 BATCHES = ((300,), (0, 15, 16, 200), tuple(range(1, 160, 10)), (*range(0, 400, 20), -1))
 

@@ -27,9 +27,9 @@ from transformers import DynamicCache, GPTJConfig, GPTJForCausalLM
 
 import gptj_serve
 from gptj_serve import demo
-from gptj_serve.engine import deepspeed as engine
-from gptj_serve.engine.backend import Backend, BackendLimits, BatchLost
-from gptj_serve.engine.hf import HfBackend
+from gptj_serve.engine.static.backend import Backend, BackendLimits, BatchLost
+from gptj_serve.engine.static.deepspeed import backend as engine
+from gptj_serve.engine.static.hf import HfBackend
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 

@@ -13,12 +13,12 @@ from transformers import GPTJForCausalLM
 
 from gptj_serve import demo
 from gptj_serve.benchmark.decode import GPT_J_6B
-from gptj_serve.engine.fused.cuda_kernels import CudaKernels
-from gptj_serve.engine.fused.load import load_fused
+from gptj_serve.engine.fused.build import load_fused
+from gptj_serve.engine.fused.kernels.cuda import CudaKernels
+from gptj_serve.engine.fused.kernels.plain import PlainKernels
 from gptj_serve.engine.fused.model import FusedModel
-from gptj_serve.engine.fused.plain_kernels import PlainKernels
 from gptj_serve.engine.fused.runner import FusedRunner
-from gptj_serve.engine.model_dir import find_checkpoint
+from gptj_serve.models.model_dir import find_checkpoint
 from gptj_serve.request import GenerationRequest, SamplingParams
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]

@@ -23,11 +23,11 @@ from tiny import TINY_CONFIG, random_tensors, write_model
 from transformers import GPTJForCausalLM
 
 from gptj_serve import demo
-from gptj_serve.engine.fused import upload
-from gptj_serve.engine.fused.loader import load_weights
-from gptj_serve.engine.fused.weights import PackedWeights
-from gptj_serve.engine.model_dir import expected_shapes, find_checkpoint
+from gptj_serve.engine.fused.weights import upload
+from gptj_serve.engine.fused.weights.load import load_weights
+from gptj_serve.engine.fused.weights.pack import PackedWeights
 from gptj_serve.errors import StartupError
+from gptj_serve.models.model_dir import expected_shapes, find_checkpoint
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
 

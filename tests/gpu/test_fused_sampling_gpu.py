@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from gptj_serve.engine.fused.choice import Choice
-from gptj_serve.engine.fused.plan import Row, RunnerLimits
-from gptj_serve.engine.fused.sampling import DeviceSampler, warm_up
-from gptj_serve.engine.score_plan import EVERY_FILTER
+from gptj_serve.engine.fused.sampling.results import Choice
+from gptj_serve.engine.fused.sampling.sampler import DeviceSampler, warm_up
+from gptj_serve.engine.fused.schedule.plan import Row, RunnerLimits
+from gptj_serve.engine.sampling.score_plan import EVERY_FILTER
 from sampling_rows import Sampling, choose_on_device, comparable, history_of, sequence
 
 pytestmark = pytest.mark.gpu

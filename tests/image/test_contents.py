@@ -53,8 +53,8 @@ def test_what_it_does_not_contain(image: str) -> None:
 
 
 def test_it_has_the_fused_engines_sources_and_without_cuda_no_kernels(image: str) -> None:
-    folder = "/opt/gptj-serve/gptj_serve/engine/fused"
-    sources = ROOT / "code" / "gptj_serve" / "engine" / "fused" / "csrc"
+    folder = "/opt/gptj-serve/gptj_serve/engine/fused/kernels"
+    sources = ROOT / "code" / "gptj_serve" / "engine" / "fused" / "kernels" / "csrc"
     assert run_in(image, "ls", f"{folder}/csrc").split() == sorted(path.name for path in sources.iterdir())
     assert run_in(image, "sh", "-c", f"ls {folder} | grep '[.]so$' || echo none") == "none\n"
     said = run_in(image, "python", "-m", "gptj_serve.self_check")

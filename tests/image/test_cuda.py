@@ -39,7 +39,7 @@ def test_kernels_load_without_being_compiled(cuda_image: str) -> None:
     """As at start, but for the GPU: DeepSpeed takes the module of the image and has every operator."""
     code = (
         "import torch; from deepspeed.ops.op_builder import InferenceBuilder;"
-        "from gptj_serve.engine.deepspeed_kernels import check_extension;"
+        "from gptj_serve.engine.static.deepspeed.kernels import check_extension;"
         "kernels = InferenceBuilder().load(verbose=False); check_extension(kernels, torch.float16);"
         "print(kernels.__file__)"
     )
@@ -50,12 +50,12 @@ def test_kernels_load_without_being_compiled(cuda_image: str) -> None:
 
 def test_the_fused_engines_kernels_load_where_they_will_run(cuda_image: str) -> None:
     code = (
-        "import os; from gptj_serve.engine.fused import compiler, cuda_kernels;"
+        "import os; from gptj_serve.engine.fused.kernels import cuda as cuda_kernels, library as compiler;"
         "library = compiler.find_library(os.environ, ['9.0']);"
         "print(library, cuda_kernels.open_library(library).fused_error(0).decode())"
     )
     found = run_in(cuda_image, "python", "-c", code)
-    assert found == "/opt/gptj-serve/gptj_serve/engine/fused/libfused.so no error\n"
+    assert found == "/opt/gptj-serve/gptj_serve/engine/fused/kernels/libfused.so no error\n"
     assert "The fused engine's kernels load" in run_in(cuda_image, "python", "-m", "gptj_serve.self_check")
 
 

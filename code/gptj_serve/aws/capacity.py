@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gptj_serve.aws.fit import ELEMENT_BYTES, GPT_J_6B, need_of, usable_bytes
 from gptj_serve.aws.instances import Gpu, InstanceType
-from gptj_serve.engine.fused import room
+from gptj_serve.engine.fused import memory_needs
 
 STATIC_ROWS = 8
 """Sequences in a batch of the other two engines if GPTJ_MAX_BATCH_SIZE does not say."""
@@ -49,7 +49,7 @@ def capacity(environment: Mapping[str, str], instance: InstanceType | None, requ
     if asked.isdigit() and int(asked) > 0:
         batch = Capacity(int(asked), f"GPTJ_MAX_BATCH_SIZE={asked}")
     else:
-        rows = room.MAX_AUTO_BATCH_SIZE if continuous else STATIC_ROWS
+        rows = memory_needs.MAX_AUTO_BATCH_SIZE if continuous else STATIC_ROWS
         batch = Capacity(rows, f"the engine's own batch size, {rows}")
     if not continuous or instance is None or instance.gpu is None:
         return batch
@@ -65,5 +65,5 @@ def capacity(environment: Mapping[str, str], instance: InstanceType | None, requ
 def cache_tokens(gpu: Gpu, batch_size: int) -> int:
     """Tokens that the fused engine's cache holds on a GPU, 0 if the weights leave no room."""
     left_bytes = usable_bytes(gpu) - need_of(GPT_J_6B, gpu, 0, batch_size).total_bytes
-    of_block = room.block_bytes(GPT_J_6B.n_layer, GPT_J_6B.n_embd, ELEMENT_BYTES)
-    return max(0, left_bytes // of_block * room.BLOCK_SIZE)
+    of_block = memory_needs.block_bytes(GPT_J_6B.n_layer, GPT_J_6B.n_embd, ELEMENT_BYTES)
+    return max(0, left_bytes // of_block * memory_needs.BLOCK_SIZE)

@@ -20,11 +20,11 @@ import torch
 from gptj_serve.aws.console import size
 from gptj_serve.aws.errors import CommandError
 from gptj_serve.aws.model_files import BESIDE_THE_WEIGHTS, INDEX, SINGLE
-from gptj_serve.engine import checkpoint_files
-from gptj_serve.engine.checkpoint_files import read_json, read_safetensors
-from gptj_serve.engine.fused.sources import Source, open_sources
-from gptj_serve.engine.model_dir import CONFIG, Checkpoint, check_tensors, expected_shapes, find_checkpoint
 from gptj_serve.errors import StartupError
+from gptj_serve.models import checkpoint_files
+from gptj_serve.models.checkpoint_files import read_json, read_safetensors
+from gptj_serve.models.model_dir import CONFIG, Checkpoint, check_tensors, expected_shapes, find_checkpoint
+from gptj_serve.models.sources import Source, open_sources
 
 _NAME_BY_DTYPE = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 _PIECE_BYTES = 32 << 20

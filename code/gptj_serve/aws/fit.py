@@ -1,7 +1,7 @@
 """Does a model fit an instance's GPU: asked before anything is made.
 
-The arithmetic is the fused engine's own (`engine/fused/room.py`). The other engines take less at the same
-context with one sequence, so what fits for it starts with them too.
+The arithmetic is the fused engine's own (`engine/fused/memory_needs.py`). The other engines take less at
+the same context with one sequence, so what fits for it starts with them too.
 """
 
 import math
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptj_serve.aws.instances import Gpu, InstanceType, all_gpu_instances
-from gptj_serve.engine.fused import room
-from gptj_serve.engine.model_dir import ModelConfig, expected_shapes, parse_config
+from gptj_serve.engine.fused import memory_needs
+from gptj_serve.models.model_dir import ModelConfig, expected_shapes, parse_config
 
 ELEMENT_BYTES = 2
 """FP16: the one precision that the engines have on a GPU."""
 
-DRIVER_BYTES = room.GIB // 2
+DRIVER_BYTES = memory_needs.GIB // 2
 """What CUDA takes for itself before anything is loaded: its context, and PyTorch's and our kernels."""
 
 GPT_J_6B = parse_config({"model_type": "gptj"}, Path("GPT-J-6B"))
@@ -37,13 +37,13 @@ class Need:
     def describe(self) -> str:
         """In words."""
         parts = (self.weights_bytes, self.cache_bytes, self.working_bytes)
-        weights, cache, working = (f"{part / room.GIB:.1f}" for part in parts)
+        weights, cache, working = (f"{part / memory_needs.GIB:.1f}" for part in parts)
         return f"weights in FP16 {weights}, cache for one sequence {cache}, working memory {working} GiB"
 
 
 def usable_bytes(gpu: Gpu) -> int:
     """Memory of a GPU that is left when CUDA has started."""
-    return int(gpu.memory_gib * room.GIB) - DRIVER_BYTES
+    return int(gpu.memory_gib * memory_needs.GIB) - DRIVER_BYTES
 
 
 def need_of(config: ModelConfig, gpu: Gpu, context: int, batch_size: int | None) -> Need:
@@ -55,14 +55,16 @@ def need_of(config: ModelConfig, gpu: Gpu, context: int, batch_size: int | None)
         context: Positions of the longest sequence.
         batch_size: Sequences that run together at most; None is the engine's default.
     """
-    rows = batch_size or room.MAX_AUTO_BATCH_SIZE
-    _, max_tokens = room.prefill_sizes(int(gpu.memory_gib * room.GIB))
-    scratch = room.scratch_bytes(config.n_embd, config.n_inner, config.vocab_size, max_tokens + rows, rows)
-    of_block = room.block_bytes(config.n_layer, config.n_embd, ELEMENT_BYTES)
+    rows = batch_size or memory_needs.MAX_AUTO_BATCH_SIZE
+    _, max_tokens = memory_needs.prefill_sizes(int(gpu.memory_gib * memory_needs.GIB))
+    scratch = memory_needs.scratch_bytes(
+        config.n_embd, config.n_inner, config.vocab_size, max_tokens + rows, rows
+    )
+    of_block = memory_needs.block_bytes(config.n_layer, config.n_embd, ELEMENT_BYTES)
     return Need(
         weights_bytes=ELEMENT_BYTES * sum(map(math.prod, expected_shapes(config).values())),
-        cache_bytes=room.num_blocks(context) * of_block,
-        working_bytes=scratch + room.reserved_bytes(rows, config.vocab_size),
+        cache_bytes=memory_needs.num_blocks(context) * of_block,
+        working_bytes=scratch + memory_needs.reserved_bytes(rows, config.vocab_size),
     )
 
 
@@ -70,8 +72,8 @@ def longest_context(config: ModelConfig, gpu: Gpu, batch_size: int | None) -> in
     """The longest context that fits, 0 if none does; no more than the model's."""
     need = need_of(config, gpu, 0, batch_size)
     left_bytes = usable_bytes(gpu) - need.total_bytes
-    of_block = room.block_bytes(config.n_layer, config.n_embd, ELEMENT_BYTES)
-    return max(0, min(config.n_positions, left_bytes // of_block * room.BLOCK_SIZE))
+    of_block = memory_needs.block_bytes(config.n_layer, config.n_embd, ELEMENT_BYTES)
+    return max(0, min(config.n_positions, left_bytes // of_block * memory_needs.BLOCK_SIZE))
 
 
 def fits(config: ModelConfig, gpu: Gpu, context: int, batch_size: int | None) -> bool:
@@ -98,8 +100,8 @@ def why_it_does_not_fit(
         return None
     need = need_of(config, gpu, context, batch_size)
     wrong = (
-        f"the model does not fit {instance.name}: it needs {need.total_bytes / room.GIB:.1f} GiB "
-        f"({need.describe()}), and one {gpu.name} has {usable_bytes(gpu) / room.GIB:.1f} GiB to give"
+        f"the model does not fit {instance.name}: it needs {need.total_bytes / memory_needs.GIB:.1f} GiB "
+        f"({need.describe()}), and one {gpu.name} has {usable_bytes(gpu) / memory_needs.GIB:.1f} GiB to give"
     )
     ways = []
     shorter = longest_context(config, gpu, batch_size)

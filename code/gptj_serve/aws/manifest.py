@@ -1,6 +1,6 @@
 """What was uploaded, as an object beside it that is put there last: without it an upload is not complete.
 
-Serving does not look at it: `gptj_serve.engine.model_dir` knows a model by the names of its own files.
+Serving does not look at it: `gptj_serve.models.model_dir` knows a model by the names of its own files.
 """
 
 import json

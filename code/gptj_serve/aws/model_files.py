@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptj_serve.engine.model_dir import CONFIG, Checkpoint
+from gptj_serve.models.model_dir import CONFIG, Checkpoint
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BESIDE_THE_WEIGHTS = (

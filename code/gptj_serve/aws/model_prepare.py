@@ -12,9 +12,9 @@ from gptj_serve.aws import model_source
 from gptj_serve.aws.console import Console, size
 from gptj_serve.aws.errors import CommandError
 from gptj_serve.aws.model_files import SINGLE
-from gptj_serve.engine.checkpoint_files import SAFETENSORS, read_safetensors
-from gptj_serve.engine.model_dir import Checkpoint, find_checkpoint
 from gptj_serve.errors import StartupError
+from gptj_serve.models.checkpoint_files import SAFETENSORS, read_safetensors
+from gptj_serve.models.model_dir import Checkpoint, find_checkpoint
 from gptj_serve.serving.text import Tokenizer
 
 

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from gptj_serve.benchmark.surroundings import surroundings
-from gptj_serve.engine.fused.compiler import find_library
-from gptj_serve.engine.fused.cuda_kernels import CudaKernels
+from gptj_serve.engine.fused.build import make_state
 from gptj_serve.engine.fused.geometry import Geometry
-from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Tokens
-from gptj_serve.engine.fused.load import make_state
+from gptj_serve.engine.fused.kernels.cuda import CudaKernels
+from gptj_serve.engine.fused.kernels.library import find_library
+from gptj_serve.engine.fused.kernels.prompt_attention import PromptPart
+from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE, Tokens
 from gptj_serve.engine.fused.model import FusedModel, Prefill
-from gptj_serve.engine.fused.prompt_attention import PromptPart
-from gptj_serve.engine.fused.weights import PackedWeights
+from gptj_serve.engine.fused.weights.pack import PackedWeights
 
 GPT_J_6B = Geometry(
     num_layers=28, num_heads=16, head_dim=256, rotary_dim=64, inner=16384, vocab_size=50400, epsilon=1e-5

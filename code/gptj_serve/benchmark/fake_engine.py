@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from gptj_serve import wire
-from gptj_serve.engine.model_dir import find_checkpoint
 from gptj_serve.engine.server import Abort, EngineServer, Gone, Message, Submit
+from gptj_serve.models.model_dir import find_checkpoint
 from gptj_serve.request import EndEvent, GenerationRequest, ModelInfo, Timings, TokenEvent
 from gptj_serve.serving.text import Tokenizer
 

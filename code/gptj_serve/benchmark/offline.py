@@ -21,11 +21,11 @@ import torch
 
 from gptj_serve.benchmark.decode import MAX_BATCH, MAX_CONTEXT, Bench, numbers
 from gptj_serve.benchmark.surroundings import surroundings
-from gptj_serve.engine.fused.kernels import BLOCK_SIZE
-from gptj_serve.engine.fused.plan import RunnerLimits
-from gptj_serve.engine.fused.room import MAX_PREFILL, PREFILL_CHUNK
+from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE
+from gptj_serve.engine.fused.memory_needs import MAX_PREFILL, PREFILL_CHUNK
 from gptj_serve.engine.fused.runner import FusedRunner
-from gptj_serve.engine.fused.scheduler import ContinuousScheduler
+from gptj_serve.engine.fused.schedule.plan import RunnerLimits
+from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
 from gptj_serve.engine.fused.step_loop import ContinuousStepLoop
 from gptj_serve.engine.scheduler import Event, Token
 from gptj_serve.request import GenerationRequest, SamplingParams

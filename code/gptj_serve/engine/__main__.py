@@ -54,7 +54,7 @@ def main() -> int:
 
 def _start(settings: Settings, socket_path: Path) -> tuple[Any, Any]:
     # PyTorch takes seconds to import: cheap checks of the model come first
-    from gptj_serve.engine.model_dir import find_checkpoint
+    from gptj_serve.models.model_dir import find_checkpoint
 
     checkpoint = find_checkpoint(settings.model_dir)
     with logged_import("PyTorch"):

@@ -6,23 +6,24 @@ from pathlib import Path
 
 import torch
 
-from gptj_serve.engine import engine, sampler
-from gptj_serve.engine.backend import Backend, BackendLimits
+from gptj_serve.engine import engine
 from gptj_serve.engine.choose import Machine, choose_engine
 from gptj_serve.engine.engine import Engine
-from gptj_serve.engine.fused.compiler import find_library
 from gptj_serve.engine.fused.geometry import obstacle
-from gptj_serve.engine.fused.plan import RunnerLimits, StepRunner
-from gptj_serve.engine.fused.scheduler import ContinuousScheduler
+from gptj_serve.engine.fused.kernels.library import find_library
+from gptj_serve.engine.fused.schedule.plan import RunnerLimits, StepRunner
+from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
 from gptj_serve.engine.fused.step_loop import ContinuousStepLoop
 from gptj_serve.engine.machine import describe, limit_threads, look_at_machine
-from gptj_serve.engine.model_dir import Checkpoint
+from gptj_serve.engine.sampling import sampler
 from gptj_serve.engine.scheduler import Scheduler
 from gptj_serve.engine.server import EngineServer
 from gptj_serve.engine.start_log import logged_import
-from gptj_serve.engine.static_scheduler import StaticScheduler
+from gptj_serve.engine.static.backend import Backend, BackendLimits
+from gptj_serve.engine.static.scheduler import StaticScheduler
 from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.errors import StartupError
+from gptj_serve.models.model_dir import Checkpoint
 from gptj_serve.request import ModelInfo
 from gptj_serve.settings import Settings
 
@@ -127,7 +128,7 @@ def _load(name: str, settings: Settings, checkpoint: Checkpoint, device: torch.d
 def _load_fused(
     settings: Settings, checkpoint: Checkpoint, device: torch.device, library: Path | None
 ) -> StepRunner:
-    from gptj_serve.engine.fused.load import load_fused
+    from gptj_serve.engine.fused.build import load_fused
 
     return load_fused(
         checkpoint,
@@ -140,7 +141,7 @@ def _load_fused(
 
 def _load_hf(settings: Settings, checkpoint: Checkpoint, device: torch.device) -> Backend:
     with logged_import("Transformers"):
-        from gptj_serve.engine.hf import load_hf
+        from gptj_serve.engine.static.hf import load_hf
     return load_hf(
         checkpoint, device, max_batch_size=settings.max_batch_size, max_context=settings.max_context
     )
@@ -150,9 +151,9 @@ def _load_deepspeed(settings: Settings, checkpoint: Checkpoint, device: torch.de
     with logged_import("Transformers and DeepSpeed"):
         from transformers import GPTJConfig
 
-        from gptj_serve.engine.deepspeed import load_deepspeed
-        from gptj_serve.engine.deepspeed_rules import check_config
-        from gptj_serve.engine.loader import load_model
+        from gptj_serve.engine.static.deepspeed.backend import load_deepspeed
+        from gptj_serve.engine.static.deepspeed.rules import check_config
+        from gptj_serve.engine.static.transformers_loader import load_model
     # what it cannot run is known before minutes of loading
     check_config(GPTJConfig.from_pretrained(checkpoint.directory, local_files_only=True))
     model = load_model(checkpoint, device, torch.float16)

@@ -1,7 +1,7 @@
 """What all schedulers share: the sequences they hold, the queue, and the one end that each sequence gets.
 
 Sans-I/O: no torch, no clock, no sockets; time is passed in. What runs next is decided by
-`gptj_serve.engine.static_scheduler` and `gptj_serve.engine.fused.scheduler`.
+`gptj_serve.engine.static.scheduler` and `gptj_serve.engine.fused.schedule.scheduler`.
 """
 
 import itertools

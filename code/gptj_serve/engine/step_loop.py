@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from gptj_serve.engine.backend import Backend, BackendDead, BatchLost
-from gptj_serve.engine.sampler import SamplerRow, sample
+from gptj_serve.engine.sampling.sampler import SamplerRow, sample
 from gptj_serve.engine.scheduler import Counters, Event, Running, Sampled, Wait
-from gptj_serve.engine.static_scheduler import Prefill, StaticScheduler, Step
+from gptj_serve.engine.static.backend import Backend, BackendDead, BatchLost
+from gptj_serve.engine.static.scheduler import Prefill, StaticScheduler, Step
 from gptj_serve.errors import InternalError
 
 logger = logging.getLogger(__name__)

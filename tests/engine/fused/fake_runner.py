@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptj_serve.engine.fused.plan import ContinuousStep, Row, RunnerLimits
+from gptj_serve.engine.fused.schedule.plan import ContinuousStep, Row, RunnerLimits
 from gptj_serve.engine.scheduler import Running, Sampled
 from gptj_serve.request import GenerationRequest, SamplingParams
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 from transformers import GPTJForCausalLM
 
-from gptj_serve.engine.fused.plan import ContinuousStep, RunnerLimits, StepRunner
 from gptj_serve.engine.fused.runner import FusedRunner
-from gptj_serve.engine.fused.scheduler import ContinuousScheduler
+from gptj_serve.engine.fused.schedule.plan import ContinuousStep, RunnerLimits, StepRunner
+from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
 from gptj_serve.engine.fused.step_loop import ContinuousStepLoop
 from gptj_serve.engine.scheduler import Ended, Token
 from gptj_serve.request import GenerationRequest, SamplingParams

@@ -6,10 +6,17 @@ from dataclasses import dataclass, replace
 import torch
 
 from gptj_serve.engine.fused.geometry import Geometry
-from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Cache, State, Tokens, make_rotary, make_scratch
+from gptj_serve.engine.fused.kernels.prompt_attention import PromptPart
+from gptj_serve.engine.fused.kernels.protocol import (
+    BLOCK_SIZE,
+    Cache,
+    State,
+    Tokens,
+    make_rotary,
+    make_scratch,
+)
 from gptj_serve.engine.fused.model import Prefill
-from gptj_serve.engine.fused.prompt_attention import PromptPart
-from gptj_serve.engine.fused.weights import PackedWeights
+from gptj_serve.engine.fused.weights.pack import PackedWeights
 
 MAX_CONTEXT = 2048
 MAX_ROWS = 64

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gptj_serve.engine.fused import compiler, cuda_kernels
+from gptj_serve.engine.fused.kernels import cuda as cuda_kernels
+from gptj_serve.engine.fused.kernels import library as compiler
 from gptj_serve.errors import StartupError
 from harness import ROOT
 
@@ -252,10 +253,10 @@ class TestAheadOfTime:
             subprocess.run(["cp", "-r", str(ROOT / name), str(to)], check=True)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"))
         # without site: an installed package would be found before these few files
-        command = [sys.executable, "-S", "-m", "gptj_serve.engine.fused.compiler"]
+        command = [sys.executable, "-S", "-m", "gptj_serve.engine.fused.kernels.library"]
         ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stderr
-        assert (tmp_path / "code/gptj_serve/engine/fused/libfused.so").read_text() == "halfwhole"
+        assert (tmp_path / "code/gptj_serve/engine/fused/kernels/libfused.so").read_text() == "halfwhole"
 
 
 @pytest.fixture(scope="module")

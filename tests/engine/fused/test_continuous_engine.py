@@ -14,7 +14,7 @@ from gptj_serve import wire
 from gptj_serve.demo import MODEL_DIR
 from gptj_serve.engine.build import join_continuous
 from gptj_serve.engine.engine import Engine
-from gptj_serve.engine.model_dir import find_checkpoint
+from gptj_serve.models.model_dir import find_checkpoint
 from gptj_serve.request import EndEvent, GenerationRequest, TokenEvent
 from gptj_serve.settings import Settings
 from harness import WAIT_TIMEOUT_S, until

@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from gptj_serve.engine.fused.plan import ContinuousStep, RunnerLimits
-from gptj_serve.engine.fused.scheduler import ContinuousScheduler
+from gptj_serve.engine.fused.schedule.plan import ContinuousStep, RunnerLimits
+from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
 from gptj_serve.engine.scheduler import Ended, Event, Key, Running, Sampled, Token, Wait
 from gptj_serve.errors import InternalError, Overloaded
 from gptj_serve.request import GenerationRequest

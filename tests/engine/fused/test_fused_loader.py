@@ -19,12 +19,14 @@ from tiny import TINY_CONFIG, random_tensors, write_model
 from transformers import GPTJForCausalLM
 
 from gptj_serve.engine import memory
-from gptj_serve.engine.fused import loader, sources, upload
-from gptj_serve.engine.fused.loader import load_weights
-from gptj_serve.engine.fused.sources import FileSource
-from gptj_serve.engine.fused.weights import PackedWeights
-from gptj_serve.engine.model_dir import find_checkpoint
+from gptj_serve.engine.fused.weights import load as loader
+from gptj_serve.engine.fused.weights import upload
+from gptj_serve.engine.fused.weights.load import load_weights
+from gptj_serve.engine.fused.weights.pack import PackedWeights
 from gptj_serve.errors import StartupError
+from gptj_serve.models import sources
+from gptj_serve.models.model_dir import find_checkpoint
+from gptj_serve.models.sources import FileSource
 from harness import WAIT_TIMEOUT_S
 
 CPU = torch.device("cpu")
@@ -350,8 +352,8 @@ WITHOUT_TRANSFORMERS = """
 import sys
 from pathlib import Path
 import torch
-from gptj_serve.engine.fused.loader import load_weights
-from gptj_serve.engine.model_dir import find_checkpoint
+from gptj_serve.engine.fused.weights.load import load_weights
+from gptj_serve.models.model_dir import find_checkpoint
 load_weights(find_checkpoint(Path(sys.argv[1])), torch.device("cpu"), torch.float32)
 heavy = {"transformers", "deepspeed", "safetensors"} & {name.split(".")[0] for name in sys.modules}
 assert not heavy, heavy

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gptj_serve.engine.fused.grouping import groups, joining
-from gptj_serve.engine.fused.plan import ContinuousStep, Row
+from gptj_serve.engine.fused.schedule.grouping import groups, joining
+from gptj_serve.engine.fused.schedule.plan import ContinuousStep, Row
 from gptj_serve.engine.scheduler import Running
 from gptj_serve.request import GenerationRequest, SamplingParams
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from states import geometry, random_state, random_weights
 
-from gptj_serve.engine.fused.kernels import BLOCK_SIZE, State
-from gptj_serve.engine.fused.prompt_attention import PromptPart, prompt_attentions
+from gptj_serve.engine.fused.kernels.prompt_attention import PromptPart, prompt_attentions
+from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE, State
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from ctranslate2.converters import TransformersConverter
 
 from gptj_serve.benchmark.model_facts import model_facts
 from gptj_serve.benchmark.peers.peer import OnToken
-from gptj_serve.engine.model_dir import find_checkpoint
+from gptj_serve.models.model_dir import find_checkpoint
 
 BYTES_PER_WEIGHT = {"float32": 4, "float16": 2, "int8": 1, "int8_float16": 1}
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from gptj_serve.engine.checkpoint_files import read_json
-from gptj_serve.engine.model_dir import CONFIG, Checkpoint
+from gptj_serve.models.checkpoint_files import read_json
+from gptj_serve.models.model_dir import CONFIG, Checkpoint
 
 HEAD_DIMS = (64, 128, 256)
 """Numbers of a head that attention is compiled for."""

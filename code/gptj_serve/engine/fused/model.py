@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from gptj_serve.engine.fused.kernels import Kernels, State, Tokens
-from gptj_serve.engine.fused.prompt_attention import PromptAttention, PromptPart, prompt_attentions
+from gptj_serve.engine.fused.kernels.prompt_attention import PromptAttention, PromptPart, prompt_attentions
+from gptj_serve.engine.fused.kernels.protocol import Kernels, State, Tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,14 @@ from dataclasses import replace
 import torch
 
 from gptj_serve.engine.device_errors import batch_errors
-from gptj_serve.engine.fused.choice import Choice
-from gptj_serve.engine.fused.greedy import GreedyChoice, is_greedy
-from gptj_serve.engine.fused.grouping import groups, joining
-from gptj_serve.engine.fused.kernels import BLOCK_SIZE, Kernels, State
+from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE, Kernels, State
 from gptj_serve.engine.fused.model import FusedModel
-from gptj_serve.engine.fused.plan import ContinuousStep, Row, RunnerLimits
-from gptj_serve.engine.fused.sampling import DeviceSampler, warm_up
-from gptj_serve.engine.fused.words import StepWords
+from gptj_serve.engine.fused.sampling.greedy import GreedyChoice, is_greedy
+from gptj_serve.engine.fused.sampling.results import Choice
+from gptj_serve.engine.fused.sampling.sampler import DeviceSampler, warm_up
+from gptj_serve.engine.fused.schedule.grouping import groups, joining
+from gptj_serve.engine.fused.schedule.plan import ContinuousStep, Row, RunnerLimits
+from gptj_serve.engine.fused.step_inputs import StepWords
 from gptj_serve.engine.scheduler import Running, Sampled
 from gptj_serve.errors import StartupError
 from gptj_serve.request import GenerationRequest, SamplingParams
@@ -35,7 +35,7 @@ PREFILL_SIZES = (2048, 512, 192, 64, 16)
 
 
 class FusedRunner:
-    """Meets `gptj_serve.engine.fused.plan.StepRunner`.
+    """Meets `gptj_serve.engine.fused.schedule.plan.StepRunner`.
 
     Args:
         state: The model and its memory.
@@ -211,7 +211,7 @@ class FusedRunner:
 
 
 class RunningStep:
-    """Meets `gptj_serve.engine.fused.plan.PendingStep`.
+    """Meets `gptj_serve.engine.fused.schedule.plan.PendingStep`.
 
     Args:
         parts: All choices of the step.

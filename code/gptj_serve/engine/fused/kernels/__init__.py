@@ -1,0 +1,1 @@
+"""The CUDA kernels, their twin in plain PyTorch, and what the model asks of both."""

@@ -1,0 +1,106 @@
+"""The kernels' twin in plain PyTorch: the same results on any device, for tests and as their description.
+
+It has no `decode`, so every batch goes the way of the large ones. Shape suffixes as in `kernels`.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE, State, Tokens
+
+
+class PlainKernels:
+    """Meets `gptj_serve.engine.fused.kernels.protocol.Kernels`.
+
+    Args:
+        state: What they work on.
+    """
+
+    max_decode_rows = 0
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def decode(self, tokens: Tokens) -> None:
+        """There is none."""
+        raise NotImplementedError
+
+    def embed(self, tokens: Tokens) -> None:
+        """See `Kernels.embed`."""
+        ids_T = self._state.history_SC.view(-1)[tokens.history_rows_T.long()]
+        hidden_TD = self._state.weights.embedding_VD[ids_T].float()
+        self._state.scratch.hidden_TD[: tokens.num_tokens] = hidden_TD
+        self._normalise(tokens.num_tokens, 0)
+
+    def finish_in(self, tokens: Tokens, layer: int) -> None:
+        """See `Kernels.finish_in`."""
+        projected_TP = self._state.scratch.projected_TP[: tokens.num_tokens]
+        geometry, weights, cache = self._state.geometry, self._state.weights, self._state.cache
+        width, inner = geometry.width, geometry.inner
+        mlp_TF = projected_TP[:, 3 * width :].float() + weights.in_bias_LF[layer].float()
+        mixed_TF = F.gelu(mlp_TF, approximate="tanh").to(projected_TP.dtype)
+        self._state.scratch.mixed_TK[: tokens.num_tokens, :inner] = mixed_TF
+        is_real_T = tokens.positions_T >= 0
+        positions_T = tokens.positions_T[is_real_T].long()
+        heads = projected_TP[:, : 3 * width].view(-1, 3, geometry.num_heads, geometry.head_dim)
+        for section in (0, 1):
+            part_THR = heads[:, section, :, : geometry.rotary_dim]
+            part_THR[is_real_T] = self._rotate(part_THR[is_real_T], positions_T)
+        rows_T = tokens.cache_rows_T[is_real_T].long()
+        block_T, offset_T = rows_T // BLOCK_SIZE, rows_T % BLOCK_SIZE
+        cache.keys_LNHSE[layer][block_T, :, offset_T] = heads[is_real_T, 1]
+        cache.values_LNHSE[layer][block_T, :, offset_T] = heads[is_real_T, 2]
+
+    def attend(self, tokens: Tokens, layer: int) -> None:
+        """See `Kernels.attend`."""
+        geometry, cache = self._state.geometry, self._state.cache
+        assert tokens.tables_TW is not None
+        for token, position in enumerate(tokens.positions_T.tolist()):
+            if position < 0:
+                continue
+            blocks = tokens.tables_TW[token, : position // BLOCK_SIZE + 1].long()
+            keys_HPE, values_HPE = (
+                part[layer][blocks].transpose(0, 1).flatten(1, 2)[:, : position + 1].float()
+                for part in (cache.keys_LNHSE, cache.values_LNHSE)
+            )
+            query_HE = (
+                self._state.scratch.projected_TP[token, : geometry.width].view(geometry.num_heads, -1).float()
+            )
+            scores_HP = torch.einsum("he,hpe->hp", query_HE, keys_HPE) / geometry.head_dim**0.5
+            attention_HE = torch.einsum("hp,hpe->he", scores_HP.softmax(dim=-1), values_HPE)
+            self._state.scratch.mixed_TK[token, geometry.inner :] = attention_HE.flatten()
+
+    def add_and_normalise(self, num_tokens: int, layer: int) -> None:
+        """See `Kernels.add_and_normalise`."""
+        added_TD = self._state.scratch.added_TD[:num_tokens].float()
+        added_TD = added_TD + self._state.weights.out_bias_LD[layer].float()
+        self._state.scratch.hidden_TD[:num_tokens] += added_TD
+        self._normalise(num_tokens, layer + 1)
+
+    def choose(self, tokens: Tokens) -> None:
+        """See `Kernels.choose`."""
+        scratch, num_tokens = self._state.scratch, tokens.num_tokens
+        logits_TV = scratch.logits_TV[:num_tokens]
+        logits_TV += self._state.weights.head_bias_V.float()
+        ids_T1 = logits_TV.argmax(dim=-1, keepdim=True)
+        scratch.chosen_2T[0, :num_tokens] = ids_T1[:, 0]
+        scratch.chosen_2T[1].view(torch.float32)[:num_tokens] = logits_TV.gather(1, ids_T1)[:, 0]
+        is_real_T = tokens.positions_T >= 0
+        places_T = tokens.history_rows_T[is_real_T].long() + 1
+        self._state.history_SC.view(-1)[places_T] = ids_T1[is_real_T, 0]
+
+    def _normalise(self, num_tokens: int, layer: int) -> None:
+        weights, scratch = self._state.weights, self._state.scratch
+        scratch.normed_TD[:num_tokens] = F.layer_norm(
+            scratch.hidden_TD[:num_tokens],
+            (self._state.geometry.width,),
+            weights.norm_weight_LD[layer].float(),
+            weights.norm_bias_LD[layer].float(),
+            self._state.geometry.epsilon,
+        ).to(scratch.normed_TD.dtype)
+
+    def _rotate(self, part_THR: torch.Tensor, positions_T: torch.Tensor) -> torch.Tensor:
+        cos_T1Q, sin_T1Q = self._state.rotary_PR2[positions_T].unsqueeze(1).unbind(-1)
+        even_THQ, odd_THQ = part_THR[..., 0::2].float(), part_THR[..., 1::2].float()
+        rotated = (even_THQ * cos_T1Q - odd_THQ * sin_T1Q, odd_THQ * cos_T1Q + even_THQ * sin_T1Q)
+        return torch.stack(rotated, dim=-1).flatten(-2).to(part_THR.dtype)

@@ -1,0 +1,170 @@
+"""What the model needs besides matrix products: the protocol that the CUDA kernels and their twin in plain
+PyTorch meet, and the tensors they share.
+
+Shape suffixes: T tokens of one call, D width of the residual stream, F width of the MLP, P what the
+in-projection gives (3D + F), K what the out-projection takes (F + D), V vocabulary, L layers, H heads,
+E numbers of a head, N cache blocks, S positions of a block, W blocks of the longest sequence.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from gptj_serve.engine.fused.geometry import Geometry
+from gptj_serve.engine.fused.memory_needs import BLOCK_SIZE as BLOCK_SIZE
+from gptj_serve.engine.fused.weights.pack import PackedWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The KV cache: ``keys_LNHSE`` and ``values_LNHSE``, in the weights' type."""
+
+    keys_LNHSE: torch.Tensor  # noqa: N815
+    values_LNHSE: torch.Tensor  # noqa: N815
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens that one call computes. A negative position marks padding: nothing of it lasts.
+
+    Attributes:
+        positions_T: int32.
+        cache_rows_T: int32, block * BLOCK_SIZE + position % BLOCK_SIZE.
+        history_rows_T: int32, where in the history (as one row) the token's id is.
+        tables_TW: int32, each token's cache blocks in order; None where no token is decoded.
+    """
+
+    positions_T: torch.Tensor  # noqa: N815
+    cache_rows_T: torch.Tensor  # noqa: N815
+    history_rows_T: torch.Tensor  # noqa: N815
+    tables_TW: torch.Tensor | None = None  # noqa: N815
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.positions_T.shape[0]
+
+    def select(self, which: slice | torch.Tensor) -> "Tokens":
+        """Some of the tokens, without their tables."""
+        return Tokens(self.positions_T[which], self.cache_rows_T[which], self.history_rows_T[which])
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """Memory that the kernels write, for as many tokens or sequences as one call may have.
+
+    Attributes:
+        hidden_TD: float32, the residual stream.
+        normed_TD: Its LayerNorm.
+        query_TD: Queries of one decode step.
+        projected_TP: The in-projection's result: q, k, v, fc_in.
+        mixed_TK: gelu(fc_in), then attention: what the out-projection reads.
+        added_TD: The out-projection's result.
+        logits_TV: float32.
+        chosen_2T: int64: the likeliest tokens; in the second row, as float32, their logits.
+        partial: float32, attention's unfinished parts.
+        counters: int32, zero between calls.
+    """
+
+    hidden_TD: torch.Tensor  # noqa: N815
+    normed_TD: torch.Tensor  # noqa: N815
+    query_TD: torch.Tensor  # noqa: N815
+    projected_TP: torch.Tensor  # noqa: N815
+    mixed_TK: torch.Tensor  # noqa: N815
+    added_TD: torch.Tensor  # noqa: N815
+    logits_TV: torch.Tensor  # noqa: N815
+    chosen_2T: torch.Tensor  # noqa: N815
+    partial: torch.Tensor
+    counters: torch.Tensor
+
+
+def make_scratch(geometry: Geometry, like: torch.Tensor, max_tokens: int, max_rows: int) -> Scratch:
+    """Allocate scratch memory.
+
+    Args:
+        geometry: The model's.
+        like: Has the weights' type and device.
+        max_tokens: Tokens in one call at most.
+        max_rows: Sequences in one call at most.
+    """
+    device, width, heads = like.device, geometry.width, geometry.num_heads
+    parts = max_rows * heads * 8 * (geometry.head_dim + 2)
+    return Scratch(
+        hidden_TD=torch.zeros(max_tokens, width, dtype=torch.float32, device=device),
+        normed_TD=torch.zeros(max_tokens, width, dtype=like.dtype, device=device),
+        query_TD=torch.zeros(max_rows, width, dtype=like.dtype, device=device),
+        projected_TP=torch.zeros(max_tokens, 3 * width + geometry.inner, dtype=like.dtype, device=device),
+        mixed_TK=torch.zeros(max_tokens, geometry.inner + width, dtype=like.dtype, device=device),
+        added_TD=torch.zeros(max_tokens, width, dtype=like.dtype, device=device),
+        logits_TV=torch.zeros(max_rows, geometry.vocab_size, dtype=torch.float32, device=device),
+        chosen_2T=torch.zeros(2, max_rows, dtype=torch.int64, device=device),
+        partial=torch.zeros(parts, dtype=torch.float32, device=device),
+        counters=torch.zeros(
+            2 * max_rows + heads * 8 + max_rows * heads + 8, dtype=torch.int32, device=device
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything on the device that a step reads or writes.
+
+    Attributes:
+        geometry: The model's dimensions.
+        weights: Its weights.
+        rotary_PR2: float32, cosine and sine for every position and pair.
+        cache: The KV cache.
+        history_SC: int64, every slot's token ids by position; the last row is padding's.
+        scratch: Memory between kernels.
+    """
+
+    geometry: Geometry
+    weights: PackedWeights
+    rotary_PR2: torch.Tensor  # noqa: N815
+    cache: Cache
+    history_SC: torch.Tensor  # noqa: N815
+    scratch: Scratch
+
+
+class Kernels(Protocol):
+    """Works on one `State`, which it was made for. Everything is enqueued, nothing is waited for.
+
+    Attributes:
+        max_decode_rows: Sequences that `decode` takes; 0 if there is no `decode`.
+    """
+
+    max_decode_rows: int
+
+    def decode(self, tokens: Tokens) -> None:
+        """A whole decode step: one token of each sequence in, logits and chosen tokens out."""
+        ...
+
+    def embed(self, tokens: Tokens) -> None:
+        """hidden and normed of tokens whose ids are in the history."""
+        ...
+
+    def finish_in(self, tokens: Tokens, layer: int) -> None:
+        """Take projected apart: rotate q and k in place, cache k and v, mixed = gelu(fc_in)."""
+        ...
+
+    def attend(self, tokens: Tokens, layer: int) -> None:
+        """mixed = attention of one token a sequence over its cache."""
+        ...
+
+    def add_and_normalise(self, num_tokens: int, layer: int) -> None:
+        """hidden += added + fc_out's bias; normed = the next LayerNorm."""
+        ...
+
+    def choose(self, tokens: Tokens) -> None:
+        """logits += the head's bias; the likeliest token goes into the history behind the one it follows."""
+        ...
+
+
+def make_rotary(geometry: Geometry, num_positions: int) -> torch.Tensor:
+    """Cosine and sine, float32, [positions, rotary_dim / 2, 2], on the CPU: computed as Transformers does."""
+    inverse = 1.0 / (
+        10000 ** (torch.arange(0, geometry.rotary_dim, 2, dtype=torch.int64) / geometry.rotary_dim)
+    )
+    angles = torch.outer(torch.arange(num_positions, dtype=torch.int64).float(), inverse.float())
+    return torch.stack([angles.cos(), angles.sin()], dim=-1).contiguous()

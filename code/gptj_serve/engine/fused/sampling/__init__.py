@@ -1,0 +1,1 @@
+"""Next tokens chosen on the device, without waiting for it."""

@@ -1,0 +1,1 @@
+"""Continuous batching: what a step computes. No torch here."""

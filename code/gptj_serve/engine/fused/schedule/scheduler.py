@@ -1,0 +1,228 @@
+"""Continuous batching: sequences join and leave at every step. Sans-I/O, as `gptj_serve.engine.scheduler`.
+
+A step is planned while the one before it runs, so nothing here waits for a token: a sequence is known by
+how many of its positions the steps planned so far have cached and by how many tokens they choose. That a
+token ended a sequence is known one step late; what the next step chooses for it is ignored. The device
+works in the order of the steps, so a sequence's blocks and slot can be given away while a step still uses
+them.
+
+Progress: sequences start in the order in which they came, the youngest makes room for the others, and a
+sequence alone always fits. So the oldest goes on until it ends, and then another one is the oldest.
+"""
+
+from collections.abc import Sequence
+
+from gptj_serve.engine.fused.schedule.blocks import IntegrityError
+from gptj_serve.engine.fused.schedule.plan import ContinuousStep, Row, RunnerLimits
+from gptj_serve.engine.fused.schedule.seats import Seat, Seats
+from gptj_serve.engine.scheduler import Ended, Event, Running, Sampled, Scheduler, Wait
+from gptj_serve.errors import BadRequest, ServingError
+from gptj_serve.request import GenerationRequest
+
+MANY_PREFILLS = 3
+"""When more prompts than that could start, those that decode wait for them."""
+
+LARGE_BATCH = 24
+"""From this many sequences on, a step takes long by itself, and bears two chunks of prompts."""
+
+
+class ContinuousScheduler(Scheduler):
+    """Continuous batching over one `gptj_serve.engine.fused.schedule.plan.StepRunner`.
+
+    Args:
+        limits: The runner's.
+        max_queue: Sequences that may wait, beyond those that find a free slot.
+
+    Raises:
+        ValueError: The limits leave no room for any step.
+    """
+
+    def __init__(self, limits: RunnerLimits, *, max_queue: int) -> None:
+        if not 1 <= limits.prefill_chunk <= limits.max_prefill:
+            raise ValueError(f"prefill_chunk is {limits.prefill_chunk}; 1 to {limits.max_prefill} is right")
+        super().__init__(
+            max_batch_size=limits.max_batch_size,
+            max_context=limits.max_context,
+            vocab_size=limits.vocab_size,
+            max_queue=max_queue,
+        )
+        self._limits = limits
+        self._seats = Seats(limits)
+        # tokens that planned steps choose and that are not known yet, of all that have started
+        self._num_pending: dict[Running, int] = {}
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that hold a slot and blocks."""
+        return len(self._seats)
+
+    @property
+    def cache_capacity_tokens(self) -> int:
+        """Positions in all blocks."""
+        return self._limits.num_blocks * self._limits.block_size
+
+    @property
+    def num_cache_tokens(self) -> int:
+        """Positions that the steps planned so far have cached for the sequences that run."""
+        return self._seats.num_cached
+
+    def schedule(self, now_s: float) -> ContinuousStep | Wait:
+        """Plan the next step; the one before may still run.
+
+        Every step must be answered by `commit` or `fail`, in order. `Wait` means that nothing can be
+        planned before something is added or a step is answered.
+        """
+        decodes = self._plan_decodes()
+        prefills = self._plan_prefills(len(decodes), now_s)
+        if not (prefills or decodes):
+            return Wait(None)
+        return ContinuousStep(tuple(prefills), tuple(decodes))
+
+    def commit(self, step: ContinuousStep, sampled: Sequence[Sampled], now_s: float) -> list[Event]:
+        """Book the tokens of a step.
+
+        Args:
+            step: What `schedule` returned.
+            sampled: One entry for each of its `sampled_rows`; those of sequences that have ended are ignored.
+            now_s: The time at which the tokens were known.
+        """
+        events: list[Event] = []
+        for row, choice in zip(step.sampled_rows, sampled, strict=True):
+            if row.running in self._num_pending:
+                self._num_pending[row.running] -= 1
+                events.extend(self._book(row.running, choice, now_s))
+        return events
+
+    def fail(self, step: ContinuousStep, error: ServingError, now_s: float) -> list[Event]:
+        """The step raised: fail its sequences, also those that were preempted since."""
+        lost = [row.running for row in (*step.prefills, *step.decodes) if row.running in self._num_pending]
+        return [self._end(running, "failed", error, now_s) for running in lost]
+
+    def check(self) -> None:
+        """Check that the books add up. Takes microseconds a sequence.
+
+        Raises:
+            IntegrityError: They do not; says what is wrong.
+        """
+        self._seats.check()
+        started = set(self._num_pending)
+        if not set(self._running()) <= started <= set(self._held()):
+            raise IntegrityError("tokens are awaited for a sequence that is not held")
+
+    def _plan_decodes(self) -> list[Row]:
+        rows: list[Row] = []
+        for seat in self._seats:
+            # preempted for an older one; whoever follows is younger still
+            if seat.running not in self._seats:
+                break
+            if not seat.is_prefilling and self._wants_token(seat.running) and self._make_room(seat):
+                rows.append(self._plan(seat, None, samples=True))
+        return rows
+
+    def _plan_prefills(self, num_decodes: int, now_s: float) -> list[Row]:
+        budget = self._prefill_budget(num_decodes)
+        rows: list[Row] = []
+        while budget > 0 and (seat := self._next_prefill(now_s, is_shared=bool(rows))):
+            token_ids = self._chunk(seat, budget)
+            budget -= len(token_ids)
+            samples = seat.num_cached + len(token_ids) == len(seat.token_ids)
+            rows.append(self._plan(seat, token_ids, samples))
+            if seat.running.request.reproducible:
+                break
+        return rows
+
+    def _plan(self, seat: Seat, token_ids: tuple[int, ...] | None, samples: bool) -> Row:
+        row = Row(seat.running, seat.slot, seat.blocks, seat.num_cached, token_ids, samples)
+        self._seats.advance(seat, row.end)
+        self._num_pending[seat.running] += samples
+        return row
+
+    def _prefill_budget(self, num_decodes: int) -> int:
+        """Prompt tokens in this step at most.
+
+        Those that decode wait for the whole step; but when those that could start are more, or simply many,
+        it serves more to let these start. Those that decode take part in the step's products, which are
+        fastest when their size is a round number.
+        """
+        num_prefills = (self._unfinished() is not None) + min(len(self._waiting), self._seats.num_free_slots)
+        budget = self._limits.max_prefill
+        if num_prefills <= min(num_decodes, MANY_PREFILLS):
+            chunks = 2 if num_decodes >= LARGE_BATCH else 1
+            budget = min(chunks * self._limits.prefill_chunk, budget)
+        return max(budget - num_decodes, budget // 2)
+
+    def _next_prefill(self, now_s: float, *, is_shared: bool) -> Seat | None:
+        """Whose prompt goes on or starts; never past the oldest that cannot."""
+        if seat := self._unfinished():
+            return seat
+        if not self._waiting or (is_shared and self._waiting[0].request.reproducible):
+            return None
+        return self._admit(self._waiting[0], now_s)
+
+    def _unfinished(self) -> Seat | None:
+        """The one sequence whose prompt has begun and goes on: nobody joins after it meanwhile."""
+        seat = self._seats.youngest
+        return seat if seat and seat.is_prefilling else None
+
+    def _admit(self, running: Running, now_s: float) -> Seat | None:
+        """Let the first of the queue join if there is room."""
+        # a preempted sequence's last tokens may be on their way
+        seat = None if self._num_pending.get(running) else self._seats.take(running)
+        if seat:
+            self._waiting.popleft()
+            self._num_pending[running] = 0
+            self._start(running, now_s)
+        return seat
+
+    def _chunk(self, seat: Seat, budget: int) -> tuple[int, ...]:
+        """The tokens prefilled next.
+
+        With a seed chosen by the client the borders are always the same ones, the prompt's end among
+        them: a prompt that is computed again after a preemption is computed as it was the first time.
+        """
+        start, end = seat.num_cached, len(seat.token_ids)
+        request = seat.running.request
+        if request.reproducible:
+            budget = self._limits.prefill_chunk
+            end = len(request.prompt_ids) if start < len(request.prompt_ids) else end
+        return seat.token_ids[start : min(end, start + budget)]
+
+    def _make_room(self, seat: Seat) -> bool:
+        """See that the next position has a block; False if this sequence had to give up its own."""
+        while not self._seats.extend(seat):
+            self._preempt_youngest()
+            if seat.running not in self._seats:
+                return False
+        return True
+
+    def _preempt_youngest(self) -> None:
+        """Send it back to the front of the queue; its tokens stay, its cache is computed again."""
+        running = self._running()[-1]
+        self._seats.give_back(running)
+        self._waiting.appendleft(running)
+        self.counters.preempted += 1
+
+    def _wants_token(self, running: Running) -> bool:
+        num_asked = len(running.generated_ids) + self._num_pending[running]
+        return num_asked < running.request.sampling.max_new_tokens
+
+    def _running(self) -> list[Running]:
+        return [seat.running for seat in self._seats]
+
+    def _num_can_start(self) -> int:
+        return self._seats.num_free_slots
+
+    def _leave(self, running: Running, now_s: float) -> None:  # noqa: ARG002
+        self._seats.give_back(running)
+
+    def _end(self, running: Running, reason: str, error: ServingError | None, now_s: float) -> Ended:
+        self._num_pending.pop(running, None)
+        return super()._end(running, reason, error, now_s)
+
+    def _check(self, request: GenerationRequest) -> None:
+        super()._check(request)
+        if request.num_tokens_needed > self.cache_capacity_tokens:
+            raise BadRequest(
+                f"{len(request.prompt_ids)} prompt tokens + {request.sampling.max_new_tokens} new tokens "
+                f"are more than the {self.cache_capacity_tokens} tokens that the cache holds"
+            )

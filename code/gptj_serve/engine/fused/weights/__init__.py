@@ -1,0 +1,1 @@
+"""Packed weights: their layout, and how a checkpoint's tensors get there."""

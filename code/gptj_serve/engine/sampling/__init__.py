@@ -1,0 +1,1 @@
+"""From logits to tokens: what every engine's sampling shares."""

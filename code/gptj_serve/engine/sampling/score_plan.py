@@ -1,0 +1,293 @@
+"""Which filters the rows of a step pass, in which order, and with which parameters.
+
+Order: what OpenAI's API adds to logits (bias, presence and frequency penalties); then that of
+``GenerationMixin._get_logits_processor``: repetition penalty, no end of sequence before
+``min_new_tokens``; then, when sampling, temperature, top-k, top-p, typical-p; then the draw.
+
+The host plans, knowing parameters and lengths and no token ids; all numbers go to the device in one
+transfer (`gptj_serve.engine.sampling.packing`); the device works, each filter on the rows that asked for it
+alone.
+
+Shape suffixes: R rows with more to do than taking the maximum, F those of them that a filter works on,
+V vocabulary, S rows of the history, C its positions, W words of the transfer.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+import numpy as np
+import torch
+
+from gptj_serve.engine.sampling import score_filters
+from gptj_serve.engine.sampling.packing import Field, PickedRows, Upload
+from gptj_serve.engine.sampling.profile import Profile
+from gptj_serve.engine.sampling.uniform import uniform_at
+from gptj_serve.request import SamplingParams
+
+EVERY_FILTER = SamplingParams(
+    2,
+    1,
+    do_sample=True,
+    temperature=0.9,
+    top_k=5,
+    top_p=0.9,
+    typical_p=0.9,
+    repetition_penalty=1.1,
+    presence_penalty=0.1,
+    frequency_penalty=0.1,
+    logit_bias=((0, 1.0),),
+)
+"""For warming up: a GPU loads each kernel at its first use."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRow:
+    """A row that may have more to do than taking the maximum of its logits.
+
+    Attributes:
+        profile: Its sequence's constants.
+        slot: The row of the history that has its token ids.
+        end: How many there are, prompt and generated, >= 1.
+    """
+
+    profile: Profile
+    slot: int
+    end: int
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens generated so far."""
+        return self.end - self.profile.num_prompt
+
+    @property
+    def is_plain(self) -> bool:
+        """There is no more to do than that."""
+        return not self.profile.changes_scores and self.num_generated >= self.profile.min_new_tokens
+
+    @property
+    def held_back(self) -> tuple[int, ...]:
+        """Ids that must not be chosen yet."""
+        return self.profile.eos_token_ids if self.num_generated < self.profile.min_new_tokens else ()
+
+
+Apply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""From scores_FV (float32), the uploaded words_W and history_SC to new scores_FV."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Filter:
+    picked: PickedRows
+    apply: Apply
+
+
+@dataclass(frozen=True, slots=True)
+class ScorePlan:
+    """What happens to the scores of some rows, from logits to chosen tokens; made by `plan_scores`."""
+
+    filters: tuple[_Filter, ...]
+    draw: _Filter | None
+    reads_history: bool
+
+    def process(
+        self, scores_RV: torch.Tensor, words_W: torch.Tensor, history_SC: torch.Tensor
+    ) -> torch.Tensor:
+        """Apply penalties and filters.
+
+        Args:
+            scores_RV: float32 logits; not changed.
+            words_W: What the upload became on the scores' device.
+            history_SC: Token ids there, integers, valid below each row's end. Not looked at unless
+                the plan ``reads_history``.
+
+        Returns:
+            float32 scores, -inf where a token cannot be chosen.
+        """
+        for one in self.filters:
+            changed_FV = one.apply(one.picked.select(scores_RV, words_W), words_W, history_SC)
+            scores_RV = one.picked.replace(scores_RV, changed_FV, words_W)
+        return scores_RV
+
+    def choose(
+        self, scores_RV: torch.Tensor, words_W: torch.Tensor, history_SC: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`process`, then choose.
+
+        Returns:
+            best_R: float32, the largest score.
+            ids_R: int64, the token. Where the best is not finite it means nothing, but the vocabulary has it.
+        """
+        scores_RV = self.process(scores_RV, words_W, history_SC)
+        # max takes a NaN for the largest, so it tells of NaN, +inf and a row of -inf alike
+        best_R, ids_R = scores_RV.max(dim=-1)
+        if self.draw is None:
+            return best_R, ids_R
+        picked = self.draw.picked
+        drawn_F = self.draw.apply(picked.select(scores_RV, words_W), words_W, history_SC)
+        return best_R, picked.replace(ids_R, drawn_F, words_W)
+
+
+def plan_scores(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> ScorePlan:
+    """Plan one step.
+
+    Args:
+        rows: One or more, in the order of the scores.
+        vocab_size: Width of the scores.
+        upload: Gets all numbers that the device needs; must be there before the plan is carried out.
+    """
+    filters = (
+        _additions(rows, vocab_size, upload),
+        _repetition(rows, upload),
+        _held_back(rows, vocab_size, upload),
+        _by_value(rows, "temperature", upload, score_filters.divide_by_temperature),
+        _top_k(rows, upload),
+        _by_value(rows, "rest_of_top_p", upload, score_filters.keep_top_p),
+        _by_value(rows, "typical_p", upload, score_filters.keep_typical),
+    )
+    reads_history = any(
+        row.profile.penalises_generated or row.profile.repetition_penalty is not None for row in rows
+    )
+    return ScorePlan(tuple(filter(None, filters)), _draw(rows, upload), reads_history)
+
+
+def _column(field: Field, words_W: torch.Tensor) -> torch.Tensor:
+    return field.of(words_W).unsqueeze(1)
+
+
+def _by_value(
+    rows: Sequence[PlannedRow],
+    name: str,
+    upload: Upload,
+    change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> _Filter | None:
+    """A filter that needs scores and a float32 number a row, the profile's attribute of that name."""
+    value_of = attrgetter(name)
+    values = {r: value for r, row in enumerate(rows) if (value := value_of(row.profile)) is not None}
+    if not values:
+        return None
+    field = upload.add(list(values.values()), torch.float32)
+    return _Filter(
+        PickedRows.of(list(values), len(rows), upload),
+        lambda scores_FV, words_W, _: change(scores_FV, _column(field, words_W)),
+    )
+
+
+def _top_k(rows: Sequence[PlannedRow], upload: Upload) -> _Filter | None:
+    values = {r: last for r, row in enumerate(rows) if (last := row.profile.last_of_top_k) is not None}
+    if not values:
+        return None
+    num_largest = max(values.values()) + 1
+    field = upload.add(list(values.values()), torch.int64)
+    return _Filter(
+        PickedRows.of(list(values), len(rows), upload),
+        lambda scores_FV, words_W, _: score_filters.keep_top_k(
+            scores_FV, _column(field, words_W), num_largest
+        ),
+    )
+
+
+def _held_back(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> _Filter | None:
+    places = [r * vocab_size + token_id for r, row in enumerate(rows) for token_id in row.held_back]
+    if not places:
+        return None
+    field = upload.add(places, torch.int64)
+    return _Filter(
+        PickedRows(None),
+        lambda scores_RV, words_W, _: (
+            scores_RV.flatten().index_fill(0, field.of(words_W), float("-inf")).view_as(scores_RV)
+        ),
+    )
+
+
+def _repetition(rows: Sequence[PlannedRow], upload: Upload) -> _Filter | None:
+    wanted = [r for r, row in enumerate(rows) if row.profile.repetition_penalty is not None]
+    if not wanted:
+        return None
+    penalties = upload.add([rows[r].profile.repetition_penalty or 1.0 for r in wanted], torch.float32)
+    window = _Window.of([rows[r] for r in wanted], [0] * len(wanted), upload)
+
+    def apply(scores_FV: torch.Tensor, words_W: torch.Tensor, history_SC: torch.Tensor) -> torch.Tensor:
+        ids_FT, _ = window.read(words_W, history_SC)
+        return score_filters.penalise_repetition(scores_FV, ids_FT, _column(penalties, words_W))
+
+    return _Filter(PickedRows.of(wanted, len(rows), upload), apply)
+
+
+def _additions(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> _Filter | None:
+    wanted = [r for r, row in enumerate(rows) if row.profile.penalises_generated or len(row.profile.bias_ids)]
+    if not wanted:
+        return None
+    asking = [rows[r] for r in wanted]
+    bias = _bias(asking, vocab_size, upload)
+    penalties = _penalties(asking, upload)
+
+    def apply(scores_FV: torch.Tensor, words_W: torch.Tensor, history_SC: torch.Tensor) -> torch.Tensor:
+        added_FV = torch.zeros_like(scores_FV, dtype=torch.float64)
+        # summed in float64, rounded once
+        for part in (bias, penalties):
+            added_FV = part(added_FV, words_W, history_SC)
+        return scores_FV + added_FV.float()
+
+    return _Filter(PickedRows.of(wanted, len(rows), upload), apply)
+
+
+def _bias(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> Apply:
+    places = [f * vocab_size + row.profile.bias_ids for f, row in enumerate(rows)]
+    place_field = upload.add(np.concatenate(places), torch.int64)
+    value_field = upload.add(np.concatenate([row.profile.bias_values for row in rows]), torch.float64)
+
+    def apply(added_FV: torch.Tensor, words_W: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        place_N, value_N = place_field.of(words_W), value_field.of(words_W)
+        return added_FV.flatten().scatter(0, place_N, value_N).view_as(added_FV)
+
+    return apply
+
+
+def _penalties(rows: Sequence[PlannedRow], upload: Upload) -> Apply:
+    if not any(row.profile.penalises_generated for row in rows):
+        return lambda added_FV, *_: added_FV
+    window = _Window.of(rows, [row.profile.num_prompt for row in rows], upload)
+    presence = upload.add([row.profile.presence_penalty for row in rows], torch.float64)
+    frequency = upload.add([row.profile.frequency_penalty for row in rows], torch.float64)
+
+    def apply(added_FV: torch.Tensor, words_W: torch.Tensor, history_SC: torch.Tensor) -> torch.Tensor:
+        ids_FT, is_generated_FT = window.read(words_W, history_SC)
+        columns = (_column(presence, words_W), _column(frequency, words_W))
+        return score_filters.subtract_penalties(added_FV, ids_FT, is_generated_FT.double(), *columns)
+
+    return apply
+
+
+def _draw(rows: Sequence[PlannedRow], upload: Upload) -> _Filter | None:
+    uniforms = {
+        r: uniform_at(row.profile.draw_state, row.num_generated)
+        for r, row in enumerate(rows)
+        if row.profile.draw_state is not None
+    }
+    if not uniforms:
+        return None
+    field = upload.add(list(uniforms.values()), torch.float64)
+    return _Filter(
+        PickedRows.of(list(uniforms), len(rows), upload),
+        lambda scores_FV, words_W, _: score_filters.draw(scores_FV, _column(field, words_W)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Which positions of the history are read, for each row of a filter."""
+
+    slots: Field
+    starts: Field
+    ends: Field
+    width: int
+
+    @staticmethod
+    def of(rows: Sequence[PlannedRow], starts: Sequence[int], upload: Upload) -> "_Window":
+        ends = [row.end for row in rows]
+        slots = upload.add([row.slot for row in rows], torch.int64)
+        return _Window(slots, upload.add(starts, torch.int64), upload.add(ends, torch.int64), max(ends))
+
+    def read(self, words_W: torch.Tensor, history_SC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        slots_F, starts_F, ends_F = (field.of(words_W) for field in (self.slots, self.starts, self.ends))
+        return score_filters.read_history(history_SC, slots_F, starts_F, ends_F, self.width)

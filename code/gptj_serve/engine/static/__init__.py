@@ -1,0 +1,1 @@
+"""Static batching, and the engines that work so."""

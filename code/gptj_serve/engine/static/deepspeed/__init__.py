@@ -1,0 +1,1 @@
+"""DeepSpeed's injected kernels, driven block by block."""

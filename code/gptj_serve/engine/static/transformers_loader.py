@@ -1,0 +1,94 @@
+"""Loads a checkpoint's weights through Transformers, once, onto one device.
+
+Transformers builds the model on the meta device and maps the files into memory, so weights of the
+wanted type are never copied on the host: moving the model to a GPU reads them from the files, and on
+a CPU the mapped pages are the weights. Weights of another type are converted one by one: one copy.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from transformers import GPTJConfig, GPTJForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from gptj_serve.engine.memory import host_peak_bytes, room_for_weights
+from gptj_serve.errors import StartupError
+from gptj_serve.models.checkpoint_files import SAFETENSORS, some
+from gptj_serve.models.model_dir import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> GPTJForCausalLM:
+    """Load the model, ready for inference.
+
+    Args:
+        checkpoint: What `gptj_serve.models.model_dir.find_checkpoint` found.
+        device: Where the weights go.
+        dtype: Their type there: float16 on a GPU, float32 on a CPU as a rule.
+
+    Returns:
+        The model in evaluation mode, its parameters frozen.
+
+    Raises:
+        StartupError: The GPU or the container has too little memory, or the files changed since the check.
+    """
+    started_s = time.monotonic()
+    try:
+        with room_for_weights(needed_bytes(checkpoint, dtype), device):
+            model = _from_files(checkpoint, dtype)
+            read_s = time.monotonic() - started_s
+            model.to(device)  # type: ignore[arg-type]  # its decorator hides that this is a method
+    except (OSError, UnpicklingError) as error:
+        raise StartupError(f"{checkpoint.directory}: changed since it was checked; not loaded") from error
+    model.requires_grad_(False)
+    _log(model, device, {"read": read_s, "upload": time.monotonic() - started_s - read_s})
+    return model
+
+
+def needed_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    """Bytes that the loaded weights take, with the float32 rotary tables that every block keeps."""
+    tables = checkpoint.n_layer * checkpoint.n_positions * checkpoint.rotary_dim * 4
+    return checkpoint.num_weights * dtype.itemsize + tables
+
+
+def _from_files(checkpoint: Checkpoint, dtype: torch.dtype) -> GPTJForCausalLM:
+    """Load on the host. Not straight onto the GPU: for that Transformers wants one more package."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    config = GPTJConfig.from_pretrained(checkpoint.directory, local_files_only=True)
+    loaded: Any = GPTJForCausalLM.from_pretrained(
+        checkpoint.directory,
+        config=config,
+        dtype=dtype,
+        attn_implementation="eager",  # Transformers has no SDPA for GPT-J
+        use_safetensors=checkpoint.files.format == SAFETENSORS,
+        weights_only=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    # a missing weight would be filled with random numbers and served
+    model: GPTJForCausalLM
+    model, report = loaded
+    broken = [str(key) for kind in ("missing_keys", "mismatched_keys") for key in report[kind]]
+    if broken:
+        raise StartupError(f"{checkpoint.directory}: changed since it was checked: {some(sorted(broken))}")
+    return model
+
+
+def _log(model: GPTJForCausalLM, device: torch.device, phases: Mapping[str, float]) -> None:
+    tensors = [*model.parameters(), *model.buffers()]
+    fields = {
+        "event": "model_loaded",
+        "seconds": round(sum(phases.values()), 3),
+        # files are only mapped, unless weights are converted: then uploading reads them
+        **{f"{phase}_seconds": round(seconds, 3) for phase, seconds in phases.items()},
+        "device": str(device),
+        "device_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        "host_peak_bytes": host_peak_bytes(),
+    }
+    logger.info("the model is loaded", extra={"fields": fields})

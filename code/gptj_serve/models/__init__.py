@@ -1,0 +1,1 @@
+"""What a model directory holds: its architecture, its files, its checks."""

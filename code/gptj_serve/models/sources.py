@@ -1,0 +1,141 @@
+"""Where a checkpoint's numbers are read from: byte ranges of safetensors files, or mapped pickles."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from gptj_serve.errors import StartupError
+from gptj_serve.models.checkpoint_files import SAFETENSORS, StoredTensor, read_pickles, read_safetensors
+from gptj_serve.models.model_dir import Checkpoint, check_tensors, expected_shapes
+
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+class Source(Protocol):
+    """One tensor of a checkpoint, read in pieces by several threads.
+
+    Attributes:
+        shape: Its dimensions.
+        dtype: Type of its numbers in the file.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def read(self, first_byte: int, buffer_N: torch.Tensor) -> None:
+        """Fill a buffer.
+
+        Args:
+            first_byte: Of the tensor's row-major bytes, where to begin.
+            buffer_N: uint8, on the host.
+
+        Raises:
+            StartupError: The file cannot be read or ends too early; names it.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """A tensor of a safetensors file that is open."""
+
+    stored: StoredTensor
+    descriptor: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Source`."""
+        return self.stored.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See `Source`."""
+        return _DTYPES[self.stored.dtype]
+
+    def read(self, first_byte: int, buffer_N: torch.Tensor) -> None:
+        """See `Source.read`."""
+        buffer = buffer_N.numpy().data
+        offset = self.stored.offset + first_byte
+        while buffer:
+            try:
+                count = os.preadv(self.descriptor, [buffer], offset)
+            except OSError as error:
+                raise StartupError(f"{self.stored.path}: cannot be read: {error.strerror}") from error
+            if count == 0:
+                raise StartupError(
+                    f"{self.stored.path}: ends at byte {offset}, within a tensor: it was changed since it "
+                    "was checked; copy it again"
+                )
+            buffer, offset = buffer[count:], offset + count
+
+
+@dataclass(frozen=True, slots=True)
+class MappedSource:
+    """A tensor of a pickle that is mapped into memory; row-major."""
+
+    tensor: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Source`."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See `Source`."""
+        return self.tensor.dtype
+
+    def read(self, first_byte: int, buffer_N: torch.Tensor) -> None:
+        """See `Source.read`."""
+        bytes_N = self.tensor.view(-1).view(torch.uint8)
+        buffer_N.copy_(bytes_N[first_byte : first_byte + len(buffer_N)])
+
+
+@contextlib.contextmanager
+def open_sources(checkpoint: Checkpoint) -> Iterator[dict[str, Source]]:
+    """Read the files' headers again and open the files; at the end see that they are still the same.
+
+    Yields:
+        The source of every tensor of the model, by its full name.
+
+    Raises:
+        StartupError: The files do not hold the model any more, or were changed meanwhile.
+    """
+    paths, expected = checkpoint.files.paths, expected_shapes(checkpoint)
+    with contextlib.ExitStack() as stack:
+        opened = {path: stack.enter_context(_opened(path)) for path in paths}
+        before = {path: _signature(descriptor) for path, descriptor in opened.items()}
+        if checkpoint.files.format == SAFETENSORS:
+            stored = check_tensors(read_safetensors(checkpoint.files), expected, checkpoint.directory)
+            yield {name: FileSource(tensor, opened[tensor.path]) for name, tensor in stored.items()}
+        else:
+            mapped = check_tensors(read_pickles(checkpoint.files), expected, checkpoint.directory)
+            # only what was saved transposed is copied here
+            yield {name: MappedSource(one.tensor.contiguous()) for name, one in mapped.items()}
+        for path, descriptor in opened.items():
+            if _signature(descriptor) != before[path]:
+                raise StartupError(f"{path}: was changed while it was loaded; start again when it is whole")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StartupError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _signature(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns

@@ -207,8 +207,45 @@ def test_a_front_whose_workers_cannot_start_is_not_ready(tmp_path: Path) -> None
     (tmp_path / "broken.py").write_text("def model_fn(model_dir): raise RuntimeError('on purpose')")
     with contextlib.closing(Server(PYTHONPATH=python_path(tmp_path), SAGEMAKER_PROGRAM="broken")) as server:
         assert server.wait_for_exit(START_TIMEOUT_S) == 1
-        assert "the front's workers" in server.events("not_started")[0]["message"]
-        assert "on purpose" in server.log
+        (event,) = server.events("not_started")
+        assert event["message"] == "the front could not start: RuntimeError: on purpose"
+
+
+FAIL = """
+import sys
+
+if any(name in " ".join(sys.orig_argv) for name in ("gptj_serve.serving.http", "model_service_worker")):
+    from gptj_serve import errors
+    from gptj_serve.serving.text import Tokenizer
+
+    def load(model_dir):
+        raise {error}
+
+    Tokenizer.load = load
+"""
+
+
+@pytest.mark.parametrize("front", ["mms", "http"])
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ("errors.StartupError('tokenizer.json: no')", "tokenizer.json: no"),
+        ("OSError('gone')", "the front could not start: OSError: gone"),
+    ],
+    ids=["foreseen", "unforeseen"],
+)
+def test_what_a_front_finds_itself_is_the_one_reason_of_the_start_that_failed(
+    tmp_path: Path, front: str, error: str, reason: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAIL.format(error=error))
+    env = {"GPTJ_FRONT": front, "GPTJ_ENGINE": "fused", "PYTHONPATH": python_path(tmp_path)}
+    with contextlib.closing(Server(**env)) as server:
+        assert server.wait_for_exit(START_TIMEOUT_S) == 1
+        assert [event["message"] for event in server.events("not_started")] == [reason]
+        assert server.events("child_died") == []
+        told = [record for record in server.records() if "Traceback" in record["message"]]
+        assert told == []  # where it was raised is one record's own field, and only of what nobody foresaw
+        assert ("Traceback" in server.log) == reason.startswith("the front could not start")
 
 
 def test_a_relative_model_directory_is_served() -> None:

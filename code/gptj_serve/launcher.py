@@ -108,7 +108,7 @@ class Launcher:
                 died = self._died_within(0.05)
                 said += ready.read() or b""
                 if died is not None and not said.endswith(b"\n"):
-                    raise StartupError(str(died))
+                    raise self._not_started(died)
         message = json.loads(said)
         if message["status"] != "ready":
             raise StartupError(message["message"])
@@ -138,12 +138,32 @@ class Launcher:
             with contextlib.suppress(BrokenPipeError):  # it has died, which is noticed below
                 os.write(go, b"\n")
             os.close(go)
+        try:
+            self._wait_for_front(info)
+        except ChildDied as error:
+            if error.child.name == "engine":
+                raise
+            raise self._not_started(error) from None
+        except StartupError as error:
+            raise self._not_started(error) from None
+
+    def _wait_for_front(self, info: ModelInfo) -> None:
         give_up_s = time.monotonic() + FRONT_START_TIMEOUT_S
         while not self._front.is_listening(self._settings):
-            self._children.wait(0.05)
+            self._look_at_front(0.05)
             if time.monotonic() > give_up_s:
                 raise StartupError(f"the front did not answer within {FRONT_START_TIMEOUT_S:g} s")
-        self._front.warm_up(self._settings, info, self._directory, lambda: self._children.wait(0))
+        self._front.warm_up(self._settings, info, self._directory, lambda: self._look_at_front(0))
+
+    def _look_at_front(self, timeout_s: float) -> None:
+        self._children.wait(timeout_s)
+        reason = run_dir.start_failure(self._directory)
+        if reason is not None:  # the model server would start its workers again and again
+            raise StartupError(reason)
+
+    def _not_started(self, error: Exception) -> StartupError:
+        """What ends the start: the reason that the front has left, if it has."""
+        return StartupError(run_dir.start_failure(self._directory) or str(error))
 
     def _drain(self, engine: Child | None) -> int:
         """Let the engine finish what it has; a second signal ends that. Returns the exit code."""

@@ -1,5 +1,6 @@
 """The private directory of one running service: sockets and generated configuration."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -29,6 +30,26 @@ def make() -> Path:
 def engine_socket(directory: Path) -> Path:
     """Path of the engine's socket."""
     return directory / "engine.sock"
+
+
+def tell_start_failure(directory: Path, reason: str) -> None:
+    """Leave the launcher the reason why a process of the front cannot start."""
+    path = _start_failure(directory)
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_text(reason, encoding="utf-8")
+    draft.replace(path)  # what is there is whole
+
+
+def start_failure(directory: Path) -> str | None:
+    """The reason that a process of the front has left; None if there is none."""
+    try:
+        return _start_failure(directory).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+
+
+def _start_failure(directory: Path) -> Path:
+    return directory / "start-failure"
 
 
 ENV_NAME = "SERVE_RUN_DIR"

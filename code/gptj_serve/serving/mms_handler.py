@@ -20,6 +20,7 @@ from gptj_serve import logs, run_dir
 from gptj_serve.serving import mms, schemas
 from gptj_serve.serving.call import Call
 from gptj_serve.serving.service import ErrorAnswer
+from gptj_serve.serving.start import start_failures
 from gptj_serve.settings import Settings
 
 
@@ -91,10 +92,11 @@ def _initialize(context: Any) -> None:
     logging.getLogger("mms.service").setLevel(logging.WARNING)  # a line of metrics for each request
     logging.getLogger().handlers[0].addFilter(_is_worth_a_line)
     _end_with_server()
-    Path(os.environ[run_dir.ENV_NAME], mms.WORKER_PID_FILE).write_text(str(os.getpid()))
-    _transformer.validate_and_initialize(
-        model_dir=context.system_properties.get("model_dir"), context=context
-    )
+    directory = Path(os.environ[run_dir.ENV_NAME])
+    (directory / mms.WORKER_PID_FILE).write_text(str(os.getpid()))
+    with start_failures(directory):
+        model_dir = context.system_properties.get("model_dir")
+        _transformer.validate_and_initialize(model_dir=model_dir, context=context)
     gc.collect()
     gc.freeze()  # the workers are forks: a collection would copy every page of what they share
 

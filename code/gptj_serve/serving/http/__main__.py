@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import socket
+import sys
 from pathlib import Path
 
 import uvicorn
@@ -25,6 +26,7 @@ from gptj_serve.serving.http.metrics import Metrics
 from gptj_serve.serving.http.protocol import SOCKET_BUFFER_BYTES, LimitedProtocol
 from gptj_serve.serving.schemas.chat import ChatTemplate
 from gptj_serve.serving.service import Service
+from gptj_serve.serving.start import start_failures
 from gptj_serve.serving.text import Tokenizer
 from gptj_serve.settings import Settings
 
@@ -62,8 +64,8 @@ async def serve(settings: Settings, directory: Path, model_dir: Path, tokenizer:
     await link.close()
 
 
-def main() -> None:
-    """Load what the front needs, wait until the engine is ready, then run."""
+def main() -> int:
+    """Load what the front needs, wait until the engine is ready, then run; returns the exit code."""
     parser = argparse.ArgumentParser(prog="gptj_serve.serving.http")
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--go-fd", type=int, required=True)
@@ -71,10 +73,13 @@ def main() -> None:
     settings = Settings.from_env(os.environ)
     logs.configure("front", settings.log_level)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    tokenizer = Tokenizer.load(args.model_dir)
-    if os.read(args.go_fd, 1):  # else the launcher is gone
-        uvloop.run(serve(settings, Path(os.environ[run_dir.ENV_NAME]), args.model_dir, tokenizer))
+    directory = Path(os.environ[run_dir.ENV_NAME])
+    with start_failures(directory):
+        tokenizer = Tokenizer.load(args.model_dir)
+        if os.read(args.go_fd, 1):  # else the launcher is gone
+            uvloop.run(serve(settings, directory, args.model_dir, tokenizer))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -175,6 +175,18 @@ def test_a_stop_string_ends_the_text_before_it(server: Server) -> None:
     assert answer.json[0]["details"]["finish_reason"] == "stop_sequence"
 
 
+def test_a_stop_string_that_is_a_special_token(server: Server) -> None:
+    """A bias makes every token the end of text, which is ignored: without the stop string there are 9."""
+    document = {"prompt": "The king", "max_tokens": 9, "temperature": 0, "logit_bias": {"0": 100}}
+    answer = server.post(json.dumps(document | {"ignore_eos": True, "stop": "<|endoftext|>"})).json
+    assert answer["choices"][0]["text"] == ""
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] == 1
+    shown = {"ignore_eos": True, "skip_special_tokens": False, "max_tokens": 2}
+    answer = server.post(json.dumps(document | shown)).json
+    assert answer["choices"][0]["text"] == 2 * "<|endoftext|>"
+
+
 BAD_REQUESTS = [
     (b'{"inputs": "a", "parameters": {"top_p": 1.5}}', "application/json", 400, "top_p"),
     (b'{"inputs": "a", "parameters": {"max_new_token": 5}}', "application/json", 400, "max_new_tokens"),

@@ -1,15 +1,22 @@
 """Events become answers: text, finish reasons, details."""
 
+import functools
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving_fakes import backend, say, tokenizer
+from serving_fakes import END_OF_TEXT, backend, say, tokenizer
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+from transformers import PreTrainedTokenizerFast
+from transformers.generation.stopping_criteria import StopStringCriteria
 
 from gptj_serve.errors import InternalError, Overloaded, ServingError, Unavailable
 from gptj_serve.request import EndEvent, GenerationRequest, SamplingParams, Timings, TokenEvent
 from gptj_serve.serving.generation import Answer, Generation, SequenceAssembler
+from gptj_serve.serving.text import Tokenizer
 
 
 def assembler(*stops: str, keep_tokens: bool = True) -> SequenceAssembler:
@@ -73,6 +80,88 @@ def test_no_answer_ever_has_a_stop_string(text: str, stops: list[str]) -> None:
     assert text.startswith(answer.text)
     assert not any(stop in answer.text for stop in stops)
     assert (answer.finish_reason == "stop_sequence") == any(stop in text for stop in stops)
+
+
+MARK = "<|im_end|>"
+
+
+@functools.cache
+def chat_tokenizer() -> Tokenizer:
+    """With a special token that ends nothing, as fine-tuned models have them."""
+    copy = Backend.from_str(backend().to_str())
+    copy.add_special_tokens([AddedToken(MARK, special=True, normalized=False)])
+    return Tokenizer(copy)
+
+
+@pytest.mark.parametrize(
+    ("said", "stops", "expected"),
+    [
+        (f"Hello{MARK}world", [MARK], "Hello"),
+        (f"Hello{MARK} world", [f"o{MARK} w"], "Hell"),
+        (f"Hello{MARK}\nHello", [f"{MARK}\n"], "Hello"),
+        (f"Hello{MARK}world", ["im_"], "Hello"),
+        (f"{MARK}Hello{MARK}world", [f"{MARK}world"], "Hello"),
+        (f"Hello{MARK}world", ["world"], "Hello"),
+        (f"Hello{MARK}world", [f"{MARK}x", "zzz"], "Helloworld"),
+        (f"Hello{END_OF_TEXT}world", [END_OF_TEXT], "Hello"),
+    ],
+)
+def test_a_stop_string_can_be_a_special_token_or_span_one(said: str, stops: list[str], expected: str) -> None:
+    ids = list(chat_tokenizer().encode(said))
+    one = SequenceAssembler(chat_tokenizer(), stops, eos_token_ids=(), keep_tokens=True)
+    text = "".join(one.push(TokenEvent("r", token_id)) for token_id in ids)
+    text += one.finish(EndEvent("r", "length"))
+    assert text == one.answer().text == expected
+    found = any(stop in said for stop in stops)
+    assert one.answer().finish_reason == ("stop_sequence" if found else "length")
+    last = ids[one.answer().num_tokens - 1]
+    assert last == ids[_transformers_length(ids, stops) - 1]
+
+
+def _transformers_length(ids: list[int], stops: list[str]) -> int:
+    """How many tokens there are when Transformers' ``stop_strings`` ends them."""
+    reference = PreTrainedTokenizerFast(tokenizer_object=chat_tokenizer().backend)
+    criteria = StopStringCriteria(reference, stops)
+    for length in range(1, len(ids) + 1):
+        if bool(criteria(torch.tensor([ids[:length]]), torch.zeros(1, 1))):
+            return length
+    return len(ids)
+
+
+@pytest.mark.parametrize("skip_special", [True, False])
+@pytest.mark.parametrize("keep_stop", [True, False])
+def test_special_tokens_and_the_stop_string_come_out_if_asked_for(
+    skip_special: bool, keep_stop: bool
+) -> None:
+    ids = chat_tokenizer().encode(f"a{MARK}b{MARK}.c")
+    one = SequenceAssembler(
+        chat_tokenizer(), [f"{MARK}."], (), keep_tokens=False, keep_stop=keep_stop, skip_special=skip_special
+    )
+    text = "".join(one.push(TokenEvent("r", token_id)) for token_id in ids)
+    assert text == ("ab" if skip_special else f"a{MARK}b") + (f"{MARK}." if keep_stop else "")
+
+
+@pytest.mark.parametrize(
+    ("keep_stop", "skip_special", "text"),
+    [(False, True, "Hello"), (False, False, "Hello"), (True, True, "Hello"), (True, False, f"Hello{MARK}")],
+)
+def test_the_token_that_ends_the_sequence(keep_stop: bool, skip_special: bool, text: str) -> None:
+    """As vLLM has it: a special one is shown where both are asked for."""
+    hello, mark = chat_tokenizer().encode(f"Hello{MARK}")
+    one = SequenceAssembler(chat_tokenizer(), (), (mark,), False, keep_stop, skip_special)
+    pieces = [one.push(TokenEvent("r", token_id)) for token_id in (hello, mark)]
+    assert "".join(pieces) + one.finish(EndEvent("r", "eos_token")) == text
+
+
+def test_the_end_of_text_is_the_reason_where_a_stop_string_is_complete_with_it() -> None:
+    answer = assemble(say("Hello"), f"o{END_OF_TEXT}", reason="eos_token")
+    assert (answer.text, answer.finish_reason) == ("Hell", "eos_token")
+
+
+def test_a_character_goes_on_behind_a_hidden_token() -> None:
+    ids = {tokenizer().token_bytes(token_id): token_id for token_id in range(1, backend().get_vocab_size())}
+    first, *rest = (ids[bytes([byte])] for byte in "é".encode())
+    assert assemble([first, 0, *rest]).text == "é"
 
 
 def test_what_looked_like_a_stop_string_comes_with_the_end() -> None:

@@ -206,6 +206,24 @@ def test_the_answer_does_not_wait_for_an_aborted_end() -> None:
     assert client.was_closed
 
 
+@pytest.mark.parametrize("schema", ["tgi", "guide", "openai"])
+def test_every_schema_takes_what_is_shown_of_stops_and_special_tokens(schema: str) -> None:
+    def text(**fields: Any) -> str:
+        client = FakeClient(lambda _: say(" cat mat"))
+        if schema == "openai":
+            return str(ask({"prompt": "The", "temperature": 0, **fields}, client)["choices"][0]["text"])
+        parameters = {"return_full_text": False, **fields}
+        if schema == "guide":
+            guide = ask({"inputs": {"text_inputs": "The", "parameters": parameters}}, client)
+            return str(guide["response"][0]["generated_text"])
+        return str(ask({"inputs": "The", "parameters": parameters}, client)[0]["generated_text"])
+
+    assert text(stop=[" mat"]) == " cat"
+    assert text(stop=[" mat"], include_stop_str_in_output=True) == " cat mat"
+    assert text(skip_special_tokens=False) == " cat mat"
+    assert text(skip_special_tokens=False, include_stop_str_in_output=True) == f" cat mat{END_OF_TEXT}"
+
+
 def test_a_stop_string_in_the_prompt_does_not_count() -> None:
     document = {"inputs": "The cat", "parameters": {"stop": "The cat", "return_full_text": True}}
     assert ask(document, FakeClient(lambda _: say(" sat."))) == [{"generated_text": "The cat sat."}]

@@ -45,6 +45,24 @@ def test_no_more_is_held_back_than_could_become_a_stop(pieces: list[str], stops:
         assert not held or any(stop.startswith(held) for stop in stops)
 
 
+@settings(max_examples=500)
+@given(st.lists(st.tuples(st.text("ab", max_size=4), st.booleans()), max_size=8), STOPS, st.booleans())
+def test_hidden_text_is_looked_at_and_does_not_come_out(
+    pieces: list[tuple[str, bool]], stops: list[str], keep_stop: bool
+) -> None:
+    finder = StopFinder(stops, keep_stop)
+    text = "".join([finder.push(piece, hidden) for piece, hidden in pieces] + [finder.finish()])
+    whole = "".join(piece for piece, _ in pieces)
+    before, found = cut(whole, stops)
+    is_hidden = [hidden for piece, hidden in pieces for _ in piece]
+    expected = "".join(char for char, hidden in zip(before, is_hidden, strict=False) if not hidden)
+    if keep_stop and found:
+        # the first to be complete is the longest of those that begin here and end where it ends
+        ends = [len(before) + len(stop) for stop in stops if whole[len(before) :].startswith(stop)]
+        expected += whole[len(before) : next(end for end in sorted(ends) if cut(whole[:end], stops)[1])]
+    assert (text, finder.found) == (expected, found)
+
+
 def test_text_before_the_stop_is_kept_and_text_after_it_dropped() -> None:
     finder = StopFinder(["\n\nQ:"])
     assert finder.push("yes.\n") == "yes."

@@ -48,7 +48,7 @@ class Answer:
     """One finished sequence.
 
     Attributes:
-        text: What was generated, without special tokens and without the stop string and what follows.
+        text: What was generated, up to the stop string; without special tokens, unless they were asked for.
         finish_reason: "length", "eos_token", "stop_sequence", or "deadline" for a stream that was cut off.
         num_tokens: Tokens generated, up to the one that ended the sequence.
         tokens: Those tokens; empty unless they were asked for.
@@ -84,22 +84,34 @@ class Delta:
 class SequenceAssembler:
     """Turns one sequence's tokens into text, up to its end or a stop string.
 
+    Stop strings are looked for in the text with its special tokens, whether or not the answer shows them.
+
     Args:
         tokenizer: The model's.
         stops: Strings that end the answer.
-        eos_token_ids: Ids that are not text, whatever the tokenizer says.
+        eos_token_ids: Ids that end the sequence: they are no text, whatever the tokenizer says.
         keep_tokens: Whether `answer` reports every token.
+        keep_stop: The answer ends after the stop string, or the token that ended it, not before.
+        skip_special: The answer has no special tokens. A stop string that is kept is kept whole.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stops: Sequence[str], eos_token_ids: Sequence[int], keep_tokens: bool
+        self,
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+        eos_token_ids: Sequence[int],
+        keep_tokens: bool,
+        keep_stop: bool = False,
+        skip_special: bool = True,
     ) -> None:
         self.finish_reason: str | None = None
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer)
-        self._stop_finder = StopFinder(stops)
+        self._stop_finder = StopFinder(stops, keep_stop)
         self._eos_token_ids = frozenset(eos_token_ids)
         self._keep_tokens = keep_tokens
+        self._keep_stop = keep_stop
+        self._skip_special = skip_special
         self._tokens: list[Token] = []
         self._num_tokens = 0
         self._logprobs: list[float] = []
@@ -109,24 +121,27 @@ class SequenceAssembler:
     @property
     def stop_found(self) -> bool:
         """Whether a stop string ended the answer; what comes after it is ignored."""
-        return self._stop_finder.found
+        return self.finish_reason == STOP_SEQUENCE
 
     def push(self, event: TokenEvent) -> str:
         """Take the next token and return the text that became final."""
         if self.finish_reason is not None:
             return ""
-        special = self._is_special(event.token_id)
         self._num_tokens += 1
-        piece, start = ("", self._detokenizer.num_chars)
-        if not special:
+        hidden = self._is_hidden(event.token_id)
+        if hidden:
+            # it may stand between two parts of a character, which is whole without it
+            piece, start = self._tokenizer.token_text(event.token_id), self._detokenizer.num_chars
+        else:
             piece, start = self._detokenizer.push(event.token_id)
-        self.last_token = self._token(event, special, start)
+        self.last_token = self._token(event, self._is_special(event.token_id), start)
         if self._keep_tokens:
             self._tokens.append(self.last_token)
         if event.logprob is not None:
             self._logprobs.append(event.logprob)
-        text = self._stop_finder.push(piece)
-        if self.stop_found:
+        text = self._stop_finder.push(piece, hidden)
+        # a token that ends the sequence is the reason of its end, even if a stop string is complete with it
+        if self._stop_finder.found and event.token_id not in self._eos_token_ids:
             self.finish_reason = STOP_SEQUENCE
         self._pieces.append(text)
         return text
@@ -166,6 +181,11 @@ class SequenceAssembler:
         return Answer(
             "".join(self._pieces), self.finish_reason, self._num_tokens, tuple(self._tokens), mean_logprob
         )
+
+    def _is_hidden(self, token_id: int) -> bool:
+        if token_id in self._eos_token_ids and not self._keep_stop:
+            return True
+        return self._skip_special and self._tokenizer.is_special(token_id)
 
     def _is_special(self, token_id: int) -> bool:
         return token_id in self._eos_token_ids or self._tokenizer.is_special(token_id)

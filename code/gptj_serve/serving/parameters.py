@@ -54,6 +54,8 @@ class Parameters:
         min_length: The same with the prompt counted in.
         ignore_eos: The end of text, where it is chosen, ends nothing.
         stop: Strings that end the answer.
+        include_stop_str_in_output: The answer ends after the stop string, or the token that ended it.
+        skip_special_tokens: The answer has no special tokens.
         seed: None draws one.
         num_return_sequences: Answers for each prompt.
         return_full_text: Put the prompt before the answer.
@@ -84,6 +86,8 @@ class Parameters:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     stop: tuple[str, ...] = field(default=(), repr=False)
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
     seed: int | None = None
     num_return_sequences: int = 1
     best_of: int | None = None
@@ -394,6 +398,8 @@ COMMON: Mapping[str, Check] = {
     "repetition_penalty": _SCALE,
     "stop": stops,
     "stop_sequences": stops,
+    "include_stop_str_in_output": boolean,
+    "skip_special_tokens": boolean,
     "seed": integer(0, (1 << 64) - 1),
     "num_return_sequences": integer(1, MAX_TOKENS),
     "return_full_text": boolean,

@@ -18,7 +18,7 @@ from gptj_serve.request import EndEvent, GenerationRequest, ModelInfo, TokenEven
 from gptj_serve.serving import body, schemas
 from gptj_serve.serving.call import Ask, Call, Prompt
 from gptj_serve.serving.generation import Answer, Generation, SequenceAssembler
-from gptj_serve.serving.parameters import check_text, too_long
+from gptj_serve.serving.parameters import Parameters, check_text, too_long
 from gptj_serve.serving.text import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -176,13 +176,7 @@ class Service:
         if timeout_s <= 0:
             raise DeadlinePassed(f"no answer within {limit_s:g} s")
         requests = tuple(call.requests(request_id, timeout_s))
-        assemblers = [
-            SequenceAssembler(
-                self._tokenizer, call.parameters.stop, call.eos_token_ids, call.parameters.details
-            )
-            for _ in requests
-        ]
-        return Generation(requests, assemblers)
+        return Generation(requests, [self._assembler(request, call.parameters) for request in requests])
 
     def run(self, call: Call, request_id: str) -> Result:
         """Generate all of a call's answers; the first failure fails the call and cancels the rest.
@@ -261,6 +255,16 @@ class Service:
     ) -> ErrorAnswer:
         """`render_error` on the service's clock."""
         return render_error(error, request_id, call, self._clock, schema)
+
+    def _assembler(self, request: GenerationRequest, parameters: Parameters) -> SequenceAssembler:
+        return SequenceAssembler(
+            self._tokenizer,
+            parameters.stop,
+            request.eos_token_ids,
+            keep_tokens=parameters.details,
+            keep_stop=parameters.include_stop_str_in_output,
+            skip_special=parameters.skip_special_tokens,
+        )
 
     def _check_num_sequences(self, ask: Ask) -> None:
         each = ask.parameters.num_candidates

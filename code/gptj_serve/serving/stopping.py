@@ -1,5 +1,6 @@
 """Stop strings: found wherever token borders fall, and cut out of the answer."""
 
+from collections import deque
 from collections.abc import Sequence
 
 
@@ -8,18 +9,21 @@ class StopFinder:
 
     The first stop string to be complete ends the text, at the character where it begins (of
     several that are complete at the same character, the longest counts). What pieces the text
-    comes in makes no difference.
+    comes in makes no difference. Text can be hidden: it is looked at, and is no part of what comes out.
 
     Args:
         stops: The strings to look for, none of them empty.
+        keep_stop: What comes out ends after the stop string, hidden parts of it included, not before it.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], keep_stop: bool = False) -> None:
         self._matchers = [_Matcher(stop) for stop in stops]
-        self._held = ""
+        self._keep_stop = keep_stop
+        self._held: deque[tuple[str, bool]] = deque()
+        self._num_held = 0
         self.found = False
 
-    def push(self, text: str) -> str:
+    def push(self, text: str, hidden: bool = False) -> str:
         """Take the next piece.
 
         Returns:
@@ -28,25 +32,43 @@ class StopFinder:
         if self.found:
             return ""
         if not self._matchers:
-            return text
-        num_read = len(self._held)
-        self._held += text
+            return "" if hidden else text
+        num_read = self._num_held
+        self._hold(text, hidden)
         for char in text:
             num_read += 1
             lengths = [matcher.length for matcher in self._matchers if matcher.push(char)]
             if lengths:
                 self.found = True
-                return self._release(num_read - max(lengths))
+                return self._until_stop(num_read, max(lengths))
         num_undecided = max(matcher.num_matched for matcher in self._matchers)
-        return self._release(len(self._held) - num_undecided)
+        return self._release(self._num_held - num_undecided)
 
     def finish(self) -> str:
         """No more text comes: what was held back is text after all, unless a stop was found."""
-        return "" if self.found else self._release(len(self._held))
+        return "" if self.found else self._release(self._num_held)
 
-    def _release(self, num_chars: int) -> str:
-        released, self._held = self._held[:num_chars], self._held[num_chars:]
-        return released
+    def _hold(self, text: str, hidden: bool) -> None:
+        if text:
+            self._held.append((text, hidden))
+            self._num_held += len(text)
+
+    def _until_stop(self, num_read: int, length: int) -> str:
+        before = self._release(num_read - length)
+        return before + self._release(length, with_hidden=True) if self._keep_stop else before
+
+    def _release(self, num_chars: int, with_hidden: bool = False) -> str:
+        self._num_held -= num_chars
+        released = []
+        while num_chars:
+            text, hidden = self._held.popleft()
+            if len(text) > num_chars:
+                self._held.appendleft((text[num_chars:], hidden))
+                text = text[:num_chars]
+            num_chars -= len(text)
+            if with_hidden or not hidden:
+                released.append(text)
+        return "".join(released)
 
 
 class _Matcher:

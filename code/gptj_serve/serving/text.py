@@ -31,7 +31,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         added = backend.get_added_tokens_decoder()
-        self._backend = backend
+        self.backend = backend
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._bytes_by_id: dict[int, bytes] = {}
         self._longest_token_bytes = max(
@@ -59,7 +59,7 @@ class Tokenizer:
     def encode(self, text: str) -> tuple[int, ...]:
         """The ids of well-formed Unicode; none are added to what the text says."""
         # `encode` would also compute offsets, which nobody reads
-        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
+        (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=False)
         return tuple(encoding.ids)
 
     def decode(self, token_ids: Iterable[int]) -> str:
@@ -68,7 +68,7 @@ class Tokenizer:
 
     def min_num_tokens(self, text: str) -> int:
         """A lower bound on ``len(encode(text))`` that costs no tokenisation."""
-        if self._backend.normalizer is not None:
+        if self.backend.normalizer is not None:
             return 0  # a normalizer may shorten the text
         return -(-len(text.encode()) // self._longest_token_bytes)
 
@@ -80,7 +80,7 @@ class Tokenizer:
         """The bytes a token stands for: nothing for ids that the tokenizer does not know."""
         known = self._bytes_by_id.get(token_id)
         if known is None:
-            known = _to_bytes(self._backend.id_to_token(token_id) or "")
+            known = _to_bytes(self.backend.id_to_token(token_id) or "")
             self._bytes_by_id[token_id] = known
         return known
 
@@ -106,11 +106,9 @@ class Detokenizer:
 
         Returns:
             The text that became complete with it, and the character of the whole text that it begins at (that
-            its first byte is a part of). Special tokens have no text.
+            its first byte is a part of).
         """
         start = self.num_chars
-        if self._tokenizer.is_special(token_id):
-            return "", start
         data = self._tokenizer.token_bytes(token_id)
         if data and self._is_inside_a_character():
             text = self._utf8.decode(data[:1])

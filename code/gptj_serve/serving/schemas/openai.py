@@ -46,6 +46,8 @@ _OUR_NAMES = {
     "frequency_penalty": "frequency_penalty",
     "logit_bias": "logit_bias",
     "stop": "stop",
+    "include_stop_str_in_output": "include_stop_str_in_output",
+    "skip_special_tokens": "skip_special_tokens",
     "seed": "seed",
 }
 _NAMES = {ours: theirs for theirs, ours in _OUR_NAMES.items() if theirs != ours}
@@ -117,6 +119,8 @@ SHARED: Mapping[str, Check] = {
     # not OpenAI's, but common among servers that speak its schema
     "min_tokens": COMMON["min_new_tokens"],
     "ignore_eos": boolean,
+    "include_stop_str_in_output": boolean,
+    "skip_special_tokens": boolean,
     "top_k": COMMON["top_k"],
     "typical_p": probability,
     "repetition_penalty": COMMON["repetition_penalty"],

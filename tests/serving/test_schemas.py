@@ -81,9 +81,8 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     ("min_new_tokens", -1, "from 0 to"),
     ("do_sample", 1, "true or false"),
     ("do_sample", "true", "true or false"),
-    ("temperature", 0, "from 1e-06"),
-    ("temperature", -1.5, "from 1e-06"),
-    ("temperature", 1e-320, "from 1e-06"),
+    ("temperature", -1.5, "from 0 to"),
+    ("temperature", -1e-12, "from 0 to"),
     ("temperature", True, "number"),
     ("temperature", 10**400, "number"),
     ("top_k", -1, "from 0 to"),
@@ -106,7 +105,14 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     ("truncate", 0, "from 1 to"),
     ("details", "yes", "true or false"),
     ("num_beams", 4, "cannot reorder"),
-    ("best_of", 2, "not supported"),
+    ("best_of", 0, "from 1 to"),
+    ("best_of", 2, "must be 1 without sampling"),
+    ("eos_token_id", -1, "a token id, 0 to"),
+    ("eos_token_id", [1, "2"], "a token id, 0 to"),
+    ("eos_token_id", [1] * 129, "a list of at most 128"),
+    ("early_stopping", "always", "true or false"),
+    ("max_length", 0, "from 1 to what the context holds"),
+    ("prefix", "a", "not supported"),
     ("watermark", True, "not supported"),
     ("frequency_penalty", 2.1, "from -2 to 2"),
     ("frequency_penalty", -2.1, "from -2 to 2"),
@@ -158,7 +164,7 @@ def test_unknown_names_come_with_their_nearest_neighbour() -> None:
     [
         (
             {"inputs": "a", "prompts": "b"},
-            "body.prompts: no such field; there are inputs, parameters, stream",
+            "body.prompts: no such field; there are inputs, parameters, stream, options",
         ),
         # too many to list, and none that is nearly the same
         ({"inputs": "a", "parameters": {"top_n": 3}}, "parameters.top_n: no such field"),
@@ -224,11 +230,76 @@ def test_new_tokens_are_bounded_by_the_context(document: Any, value: Any) -> Non
         assert message.endswith("must be a whole number from 1 to what the context holds")
 
 
-def test_temperature_0_is_told_what_does_without_sampling() -> None:
-    assert "do_sample=false" in refusal({"inputs": "a", "parameters": {"temperature": 0}})
-    assert "do_sample=false" in refusal({"inputs": "a", "parameters": {"temperature": 0.0}})
-    assert "do_sample" not in refusal({"inputs": "a", "parameters": {"temperature": -1}})
-    assert "do_sample" not in refusal({"inputs": "a", "parameters": {"temperature": False}})
+@pytest.mark.parametrize("temperature", [0, 0.0, 1e-320, 1e-10, 9.9e-7])
+def test_a_temperature_of_nearly_0_is_greedy(temperature: float) -> None:
+    given = {"do_sample": True, "temperature": temperature, "top_k": 5}
+    assert tgi(**given) == Parameters(top_k=5)
+    assert guide(**given) == Parameters(top_k=5, return_full_text=True)
+    openai = read({"prompt": "a", "temperature": temperature}).parameters
+    assert (openai.do_sample, openai.temperature) == (False, 1.0)
+    assert tgi(temperature=1e-6).do_sample
+
+
+@pytest.mark.parametrize("do_sample", [None, False])
+@pytest.mark.parametrize(
+    ("given", "samples"),
+    [
+        ({}, False),
+        ({"temperature": 0.7}, True),
+        ({"temperature": 1.3}, True),
+        ({"temperature": 1.0}, False),
+        ({"temperature": 1}, False),
+        ({"top_k": 50}, True),
+        ({"top_k": 0}, False),
+        ({"top_p": 0.9}, True),
+        ({"top_p": 1.0}, False),
+        ({"typical_p": 0.95}, True),
+        ({"typical_p": 1}, False),
+        ({"repetition_penalty": 1.2, "seed": 5, "min_new_tokens": 2, "max_new_tokens": 9}, False),
+        ({"temperature": 1.0, "top_p": 0.5}, True),
+        ({"temperature": 0, "top_p": 0.5}, False),
+    ],
+)
+def test_what_samples_without_do_sample_is_tgis_rule(
+    given: dict[str, Any], samples: bool, do_sample: bool | None
+) -> None:
+    """Its server draws if one of these is there and not at the value that changes nothing."""
+    asked = tgi(**given, do_sample=do_sample)
+    assert asked.do_sample is samples
+    assert tgi(**given, do_sample=True).do_sample is (given.get("temperature") != 0)
+    assert not guide(**given, do_sample=do_sample).do_sample
+
+
+def test_tgis_best_of() -> None:
+    assert tgi(best_of=3, temperature=0.7).best_of == 3
+    assert tgi(best_of=3, do_sample=True, num_return_sequences=2).num_candidates == 3
+    assert tgi(best_of=2, do_sample=True, num_return_sequences=2).best_of is None
+
+    def refused(stream: bool = False, **parameters: Any) -> str:
+        return refusal({"inputs": "a", "parameters": parameters, "stream": stream})
+
+    greedy = "parameters.best_of=2: must be 1 without sampling (all would be the same)"
+    assert refused(best_of=2, temperature=1.0) == refused(best_of=2, top_p=0.9, temperature=0) == greedy
+    assert refused(best_of=2, num_return_sequences=3, do_sample=True).endswith(
+        "must be at least num_return_sequences, which is 3"
+    )
+    assert refused(best_of=2, top_k=5, stream=True) == "parameters.best_of=2: must be 1 with stream=true"
+
+
+def test_the_pipelines_lengths_and_end_of_text() -> None:
+    assert tgi(max_length=40, min_length=3) == Parameters(max_length=40, min_length=3)
+    # Transformers of today, and of the guide's time
+    assert tgi(max_length=40, max_new_tokens=5) == Parameters(max_new_tokens=5)
+    assert guide(max_length=40, max_new_tokens=5).max_length == 40
+    assert tgi(eos_token_id=5).eos_token_ids == guide(eos_token_id=[5]).eos_token_ids == (5,)
+    assert tgi(eos_token_id=[5, 50256]).eos_token_ids == (5, 50256)
+    assert tgi(eos_token_id=None).eos_token_ids is None
+    assert read({"inputs": "a", "options": {"use_cache": False, "wait_for_model": True}}) == read(
+        {"inputs": "a"}
+    )
+    assert refusal({"inputs": "a", "options": {"use_gpus": 1}}) == (
+        "options.use_gpus: no such field; did you mean use_gpu?"
+    )
 
 
 def test_names_of_any_length_are_refused_quickly() -> None:
@@ -303,7 +374,7 @@ def test_the_guides_old_parameters_keep_working() -> None:
     assert guide(return_full_text=False).return_full_text is False
 
 
-def test_the_guides_harmless_parameters_change_nothing() -> None:
+def test_the_pipelines_harmless_parameters_change_nothing() -> None:
     harmless = {
         "num_beams": 1,
         "early_stopping": True,
@@ -315,6 +386,8 @@ def test_the_guides_harmless_parameters_change_nothing() -> None:
         "clean_up_tokenization_spaces": False,
     }
     assert guide(**harmless) == guide()
+    assert tgi(**harmless) == tgi()
+    assert tgi(early_stopping="never", pad_token_id=[0], num_beam_groups=1) == tgi()
 
 
 @pytest.mark.parametrize(

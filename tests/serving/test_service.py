@@ -11,7 +11,7 @@ import pytest
 from serving_fakes import END_OF_TEXT, FakeClient, backend, model_info, say, tokenizer
 
 from gptj_serve.errors import BadRequest, DeadlinePassed, InternalError, Overloaded, ServingError, Unavailable
-from gptj_serve.request import GenerationRequest
+from gptj_serve.request import GenerationRequest, TokenEvent
 from gptj_serve.serving.call import Call
 from gptj_serve.serving.service import Service, render_error
 
@@ -175,11 +175,48 @@ def test_sampling_parameters_reach_the_engine_as_sent() -> None:
 def test_top_k_is_transformers_default_only_when_sampling() -> None:
     assert parse({"inputs": "a", "parameters": {"do_sample": True}}).prompts[0].sampling.top_k == 50
     greedy = (
-        parse({"inputs": "a", "parameters": {"temperature": 2, "top_k": 5, "top_p": 0.5}}).prompts[0].sampling
+        parse({"inputs": {"text_inputs": "a", "parameters": {"temperature": 2, "top_k": 5, "top_p": 0.5}}})
+        .prompts[0]
+        .sampling
     )
     assert (greedy.do_sample, greedy.temperature, greedy.top_k, greedy.top_p) == (False, 1.0, 0, 1.0)
     huge = parse({"inputs": "a", "parameters": {"do_sample": True, "top_k": 99999}})
     assert huge.prompts[0].sampling.top_k == 0
+
+
+def test_the_best_of_several_is_the_answer_and_details_tell_the_others() -> None:
+    class Rated(FakeClient):
+        """The second sequence is the likeliest a token, the first the least likely."""
+
+        @staticmethod
+        def _token(request: GenerationRequest, token_id: int) -> TokenEvent:
+            logprob = (-0.9, -0.1, -0.5)[request.sampling.sequence_index]
+            return TokenEvent(request.request_id, token_id, logprob)
+
+    client = Rated(by_prompt)
+    parameters = {"best_of": 3, "temperature": 0.7, "details": True}
+    (entry,) = ask({"inputs": "The", "parameters": parameters}, client)
+    assert len(client.requests) == 3
+    assert entry["generated_text"] == " cat cat"
+    others = entry["details"].pop("best_of_sequences")
+    assert [other["generated_text"] for other in others] == [" cat cat cat", " cat"]
+    assert [other["tokens"][0]["logprob"] for other in others] == [-0.5, -0.9]
+    assert {*others[0]} == {*entry["details"], "generated_text"} - {"prompt_tokens"}
+    (entry,) = ask({"inputs": "The", "parameters": {**parameters, "details": False}}, Rated(by_prompt))
+    assert entry == {"generated_text": " cat cat"}
+    pair = {**parameters, "num_return_sequences": 2}
+    first, second = ask({"inputs": "The", "parameters": pair}, Rated(by_prompt))
+    assert (first["generated_text"], second["generated_text"]) == (" cat cat", " cat cat cat")
+    assert [len(one["details"].get("best_of_sequences", ())) for one in (first, second)] == [1, 0]
+
+
+def test_the_requests_own_end_of_text() -> None:
+    client = FakeClient(lambda _: say(" cat sat."))
+    cat, sat = tokenizer().encode(" cat")[0], tokenizer().encode(" sat")[0]
+    (entry,) = ask({"inputs": "The", "parameters": {"eos_token_id": [sat], "details": True}}, client)
+    assert client.requests[0].eos_token_ids == (sat,)
+    assert (entry["generated_text"], entry["details"]["finish_reason"]) == (" cat", "eos_token")
+    assert [(one["id"], one["special"]) for one in entry["details"]["tokens"]] == [(cat, False), (sat, True)]
 
 
 def test_a_stop_string_ends_and_aborts_its_sequence_alone() -> None:

@@ -115,9 +115,9 @@ def test_the_joined_stream_is_the_whole_answer(
     parameters = {"stop": stops, "return_full_text": full, "max_new_tokens": length}
     whole, stream = run({"inputs": "The", "parameters": parameters}, script, cut_after)
     assert whole[0]["generated_text"] == ("The" if full else "") + expected
-    check_tgi(whole, stream, full)
+    check_tgi(whole, stream, full, cut_after is not None)
     detailed = {**parameters, "details": True, "top_n_tokens": 2}
-    check_tgi(*run({"inputs": "The", "parameters": detailed}, script, cut_after), full)
+    check_tgi(*run({"inputs": "The", "parameters": detailed}, script, cut_after), full, cut_after is not None)
     completions = {"prompt": ["The", "Hello"], "stop": stops, "max_tokens": length}
     check_openai(*run({**completions, "echo": full}, script, cut_after))
     check_openai(*run({**completions, "logprobs": 2}, script, cut_after))
@@ -140,7 +140,7 @@ def text_at_once(script: list[int], stops: list[str], length: int) -> str:
     return text[: first_end - max(len(stop) for stop, end in ends.items() if end == first_end)]
 
 
-def check_tgi(whole: Any, stream: list[Any], full: bool) -> None:
+def check_tgi(whole: Any, stream: list[Any], full: bool, was_cut: bool) -> None:
     text = whole[0]["generated_text"]
     start = "The" if full else ""
     assert start + "".join(event["token"]["text"] for event in stream) == text
@@ -152,7 +152,8 @@ def check_tgi(whole: Any, stream: list[Any], full: bool) -> None:
     assert [event["index"] for event in stream] == list(range(1, len(stream) + 1))
     details = stream[-1]["details"]
     # an end that no token announced has an event of its own
-    assert len(stream) - details["generated_tokens"] in (0, details["finish_reason"] == "deadline")
+    assert len(stream) - details["generated_tokens"] in (0, was_cut)
+    assert details["finish_reason"] in ("length", "eos_token", "stop_sequence")
     assert not any(event["details"] for event in stream[:-1])
     # without a token there is nothing to tell of one
     assert [event["token"]["logprob"] for event in stream] == [-0.5] * details["generated_tokens"] + [
@@ -261,7 +262,7 @@ def test_what_was_held_back_for_a_stop_string_comes_with_tgis_last_event() -> No
 def test_a_tgi_stream_that_is_cut_ends_without_a_token() -> None:
     _, stream = run({"inputs": "The"}, cut_after=2)
     assert stream[-1]["token"] == {"id": 0, "text": "", "logprob": None, "special": True}
-    assert stream[-1]["details"]["finish_reason"] == "deadline"
+    assert stream[-1]["details"]["finish_reason"] == "length"
     _, stream = run({"inputs": "The", "parameters": {"stop": "sat. The"}}, cut_after=2)
     assert stream[-1]["token"] == {"id": 0, "text": "sat", "logprob": None, "special": False}
 

@@ -95,8 +95,8 @@ class Call:
             return tuple(candidates)
         chosen: list[Answer] = []
         for first in range(0, len(candidates), each):
-            group = candidates[first : first + each]
-            chosen += sorted(group, key=_mean_logprob, reverse=True)[:wanted]
+            ranked = sorted(candidates[first : first + each], key=_mean_logprob, reverse=True)
+            chosen += [replace(ranked[0], others=tuple(ranked[wanted:])), *ranked[1:wanted]]
         return tuple(chosen)
 
     def requests(self, request_id: str, timeout_s: float) -> Iterator[GenerationRequest]:

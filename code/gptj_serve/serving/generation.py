@@ -11,6 +11,7 @@ from gptj_serve.serving.stopping import StopFinder
 from gptj_serve.serving.text import Detokenizer, Tokenizer
 
 STOP_SEQUENCE = "stop_sequence"
+DEADLINE = "deadline"
 
 
 class LikelyToken(NamedTuple):
@@ -53,6 +54,7 @@ class Answer:
         num_tokens: Tokens generated, up to the one that ended the sequence.
         tokens: Those tokens; empty unless they were asked for.
         mean_logprob: Of those tokens; None if log-probabilities were not asked for.
+        others: Of a prompt's best answer: the candidates that are no answers, the likeliest first.
     """
 
     text: str = field(repr=False)
@@ -60,6 +62,7 @@ class Answer:
     num_tokens: int
     tokens: tuple[Token, ...] = field(repr=False)
     mean_logprob: float | None = None
+    others: tuple["Answer", ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ DEFAULT_MAX_NEW_TOKENS = 100
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1000
 MAX_TOKENS = 1 << 20
+MAX_TOKEN_IDS = 128
 NEAR = 0.82
 """How alike (0 to 1) a wrong name and a suggestion are: a slip of the pen, not ``top_n`` and ``top_p``."""
 MAX_LISTED = 8
@@ -52,6 +53,7 @@ class Parameters:
         max_length: The same with the prompt counted in; comes before ``max_new_tokens``.
         min_new_tokens: No end of text before this many new tokens.
         min_length: The same with the prompt counted in.
+        eos_token_ids: Token ids that end the text in place of the model's own; None keeps those.
         ignore_eos: The end of text, where it is chosen, ends nothing.
         stop: Strings that end the answer.
         include_stop_str_in_output: The answer ends after the stop string, or the token that ended it.
@@ -75,6 +77,7 @@ class Parameters:
     max_length: int | None = None
     min_new_tokens: int = 0
     min_length: int = 0
+    eos_token_ids: tuple[int, ...] | None = None
     ignore_eos: bool = False
     do_sample: bool = False
     temperature: float = 1.0
@@ -110,6 +113,10 @@ class Parameters:
         """Whether something is to be told of log-probabilities, or chosen by them."""
         return self.logprobs or self.details or self.best_of is not None
 
+    def eos_of(self, info: ModelInfo) -> tuple[int, ...]:
+        """Token ids that are the end of the text: the request's, else the model's own."""
+        return info.eos_token_ids if self.eos_token_ids is None else self.eos_token_ids
+
     def check_against(self, info: ModelInfo, where: str) -> None:
         """Check what depends on the engine or on several fields.
 
@@ -121,7 +128,9 @@ class Parameters:
         if self.num_return_sequences > info.max_batch_size:
             raise BadRequest(f"{name}: must be a whole number from 1 to {info.max_batch_size}")
         if self.num_return_sequences > 1 and not self.do_sample:
-            raise BadRequest(f"{name}: must be 1 without do_sample (all answers would be the same)")
+            raise BadRequest(
+                f"{name}: must be 1 without do_sample and with temperature 0 (all answers would be the same)"
+            )
         if self.best_of is not None and self.best_of > info.max_batch_size:
             raise BadRequest(
                 f"{where}.best_of={self.best_of}: must be a whole number from 1 to {info.max_batch_size}"
@@ -257,6 +266,16 @@ def object_schema(checks: Mapping[str, Check], required: Sequence[str] = ()) -> 
     }
 
 
+def to_parameters(fields: Mapping[str, Any]) -> Parameters:
+    """What the checked fields of `COMMON` ask for; those that were only to be checked are dropped."""
+    given = dict(fields)
+    if "eos_token_id" in given:
+        given["eos_token_ids"] = given["eos_token_id"]
+    if given.get("temperature") == 0:
+        given |= {"do_sample": False, "temperature": 1.0}
+    return Parameters(**{name: given[name] for name in given if name in Parameters.__dataclass_fields__})
+
+
 def join_stops(fields: dict[str, Any], where: str) -> dict[str, Any]:
     """``stop`` and ``stop_sequences`` are two names for one field."""
     stop_sequences = fields.pop("stop_sequences", ())
@@ -369,20 +388,44 @@ _STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
 stops = Check(_stops, {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}]})
 """Check for one stop string or a list of them."""
 
-_SCALE = number(1e-6, 1e6)  # beyond this, float32 logits overflow
+MIN_TEMPERATURE = 1e-6
+"""Below this, float32 logits overflow, and the most likely token would be drawn anyway."""
+_SCALE = number(MIN_TEMPERATURE, 1e6)  # beyond this, they overflow too
 
 
-def _temperature(value: Any) -> Any:
-    try:
-        return _SCALE(value)
-    except ValueError as error:
-        hint = (
-            "; do_sample=false takes the most likely token each time"
-            if type(value) in (int, float) and value == 0
-            else ""
+def temperature(high: float) -> Check:
+    """Check for a temperature, 0 to ``high``; what is nearly 0 is read as 0: the most likely token."""
+    check = number(0, high)
+
+    def read_temperature(value: Any) -> float:
+        checked: float = check(value)
+        return checked if checked >= MIN_TEMPERATURE else 0.0
+
+    return Check(read_temperature, check.schema)
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    ids = value if isinstance(value, list) else [value]
+    if len(ids) > MAX_TOKEN_IDS or not all(type(one) is int and 0 <= one <= MAX_TOKENS for one in ids):
+        raise ValueError(
+            f"must be a token id, 0 to {MAX_TOKENS}, or a list of at most {MAX_TOKEN_IDS} of them"
         )
-        raise ValueError(f"{error}{hint}") from None
+    return tuple(ids)
 
+
+_TOKEN_ID = {"type": "integer", "minimum": 0, "maximum": MAX_TOKENS}
+token_ids = Check(
+    _token_ids, {"anyOf": [_TOKEN_ID, {"type": "array", "items": _TOKEN_ID, "maxItems": MAX_TOKEN_IDS}]}
+)
+"""Check for one token id or a list of them. The vocabulary may lack some: the model never chooses those."""
+
+
+def _early_stopping(value: Any) -> Any:
+    return value if value == "never" else boolean(value)
+
+
+early_stopping = Check(_early_stopping, {"anyOf": [boolean.schema, {"enum": ["never"]}]})
+"""Check for when beams end: Transformers' three values."""
 
 NEW_TOKENS = integer(1, MAX_TOKENS, "what the context holds")
 """Check for a number of new tokens; prompt and context are not known yet."""
@@ -391,7 +434,7 @@ COMMON: Mapping[str, Check] = {
     "max_new_tokens": NEW_TOKENS,
     "min_new_tokens": integer(0, MAX_TOKENS),
     "do_sample": boolean,
-    "temperature": Check(_temperature, _SCALE.schema),
+    "temperature": temperature(1e6),
     "top_k": integer(0, MAX_TOKENS),
     "top_p": probability,
     "typical_p": probability,
@@ -405,7 +448,31 @@ COMMON: Mapping[str, Check] = {
     "return_full_text": boolean,
     "truncate": integer(1, MAX_TOKENS),
     "details": boolean,
+    # what Transformers' pipelines let pass, and clients of theirs send
+    "min_length": integer(0, MAX_TOKENS),
+    "max_length": NEW_TOKENS,
+    "eos_token_id": token_ids,
     "num_beams": only(1, why=NO_BEAMS),
+    # no effect without beams or padding
+    "early_stopping": early_stopping,
+    "length_penalty": number(-1e9, 1e9),
+    "num_beam_groups": only(1),
+    "diversity_penalty": number(0, 0),
+    "pad_token_id": token_ids,
+    "use_cache": boolean,
+    "synced_gpus": boolean,
+    "remove_invalid_values": boolean,
+    # taken at the value that asks for nothing
+    "no_repeat_ngram_size": only(0),
+    "encoder_no_repeat_ngram_size": only(0),
+    "clean_up_tokenization_spaces": only(False),
+    "output_attentions": only(False),
+    "output_hidden_states": only(False),
+    "output_scores": only(False),
+    "return_dict_in_generate": only(False),
+    "return_tensors": only(False),
+    "return_text": only(True),
+    "prefix": only(""),
 }
 """The fields that both JSON schemas have."""
 

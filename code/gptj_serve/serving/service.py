@@ -155,7 +155,7 @@ class Service:
         return Call(
             ask=ask,
             prompts=tuple(prompts),
-            eos_token_ids=info.eos_token_ids,
+            eos_token_ids=ask.parameters.eos_of(info),
             accept=accept,
             arrived_s=arrived_s,
         )

@@ -12,7 +12,7 @@ from gptj_serve.errors import DeadlinePassed, Overloaded, ServingError
 from gptj_serve.request import EndEvent, TokenEvent
 from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Ask, Call
-from gptj_serve.serving.generation import Delta, Generation
+from gptj_serve.serving.generation import DEADLINE, Delta, Generation
 from gptj_serve.serving.http import headers as http_headers
 from gptj_serve.serving.http.admission import Admission
 from gptj_serve.serving.http.body import linger, read_body
@@ -163,7 +163,7 @@ class Generate:
         except DeadlinePassed:
             if exchange.first_token_s is None:
                 raise
-            return generation.cut("deadline")
+            return generation.cut(DEADLINE)
 
     def _push(
         self,

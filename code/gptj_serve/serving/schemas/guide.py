@@ -12,17 +12,15 @@ from gptj_serve.serving.generation import Answer
 from gptj_serve.serving.parameters import (
     COMMON,
     MAX_TOKENS,
-    NEW_TOKENS,
     Check,
-    boolean,
     checked_elsewhere,
     integer,
     join_stops,
-    number,
     object_schema,
     only,
     probability,
     read_fields,
+    to_parameters,
 )
 from gptj_serve.serving.schemas import tgi
 
@@ -54,7 +52,7 @@ def read(document: dict[str, Any]) -> Ask:
         is_list=is_list,
         prompts_field="inputs.text_inputs",
         parameters_field=where,
-        parameters=tgi.to_parameters(_translate(fields)),
+        parameters=to_parameters(_translate(fields)),
     )
 
 
@@ -84,8 +82,6 @@ def _top_p(value: Any) -> float:
     return float(probability(value))
 
 
-_LENGTH = _whole(integer(0, MAX_TOKENS))
-_FINITE = number(-1e9, 1e9)
 _INTEGER_FIELDS = (
     "max_new_tokens",
     "min_new_tokens",
@@ -94,35 +90,15 @@ _INTEGER_FIELDS = (
     "num_return_sequences",
     "truncate",
     "num_beams",
+    "min_length",
+    "max_length",
 )
 
 _CHECKS: dict[str, Check] = {
     **COMMON,
     **{name: _whole(COMMON[name]) for name in _INTEGER_FIELDS},
     "top_p": Check(_top_p, {"type": "number", "exclusiveMinimum": 0}),
-    "min_tokens": _LENGTH,
-    "min_length": _LENGTH,
-    "max_length": _whole(NEW_TOKENS),
-    # no effect without beams or padding, in the old pipeline as here
-    "early_stopping": boolean,
-    "length_penalty": _FINITE,
-    "num_beam_groups": only(1),
-    "diversity_penalty": number(0, 0),
-    "pad_token_id": integer(0, MAX_TOKENS),
-    "use_cache": boolean,
-    "synced_gpus": boolean,
-    "remove_invalid_values": boolean,
-    # accepted at the value that asks for nothing
-    "no_repeat_ngram_size": only(0),
-    "encoder_no_repeat_ngram_size": only(0),
-    "clean_up_tokenization_spaces": only(False),
-    "output_attentions": only(False),
-    "output_hidden_states": only(False),
-    "output_scores": only(False),
-    "return_dict_in_generate": only(False),
-    "return_tensors": only(False),
-    "return_text": only(True),
-    "prefix": only(""),
+    "min_tokens": _whole(integer(0, MAX_TOKENS)),
 }
 _TOP = {"inputs": checked_elsewhere({"type": "object"}), "stream": only(False)}
 _INPUTS = {"text_inputs": tgi.PROMPTS, "parameters": checked_elsewhere(object_schema(_CHECKS))}

@@ -23,6 +23,7 @@ from gptj_serve.serving.parameters import (
     shown,
     stops,
     string,
+    temperature,
 )
 from gptj_serve.serving.schemas import openai_logprobs
 from gptj_serve.serving.schemas.streaming import event
@@ -66,13 +67,6 @@ max_tokens = Check(_max_tokens, NEW_TOKENS.schema)
 """Check for a number of new tokens."""
 
 
-def _temperature(value: Any) -> float:
-    # between 0 and the smallest one float32 logits overflow
-    if type(value) not in (int, float) or not (value == 0 or 1e-6 <= value <= 2):
-        raise ValueError("must be 0 (no sampling) or a number from 1e-06 to 2")
-    return float(value)
-
-
 def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
     if not isinstance(value, dict) or len(value) > MAX_BIASES:
         raise ValueError(f"must be an object of at most {MAX_BIASES} token ids and their biases")
@@ -94,7 +88,6 @@ _BIASES = {
     "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,9})$"},
     "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
 }
-_TEMPERATURE = {"anyOf": [{"enum": [0]}, {"type": "number", "minimum": 1e-6, "maximum": 2}]}
 _STREAM_OPTIONS: Mapping[str, Check] = {
     "include_usage": boolean,
     "include_obfuscation": only(False),
@@ -105,7 +98,7 @@ _STREAM_OPTIONS: Mapping[str, Check] = {
 SHARED: Mapping[str, Check] = {
     "model": string,
     "max_tokens": max_tokens,
-    "temperature": Check(_temperature, _TEMPERATURE),
+    "temperature": temperature(2),
     "top_p": probability,
     "n": integer(1, MAX_ANSWERS),
     "stop": stops,

@@ -6,10 +6,10 @@ from typing import Any
 
 from gptj_serve.errors import BadRequest, ServingError
 from gptj_serve.serving.call import Ask, Call, Prompt
-from gptj_serve.serving.generation import Answer, Delta, LikelyToken, Token
+from gptj_serve.serving.generation import DEADLINE, Answer, Delta, LikelyToken, Token
 from gptj_serve.serving.parameters import (
     COMMON,
-    Parameters,
+    MAX_TOKENS,
     boolean,
     checked_elsewhere,
     integer,
@@ -19,6 +19,7 @@ from gptj_serve.serving.parameters import (
     only,
     read_fields,
     shown,
+    to_parameters,
 )
 from gptj_serve.serving.schemas.streaming import event
 
@@ -30,7 +31,7 @@ _CHECKS = {
     **COMMON,
     "frequency_penalty": number(-2, 2),
     # TGI's clients send these even where they change nothing
-    "best_of": only(1),
+    "best_of": integer(1, MAX_TOKENS),
     "decoder_input_details": only(False),
     "grammar": only(None),
     "adapter_id": only(None),
@@ -42,7 +43,18 @@ _PROMPT = {"type": "string", "minLength": 1}
 PROMPTS = checked_elsewhere({"anyOf": [_PROMPT, {"type": "array", "items": _PROMPT, "minItems": 1}]})
 """The check of what `read_prompts` reads."""
 
-_FIELDS = {"inputs": PROMPTS, "parameters": checked_elsewhere(object_schema(_CHECKS)), "stream": boolean}
+_OPTIONS = {"use_cache": boolean, "wait_for_model": boolean, "use_gpu": boolean}
+"""Of Hugging Face's hosted API; none of them changes an answer here."""
+
+_FIELDS = {
+    "inputs": PROMPTS,
+    "parameters": checked_elsewhere(object_schema(_CHECKS)),
+    "stream": boolean,
+    "options": checked_elsewhere(object_schema(_OPTIONS)),
+}
+
+_SAMPLES_UNLESS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "typical_p": 1.0}
+"""What asks for sampling unless it has the value that changes nothing: TGI's rule."""
 
 
 def request_schema() -> dict[str, Any]:
@@ -60,11 +72,12 @@ def read(document: dict[str, Any]) -> Ask:
     stream = fields.get("stream", False)
     texts, is_list = read_prompts(fields.get("inputs"), "inputs")
     beside = dict.fromkeys(("inputs", "stream"), "belongs beside parameters, not into it")
+    read_fields(fields.get("options"), _OPTIONS, "options")
     parameters = read_fields(fields.get("parameters"), _CHECKS, "parameters", beside)
-    parameters = join_stops(parameters, "parameters")
+    parameters = _translate(join_stops(parameters, "parameters"))
     tells_tokens = stream or parameters.get("details", False)
     if stream:
-        _check_stream(len(texts), parameters.get("num_return_sequences", 1))
+        _check_stream(len(texts), parameters)
     return Ask(
         schema=NAME,
         texts=texts,
@@ -80,6 +93,34 @@ def read(document: dict[str, Any]) -> Ask:
     )
 
 
+def _translate(fields: dict[str, Any]) -> dict[str, Any]:
+    translated = {**fields, "do_sample": _samples(fields), "best_of": _best_of(fields)}
+    if "max_new_tokens" in fields:
+        # as Transformers has it today; the guide's was older
+        translated.pop("max_length", None)
+    return translated
+
+
+def _samples(fields: dict[str, Any]) -> bool:
+    return fields.get("do_sample", False) or any(
+        fields.get(name, neutral) != neutral for name, neutral in _SAMPLES_UNLESS.items()
+    )
+
+
+def _best_of(fields: dict[str, Any]) -> int | None:
+    num_answers = fields.get("num_return_sequences", 1)
+    best_of: int = fields.get("best_of", num_answers)
+    if best_of < num_answers:
+        raise BadRequest(
+            f"parameters.best_of={best_of}: must be at least num_return_sequences, which is {num_answers}"
+        )
+    if best_of == num_answers:
+        return None
+    if fields.get("temperature") == 0 or not _samples(fields):
+        raise BadRequest(f"parameters.best_of={best_of}: must be 1 without sampling (all would be the same)")
+    return best_of
+
+
 def read_prompts(value: Any, where: str) -> tuple[tuple[str, ...], bool]:
     """One prompt or a list of them, and whether it was a list."""
     if isinstance(value, str):
@@ -92,12 +133,6 @@ def read_prompts(value: Any, where: str) -> tuple[tuple[str, ...], bool]:
         if not isinstance(text, str):
             raise BadRequest(f"{where}[{index}]={shown(text)}: must be a string")
     return tuple(value), True
-
-
-def to_parameters(fields: dict[str, Any]) -> Parameters:
-    """Drop the fields that were only checked."""
-    known = Parameters.__dataclass_fields__.keys() - {"best_of"}
-    return Parameters(**{name: fields[name] for name in fields if name in known})
 
 
 def render(call: Call, answers: Sequence[Answer]) -> list[Any]:
@@ -182,7 +217,7 @@ class Stream:
         if delta.finish_reason is not None:
             text = start + "".join(self._pieces)
             details = {
-                "finish_reason": delta.finish_reason,
+                "finish_reason": _finish_reason(delta.finish_reason),
                 "generated_tokens": self._num_tokens,
                 "input_length": len(self._prompt.token_ids),
                 "seed": self._prompt.seed,
@@ -191,13 +226,12 @@ class Stream:
         return event({**head, "generated_text": text, "details": details})
 
 
-def _check_stream(num_prompts: int, num_return_sequences: int) -> None:
+def _check_stream(num_prompts: int, parameters: dict[str, Any]) -> None:
     if num_prompts > 1:
         raise BadRequest(f"inputs: has {num_prompts} prompts; must be one with stream=true")
-    if num_return_sequences > 1:
-        raise BadRequest(
-            f"parameters.num_return_sequences={num_return_sequences}: must be 1 with stream=true"
-        )
+    for name in ("num_return_sequences", "best_of"):
+        if (parameters.get(name) or 1) > 1:
+            raise BadRequest(f"parameters.{name}={parameters[name]}: must be 1 with stream=true")
 
 
 def _entry(call: Call, prompt: Prompt, answer: Answer) -> dict[str, Any]:
@@ -209,17 +243,35 @@ def _entry(call: Call, prompt: Prompt, answer: Answer) -> dict[str, Any]:
 
 
 def _details(prompt: Prompt, answer: Answer) -> dict[str, Any]:
+    others = {"best_of_sequences": [_sequence(prompt, other) for other in answer.others]}
+    return {
+        **_told(prompt, answer),
+        "prompt_tokens": len(prompt.token_ids),
+        **(others if answer.others else {}),
+    }
+
+
+def _sequence(prompt: Prompt, answer: Answer) -> dict[str, Any]:
+    """One of the candidates that ``best_of`` did not choose."""
+    return {"generated_text": answer.text, **_told(prompt, answer)}
+
+
+def _told(prompt: Prompt, answer: Answer) -> dict[str, Any]:
     has_top = any(token.top for token in answer.tokens)
     top = {"top_tokens": [[_token(one) for one in token.top] for token in answer.tokens]} if has_top else {}
     return {
-        "finish_reason": answer.finish_reason,
-        "prompt_tokens": len(prompt.token_ids),
+        "finish_reason": _finish_reason(answer.finish_reason),
         "generated_tokens": answer.num_tokens,
         "seed": prompt.seed,
         "prefill": [],
         "tokens": [_token(token) for token in answer.tokens],
         **top,
     }
+
+
+def _finish_reason(reason: str) -> str:
+    """TGI's word for it; its clients know no other, and to them a deadline is one more limit."""
+    return "length" if reason == DEADLINE else reason
 
 
 def _token(token: Token | LikelyToken) -> dict[str, Any]:

@@ -300,13 +300,21 @@ class Service:
             check_text(text)
         except ValueError as error:
             raise BadRequest(f"{where}: {error}") from None
-        min_num_tokens = self._tokenizer.min_num_tokens(text)
-        if ask.parameters.truncate is None and min_num_tokens >= info.max_context:
-            # tokenising megabytes takes seconds, and would only tell by how much it is too long
+        truncate = ask.parameters.truncate
+        # tokenising megabytes takes seconds and a GB, and would only tell by how much it is too long
+        num_tokens = self._tokenizer.min_num_tokens(text) if truncate is None else 0
+        if num_tokens < info.max_context:
+            try:
+                token_ids = self._tokenizer.encode_tail(
+                    text, min(truncate or info.max_context, info.max_context)
+                )
+            except ValueError as error:
+                raise BadRequest(f"{where}: {error}") from None
+            num_tokens = len(token_ids)
+        if num_tokens >= info.max_context and (truncate is None or truncate >= info.max_context):
             max_new_tokens = ask.parameters.max_new_tokens or 1
-            too_many = f"at least {min_num_tokens}"
+            too_many = f"at least {num_tokens}"
             raise too_long(where, too_many, max_new_tokens, info.max_context, ask.parameters.names)
-        token_ids = self._tokenizer.encode(text)
         _check_ids(token_ids, info, where)
         return token_ids
 

@@ -11,8 +11,10 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from gptj_serve.errors import StartupError
+from gptj_serve.serving.prompt_tail import PromptTail
 
 END_OF_TEXT = "<|endoftext|>"
+MAX_CACHED_WORDS = 2048
 
 
 class Tokenizer:
@@ -38,6 +40,8 @@ class Tokenizer:
             max(map(len, backend.get_vocab(with_added_tokens=False)), default=1),
             max((len(token.content.encode()) for token in added.values()), default=1),
         )
+        self._tail = PromptTail(backend, self.encode, self._longest_token_bytes)
+        _bound_cache(backend)
 
     @staticmethod
     def load(model_dir: Path) -> "Tokenizer":
@@ -61,6 +65,10 @@ class Tokenizer:
         # `encode` would also compute offsets, which nobody reads
         (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=False)
         return tuple(encoding.ids)
+
+    def encode_tail(self, text: str, num_tokens: int) -> tuple[int, ...]:
+        """The last ids of a text, at least ``num_tokens`` if it has as many; see `PromptTail.encode`."""
+        return self._tail.encode(text, num_tokens)
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of ids, special tokens included; U+FFFD stands for bytes that are no character."""
@@ -122,6 +130,13 @@ class Detokenizer:
 
     def _is_inside_a_character(self) -> bool:
         return bool(self._utf8.getstate()[0])
+
+
+def _bound_cache(backend: tokenizers.Tokenizer) -> None:
+    """Else the library remembers 10000 words of up to 256 characters: 80 MB, if clients want it so."""
+    resize = getattr(backend.model, "_resize_cache", None)
+    if resize is not None:
+        resize(MAX_CACHED_WORDS)
 
 
 def _load_gpt2_files(model_dir: Path) -> tokenizers.Tokenizer:

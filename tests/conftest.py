@@ -50,3 +50,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--api-requests", type=int, default=60, help="generated requests that tests/test_openapi.py sends"
     )
+    parser.addoption("--attack", help="URL of a running service for tests/test_attacks.py (-m outside)")
+    parser.addoption("--attack-pid", type=int, help="its first process: memory is measured there")

@@ -191,11 +191,16 @@ def test_the_official_openai_client(front: Server) -> None:
             client.chat.completions.create(model=model, messages=[{"role": "user", "content": "hi"}])
 
 
-def test_hugging_faces_inference_client(front: Server) -> None:
+@pytest.mark.parametrize("path", ["", "/", "/invocations", "/generate"])
+def test_hugging_faces_inference_client(front: Server, path: str) -> None:
     from huggingface_hub import InferenceClient
 
-    client = InferenceClient(f"http://127.0.0.1:{front.port}/invocations")
+    client = InferenceClient(f"http://127.0.0.1:{front.port}{path}")
     ask: dict[str, Any] = {"prompt": "The king", "max_new_tokens": 12}
+    if path == "/generate":
+        told = client.text_generation(**ask, details=True, best_of=2, temperature=0.9, seed=1)
+        assert len(told.details.best_of_sequences or ()) == 1
+        return
     whole = client.text_generation(**ask)
     assert "".join(client.text_generation(**ask, stream=True)) == whole
     detailed = client.text_generation(**ask, details=True, stop=["the"])
@@ -307,7 +312,7 @@ def test_deadlines(front: Server) -> None:
     assert (late.status, late.json["error_type"]) == (504, "timeout")
     document = {"inputs": "And", "parameters": LONG, "stream": True}
     parts = cut_at_its_deadline(front, "/invocations", document)
-    assert parts[-1]["details"]["finish_reason"] == "deadline"
+    assert parts[-1]["details"]["finish_reason"] == "length"  # all that TGI's clients know
     assert parts[-1]["generated_text"] == "".join(part["token"]["text"] for part in parts)
     document = {"prompt": "And", "max_tokens": 1500, "min_tokens": 1500, "stream": True}
     *_, last, done = cut_at_its_deadline(front, "/v1/completions", document)
@@ -382,6 +387,41 @@ def test_metrics_count(front: Server) -> None:
     assert metric(front, "gptj_time_to_first_token_seconds_count") > 0
 
 
+def test_tgis_paths(front: Server) -> None:
+    document = {"inputs": "The king", "parameters": {"max_new_tokens": 12, "details": True}}
+
+    def ask(path: str, body: Any) -> Any:
+        with opened(front, path, body) as answer:
+            return answer.status, json.loads(answer.read())
+
+    status, (entry,) = ask("/invocations", document)
+    assert (status, entry["details"]["finish_reason"]) == (200, "length")
+    assert ask("/", document) == (200, [entry])
+    assert ask("/generate", document) == ask("/generate", {**document, "stream": False}) == (200, entry)
+    for path, asked in (("/generate_stream", document), ("/", {**document, "stream": True})):
+        *_, last = events(front, path, asked)
+        assert (last["generated_text"], last["index"]) == (entry["generated_text"], 12)
+    wrong = {
+        "inputs: must be a string here": {"inputs": ["The king"]},
+        "parameters.num_return_sequences=2: must be 1 here": {
+            "inputs": "a",
+            "parameters": {"num_return_sequences": 2, "top_k": 5},
+        },
+        "stream=true: /generate_stream is the path": {**document, "stream": True},
+    }
+    for message, body in wrong.items():
+        status, refused = ask("/generate", body)
+        assert (status, refused["error_type"]) == (400, "validation")
+        assert refused["error"].startswith(message)
+    assert ask("/generate_stream", {**document, "stream": False})[0] == 400
+
+
+def test_tgis_info(front: Server) -> None:
+    info = front.get("/info").json
+    assert (info["max_total_tokens"], info["max_input_tokens"], info["max_best_of"]) == (2048, 2047, 4)
+    assert info["model_id"] == front.get("/v1/models").json["data"][0]["id"]
+
+
 def test_metrics_name_the_engine(either: Server) -> None:
     engine = either.events("ready")[0]["engine"]
     batching = {"hf": "static", "fused": "continuous"}[engine]
@@ -399,6 +439,9 @@ def test_metrics_name_the_engine(either: Server) -> None:
         ("GET", "/invocations", 405),
         ("DELETE", "/ping", 405),
         ("OPTIONS", "/invocations", 405),
+        ("PUT", "/", 405),
+        ("GET", "/generate", 405),
+        ("POST", "/info", 405),
         ("GET", "/", 200),
     ],
 )
@@ -549,8 +592,9 @@ def test_web_pages_of_allowed_origins(configured: Server) -> None:
 
 
 def test_the_page_can_be_switched_off(configured: Server) -> None:
-    assert configured.get("/").status == 404
-    assert "/" not in configured.get("/openapi.json").json["paths"]
+    refused = configured.get("/")
+    assert (refused.status, refused.headers["allow"]) == (405, "POST")
+    assert [*configured.get("/openapi.json").json["paths"]["/"]] == ["post"]
 
 
 def test_sigterm_lets_a_stream_finish() -> None:

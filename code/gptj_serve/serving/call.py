@@ -20,6 +20,7 @@ class Ask:
         parameters_field: Where in the body the parameters were, for errors.
         parameters: How to generate.
         stream: Whether the client wants tokens as they come.
+        is_bare: The answer is the one entry itself, where the schema has lists of them.
     """
 
     schema: str
@@ -29,6 +30,7 @@ class Ask:
     parameters_field: str
     parameters: Parameters
     stream: bool = False
+    is_bare: bool = False
 
     def prompt_name(self, index: int) -> str:
         """What errors call a prompt."""

@@ -15,15 +15,24 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+import gptj_serve
+from gptj_serve.errors import ServingError
 from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Ask
 from gptj_serve.serving.http import openapi
 from gptj_serve.serving.http.generate import Generate, Shared
+from gptj_serve.serving.parameters import MAX_STOPS
 from gptj_serve.serving.schemas.chat import ChatTemplate
 from gptj_serve.serving.schemas.openai import MODEL_NAME
+from gptj_serve.serving.service import MAX_SEQUENCES
 
 PATHS = {
     "/invocations": "POST",
+    # TGI's: clients that were given its base URL post to that
+    "/": "POST",
+    "/generate": "POST",
+    "/generate_stream": "POST",
+    "/info": "GET",
     "/v1/completions": "POST",
     "/v1/chat/completions": "POST",
     "/v1/models": "GET",
@@ -42,8 +51,13 @@ def build(shared: Shared, chat_template: ChatTemplate | None) -> Starlette:
         chat_template: The model's, if it has one.
     """
     read_chat = functools.partial(_read_chat, chat_template)
+    generate = Generate(shared, schemas.read, is_openai=False)
+    read_whole, read_stream = (functools.partial(schemas.read_generate, stream=one) for one in (False, True))
     endpoints: dict[str, Any] = {
-        "/invocations": Generate(shared, schemas.read, is_openai=False),
+        "/invocations": generate,
+        "/generate": Generate(shared, read_whole, is_openai=False),
+        "/generate_stream": Generate(shared, read_stream, is_openai=False),
+        "/info": functools.partial(_info, shared),
         "/v1/completions": Generate(shared, schemas.read_completions, is_openai=True),
         "/v1/chat/completions": Generate(shared, read_chat, is_openai=True),
         "/v1/models": functools.partial(_models, int(time.time())),
@@ -53,8 +67,8 @@ def build(shared: Shared, chat_template: ChatTemplate | None) -> Starlette:
         "/openapi.json": functools.partial(_openapi, openapi.document(shared.settings.page)),
     }
     routes = [Route(path, endpoint, methods=[PATHS[path]]) for path, endpoint in endpoints.items()]
-    if shared.settings.page:
-        routes.append(Route("/", _page, methods=["GET"]))
+    root = ["POST", "GET"] if shared.settings.page else ["POST"]
+    routes.append(Route("/", _Root(generate), methods=root))
     origins = shared.settings.cors_origins
     cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     return Starlette(
@@ -85,8 +99,47 @@ async def _models(created: int, _: Request) -> Response:
     return _json(200, {"object": "list", "data": [model]})
 
 
+async def _info(shared: Shared, _: Request) -> Response:
+    """What TGI tells of itself; its clients look at some of it."""
+    try:
+        info = shared.link.info
+    except ServingError as error:
+        return _json(error.status, {"error": error.message, "error_type": error.kind})
+    told = {
+        "model_id": MODEL_NAME,
+        "model_sha": None,
+        "model_pipeline_tag": "text-generation",
+        "max_concurrent_requests": shared.settings.max_queue,
+        "max_best_of": info.max_batch_size,
+        "max_stop_sequences": MAX_STOPS,
+        "max_input_tokens": info.max_context - 1,
+        "max_total_tokens": info.max_context,
+        "validation_workers": 1,
+        "auto_truncate": False,
+        "max_client_batch_size": MAX_SEQUENCES,
+        "router": "gptj-serve",
+        "version": gptj_serve.__version__,
+        "sha": None,
+        "docker_label": None,
+    }
+    return _json(200, told)
+
+
 async def _openapi(document: dict[str, Any], _: Request) -> Response:
     return _json(200, document)
+
+
+class _Root:
+    """The page to those who get it, text to those who post."""
+
+    def __init__(self, generate: Generate) -> None:
+        self._generate = generate
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] == "POST":
+            return await self._generate(scope, receive, send)
+        response = await _page(Request(scope, receive))
+        return await response(scope, receive, send)
 
 
 async def _page(_: Request) -> Response:

@@ -36,6 +36,10 @@ def document(has_page: bool) -> dict[str, Any]:
     health = _get("Whether the model is loaded and the engine moves", body.JSON, ref("Health"))
     paths = {
         "/invocations": {"post": _invocations()},
+        "/": {"post": _invocations()},
+        "/generate": {"post": _generate()},
+        "/generate_stream": {"post": _generate_stream()},
+        "/info": {"get": _get("The model and its limits, as TGI tells them", body.JSON, ref("Info"))},
         "/v1/completions": {"post": _completions()},
         "/v1/chat/completions": {"post": _chat()},
         "/v1/models": {"get": _get("The model, in OpenAI's list", body.JSON, ref("Models"))},
@@ -45,7 +49,7 @@ def document(has_page: bool) -> dict[str, Any]:
         "/openapi.json": {"get": _get("This document", body.JSON, {"type": "object"})},
     }
     if has_page:
-        paths["/"] = {"get": _get("A page to try it", "text/html", STRING)}
+        paths["/"]["get"] = _get("A page to try it", "text/html", STRING)
     info = {"title": "GPT-J", "version": gptj_serve.__version__, "description": _DESCRIPTION}
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": _schemas()}}
 
@@ -60,6 +64,7 @@ _DESCRIPTION = (
 def _schemas() -> dict[str, Schema]:
     requests = {
         "HuggingFaceRequest": tgi.request_schema(),
+        "GenerateRequest": tgi.generate_schema(),
         "GuideRequest": guide.request_schema(),
         "CompletionRequest": openai.request_schema(),
         "ChatCompletionRequest": chat.request_schema(),
@@ -83,6 +88,24 @@ def _invocations() -> dict[str, Any]:
             EVENTS: _events("HuggingFaceEvent", "CompletionChunk"),
         },
         any_of(ref("Error"), ref("OpenAIError")),
+    )
+
+
+def _generate() -> dict[str, Any]:
+    return _generation(
+        "TGI's path for a whole answer",
+        {body.JSON: {"schema": ref("GenerateRequest")}},
+        {body.JSON: {"schema": ref("GeneratedText")}},
+        ref("Error"),
+    )
+
+
+def _generate_stream() -> dict[str, Any]:
+    return _generation(
+        "TGI's path for a stream",
+        {body.JSON: {"schema": ref("GenerateRequest")}},
+        {EVENTS: _events("HuggingFaceEvent")},
+        ref("Error"),
     )
 
 

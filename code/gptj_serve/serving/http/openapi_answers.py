@@ -66,8 +66,11 @@ def _hugging_face() -> dict[str, Schema]:
         "prefill": {"type": "array", "maxItems": 0},
         "tokens": array(ref("Token")),
         "top_tokens": array(top_tokens),
+        "best_of_sequences": array(ref("BestOfSequence")),
     }
-    last = {"finish_reason": {"enum": [*reasons, "deadline"]}, "input_length": COUNT, **counts}
+    other = {**details, "generated_text": STRING}
+    del other["prompt_tokens"], other["best_of_sequences"]
+    last = {"finish_reason": {"enum": reasons}, "input_length": COUNT, **counts}
     event = {
         "index": {"type": "integer", "minimum": 1},
         "token": ref("Token"),
@@ -78,7 +81,8 @@ def _hugging_face() -> dict[str, Schema]:
     entries = array(ref("GeneratedText"))
     return {
         "Token": _object(token),
-        "Details": _object(details, optional=["top_tokens"]),
+        "Details": _object(details, optional=["top_tokens", "best_of_sequences"]),
+        "BestOfSequence": _object(other, optional=["top_tokens"]),
         "GeneratedText": _object({"generated_text": STRING, "details": ref("Details")}, optional=["details"]),
         "HuggingFaceAnswer": any_of(entries, array(entries)),
         "HuggingFaceEvent": _object(event, optional=["top_tokens"]),
@@ -136,9 +140,31 @@ def _chat() -> dict[str, Schema]:
     }
 
 
+def _info() -> Schema:
+    counts = (
+        "max_concurrent_requests",
+        "max_best_of",
+        "max_stop_sequences",
+        "max_input_tokens",
+        "max_total_tokens",
+        "validation_workers",
+        "max_client_batch_size",
+    )
+    texts = ("model_id", "model_pipeline_tag", "router", "version")
+    return _object(
+        {
+            **dict.fromkeys(texts, STRING),
+            **dict.fromkeys(counts, COUNT),
+            **dict.fromkeys(("model_sha", "sha", "docker_label"), NULL),
+            "auto_truncate": {"enum": [False]},
+        }
+    )
+
+
 def _others() -> dict[str, Schema]:
     model = {"id": STRING, "object": {"enum": ["model"]}, "created": COUNT, "owned_by": STRING}
     return {
         "Models": _object({"object": {"enum": ["list"]}, "data": array(_object(model))}),
+        "Info": _info(),
         "Health": _object({"status": {"enum": ["ok"]}}),
     }

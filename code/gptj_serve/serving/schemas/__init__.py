@@ -32,6 +32,15 @@ def read(data: bytes, content_type: str | None, max_bytes: int) -> Ask:
     return _read_document(body.read_json(text))
 
 
+def read_generate(data: bytes, content_type: str | None, max_bytes: int, *, stream: bool) -> Ask:
+    """Read the body of TGI's ``/generate`` or, with ``stream``, of its ``/generate_stream``.
+
+    Raises:
+        ServingError: 400, 413 or 415.
+    """
+    return tgi.read_generate(_read_object(data, content_type, max_bytes), stream)
+
+
 def read_completions(data: bytes, content_type: str | None, max_bytes: int) -> Ask:
     """Read the body of ``/v1/completions``.
 

@@ -62,6 +62,11 @@ def request_schema() -> dict[str, Any]:
     return object_schema(_FIELDS, required=["inputs"])
 
 
+def generate_schema() -> dict[str, Any]:
+    """The JSON Schema of the bodies that `read_generate` reads."""
+    return object_schema({**_FIELDS, "inputs": checked_elsewhere(_PROMPT)}, required=["inputs"])
+
+
 def read(document: dict[str, Any]) -> Ask:
     """Read a body.
 
@@ -91,6 +96,28 @@ def read(document: dict[str, Any]) -> Ask:
         ),
         stream=stream,
     )
+
+
+def read_generate(document: dict[str, Any], stream: bool) -> Ask:
+    """Read a body of TGI's ``/generate`` or ``/generate_stream``: one prompt, one answer, in no list.
+
+    Args:
+        document: The body.
+        stream: Whether the path streams.
+
+    Raises:
+        BadRequest: As for `read`, or the body asks for something else than the path does.
+    """
+    if document.get("stream") not in (None, stream):
+        other = "/generate" if stream else "/generate_stream"
+        raise BadRequest(f"stream={shown(document['stream'])}: {other} is the path for that; leave it out")
+    ask = read({**document, "stream": stream})
+    if ask.is_list:
+        raise BadRequest("inputs: must be a string here; POST / and /invocations take lists")
+    if ask.parameters.num_return_sequences > 1:
+        number = ask.parameters.num_return_sequences
+        raise BadRequest(f"parameters.num_return_sequences={number}: must be 1 here; POST / returns several")
+    return replace(ask, is_bare=True)
 
 
 def _translate(fields: dict[str, Any]) -> dict[str, Any]:
@@ -135,9 +162,14 @@ def read_prompts(value: Any, where: str) -> tuple[tuple[str, ...], bool]:
     return tuple(value), True
 
 
-def render(call: Call, answers: Sequence[Answer]) -> list[Any]:
-    """A list with one entry an answer; with several answers for each of a list's prompts, a list of lists."""
+def render(call: Call, answers: Sequence[Answer]) -> Any:
+    """A list with one entry an answer; with several answers for each of a list's prompts, a list of lists.
+
+    Of a call that is bare, the one entry.
+    """
     groups = grouped(call, answers)
+    if call.ask.is_bare:
+        return groups[0][0]
     if call.ask.is_list and call.parameters.num_return_sequences > 1:
         return groups
     return [entry for group in groups for entry in group]

@@ -66,7 +66,7 @@ COPY serve /usr/local/bin/serve
 RUN python -m gptj_serve.serving.mms_native && python -m gptj_serve.self_check
 
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 CMD ["python", "-m", "gptj_serve.health"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 CMD ["sh", "-c", "cd / && exec python -m gptj_serve.health"]
 ENTRYPOINT ["serve"]
 
 # SAGEMAKER_BIND_TO_PORT is honoured

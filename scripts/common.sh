@@ -1,4 +1,7 @@
 # Sourced by the other scripts: makes the virtual environment they need.
+#
+# Python runs with -I everywhere: else it looks for modules in the working directory first. That may be a model's, which
+# is data and not to be run.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${VENV_DIR:-$root/.venv}
@@ -8,7 +11,7 @@ say() { printf '%s\n' "$*" >&2; }
 find_python() {
   local name
   for name in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do
-    if "$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+    if "$name" -I -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
       command -v "$name"
       return
     fi
@@ -30,7 +33,7 @@ make_venv() {
   if [ ! -x "$venv/bin/python" ]; then
     python=$(find_python) || exit 1
     say "Making $venv with $("$python" --version) ..."
-    "$python" -m venv "$venv"
+    "$python" -I -m venv "$venv"
   fi
   if [ "${missing[*]}" = deploy ]; then
     say "Installing what the command needs (once) ..."
@@ -45,7 +48,7 @@ make_venv() {
 }
 
 install_part() {
-  local pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
+  local pip=("$venv/bin/python" -I -m pip --disable-pip-version-check install --quiet)
   case "$1" in
     base) "${pip[@]}" --editable "$root" ;;
     deploy)
@@ -64,7 +67,7 @@ install_part() {
 
 # requirements_of EXTRA: what it adds to the package's own, a line each
 requirements_of() {
-  "$venv/bin/python" - "$1" <<'PYTHON'
+  "$venv/bin/python" -I - "$1" <<'PYTHON'
 import importlib.metadata
 import sys
 
@@ -80,7 +83,7 @@ PYTHON
 # aws_command NAME ARGUMENT...: becomes a command of gptj_serve.aws
 aws_command() {
   make_venv deploy
-  exec "$venv/bin/python" -m gptj_serve.aws "$@"
+  exec "$venv/bin/python" -I -m gptj_serve.aws "$@"
 }
 
 # sdk_venv NAME REQUIREMENT: AWS's SDKs have other versions of our dependencies, so each gets an environment of its own;
@@ -91,8 +94,8 @@ sdk_venv() {
   if [ ! -e "$stamp" ]; then
     say "Installing $2 ..."
     # a function in $( ) does not end at a failure by itself
-    "$venv/bin/python" -m venv "$made" &&
-      "$made/bin/python" -m pip --disable-pip-version-check install --quiet "$2" >&2 &&
+    "$venv/bin/python" -I -m venv "$made" &&
+      "$made/bin/python" -I -m pip --disable-pip-version-check install --quiet "$2" >&2 &&
       touch "$stamp" || return 1
   fi
   printf '%s\n' "$made"

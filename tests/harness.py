@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,14 +120,21 @@ class Client:
 class Server(Client):
     """One running ``serve`` with the demo model, on a free port of the loopback interface."""
 
-    def __init__(self, module: str = "gptj_serve", **env: str) -> None:
+    def __init__(
+        self,
+        module: str = "gptj_serve",
+        *,
+        command: Sequence[str | Path] = (),
+        cwd: Path = ROOT,
+        **env: str,
+    ) -> None:
         self.port = free_port()
         self.front = env.get("GPTJ_FRONT", "mms")
         clean = {
             key: value for key, value in os.environ.items() if not key.startswith(("GPTJ_", "SAGEMAKER_"))
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            command or [sys.executable, "-m", module],
             env={
                 **clean,
                 "GPTJ_MODEL_DIR": str(demo.MODEL_DIR),
@@ -139,7 +146,7 @@ class Server(Client):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            cwd=ROOT,
+            cwd=cwd,
         )
         self.lines: list[str] = []
         self._is_read = True
@@ -264,6 +271,32 @@ def least(measure: Callable[[], float], enough: float, num_tries: int = 4) -> fl
     while values[-1] >= enough and len(values) < num_tries:
         values.append(measure())
     return min(values)
+
+
+PYTHON_WITHOUT_PIP = """#!/bin/sh
+case " $* " in *" -m pip "*) ;; *) exec "$REAL_PYTHON" "$@" ;; esac
+echo "$*" >>"$PIP_LOG"
+case " $* " in *" /dev/stdin "*) cat >>"$PIP_LOG" ;; esac
+"""
+
+
+def stand_in_venv(folder: Path) -> dict[str, str]:
+    """Make an environment for the scripts: nothing is installed, and pip writes down what it should do.
+
+    All else is this environment's Python.
+
+    Args:
+        folder: To make it in; ``pip.log`` there has pip's arguments and input.
+
+    Returns:
+        The environment in which the scripts use it.
+    """
+    python = folder / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON_WITHOUT_PIP)
+    python.chmod(0o755)
+    log = folder / "pip.log"
+    return {"VENV_DIR": str(folder / "venv"), "REAL_PYTHON": sys.executable, "PIP_LOG": str(log)}
 
 
 def python_path(*folders: Path) -> str:

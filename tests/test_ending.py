@@ -116,6 +116,30 @@ def test_sigterm_lets_running_requests_finish_and_refuses_new_ones() -> None:
         assert nothing_left(everything)
 
 
+def stop_everything(server: Server) -> None:
+    """SIGTERM to every process, as systemd does it, the first one last: it hears of it after all others."""
+    for process in reversed([psutil.Process(server.process.pid), *server.descendants()]):
+        process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("module", "front"), [("gptj_serve", "mms"), ("gptj_serve", "http"), ("gptj_serve.run_local", "http")]
+)
+def test_a_signal_to_every_process_lets_running_requests_finish(module: str, front: str) -> None:
+    env = {"GPTJ_FRONT": front, "GPTJ_ENGINE": "fused", "GPTJ_DRAIN_TIMEOUT_S": "100"}
+    with contextlib.closing(Server(module, **env)) as server:
+        server.wait_until_ready()
+        everything = server.descendants()
+        with in_flight(server, max_new_tokens=600, min_new_tokens=600, details=True) as request:
+            stop_everything(server)
+            answer = request.result()
+        assert answer.status == 200
+        assert answer.json[0]["details"]["generated_tokens"] == 600
+        assert server.wait_for_exit() == 0
+        assert len(server.events("stopping")) == 1
+        assert nothing_left(everything)
+
+
 def test_a_request_that_outlasts_the_drain_is_told_so() -> None:
     with serving(GPTJ_DRAIN_TIMEOUT_S="1") as server:
         with in_flight(server, **LONG, details=True) as request:

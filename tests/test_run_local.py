@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pty
 import re
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 from gptj_serve import demo
 from harness import (
+    END_TIMEOUT_S,
     ROOT,
     START_TIMEOUT_S,
     Server,
@@ -22,12 +24,13 @@ from harness import (
     in_flight,
     nothing_left,
     python_path,
+    stand_in_venv,
     until,
 )
 
 BARE_PYTHON = """#!/bin/sh
 # Python without any package; it makes no virtual environment
-case "$*" in "-m venv"*) exit 9 ;; esac
+case "$*" in "-I -m venv"*) exit 9 ;; esac
 exec {python} "$@"
 """
 
@@ -58,7 +61,8 @@ def before_installing(directory: Path, *arguments: str, **env: str) -> "subproce
     [
         (["--engine", "gpu"], {}, "GPTJ_ENGINE='gpu': must be one of auto, fused, deepspeed, hf"),
         (["--model", "/nowhere"], {}, "GPTJ_MODEL_DIR=/nowhere: no such directory"),
-        ([], {"GPTJ_PORT": "0"}, "GPTJ_PORT='0': must be a whole number from 1 to 32766"),
+        ([], {"GPTJ_PORT": "0"}, "GPTJ_PORT='0': must be a whole number from 1 to 65535"),
+        (["--front", "grpc"], {}, "GPTJ_FRONT='grpc': must be one of mms, http"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_installed(
@@ -93,7 +97,7 @@ def test_run_local_says_in_plain_words_what_is_wrong_with_a_model() -> None:
 
 
 def test_run_local_says_in_plain_words_why_serve_does_not_start() -> None:
-    with contextlib.closing(Server("gptj_serve.run_local", JAVA_HOME="/nowhere")) as server:
+    with contextlib.closing(Server("gptj_serve.run_local", GPTJ_FRONT="mms", JAVA_HOME="/nowhere")) as server:
         assert server.wait_for_exit(START_TIMEOUT_S) == 1
     assert server.lines[-1] == "JAVA_HOME='/nowhere': there is no bin/java in it\n"
     assert not server.events("not_started")
@@ -117,9 +121,62 @@ def test_run_local_shows_a_completion(front: str) -> None:
         assert f"curl {url}invocations" in server.log
         assert (f"curl -N {url}invocations" in server.log) == (front == "http")
         assert (f"In a browser: {url}\n" in server.log) == (front == "http")
-        assert ("GPTJ_FRONT=http also streams" in server.log) == (front == "mms")
+        assert ("Without --front mms it also streams" in server.log) == (front == "mms")
     levels = {line["level"] for line in server.records()}
     assert ("info" in levels) == (log_level == "info")
+
+
+def test_a_terminal_gets_the_completion_and_warnings_in_plain_words() -> None:
+    terminal, its_end = pty.openpty()
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GPTJ_")}
+    with (
+        open(terminal, errors="replace") as shown,
+        subprocess.Popen(
+            [sys.executable, "-m", "gptj_serve.run_local"],
+            env={**env, "GPTJ_PORT": str(free_port()), "GPTJ_ENGINE": "fused"},
+            stdout=subprocess.PIPE,
+            stderr=its_end,
+            text=True,
+        ) as process,
+    ):
+        os.close(its_end)
+        assert process.stdout is not None
+        said = list(iter(process.stdout.readline, "Ctrl-C ends the server.\n"))
+        assert any(line.startswith("In a browser: ") for line in said)
+        (engine,) = [
+            one
+            for one in psutil.Process(process.pid).children(recursive=True)
+            if "gptj_serve.engine" in one.cmdline()
+        ]
+        engine.kill()
+        assert process.wait(END_TIMEOUT_S) == 70
+        lines = []
+        with contextlib.suppress(OSError):  # how a terminal ends
+            lines.extend(shown)
+    assert lines == [
+        f"Loading {demo.MODEL_DIR} ...\n",
+        "serve: error: the engine was killed (out of memory?)\n",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["--front"], ["--front", ""], ["--frontend", "mms"]])
+def test_wrong_usage_is_told(tmp_path: Path, arguments: list[str]) -> None:
+    assert before_installing(tmp_path, *arguments).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"), [([], ""), (["--front", "mms"], "[java]"), (["--front", "MMS"], "[java]")]
+)
+def test_java_is_installed_for_the_model_server_alone(
+    tmp_path: Path, arguments: list[str], extra: str
+) -> None:
+    env = {**os.environ, **stand_in_venv(tmp_path), "GPTJ_PORT": str(free_port())}
+    with (tmp_path / "venv/bin/python").open("a") as python:
+        python.write("exit 9\n")  # nothing more, once pip has been asked
+    done = subprocess.run([ROOT / "scripts/run-local", *arguments], env=env, check=False, capture_output=True)
+    assert done.returncode == 9
+    asked = (tmp_path / "pip.log").read_text().splitlines()
+    assert asked[0].endswith(f"--quiet --editable {ROOT}{extra}")
 
 
 def test_run_local_asks_when_the_fronts_workers_are_up(tmp_path: Path) -> None:
@@ -127,7 +184,7 @@ def test_run_local_asks_when_the_fronts_workers_are_up(tmp_path: Path) -> None:
         "import time\nimport inference\nfrom inference import *\n"
         "def model_fn(model_dir):\n    time.sleep(10)\n    return inference.model_fn(model_dir)\n"
     )
-    env = {"PYTHONPATH": python_path(tmp_path), "SAGEMAKER_PROGRAM": "slow"}
+    env = {"GPTJ_FRONT": "mms", "PYTHONPATH": python_path(tmp_path), "SAGEMAKER_PROGRAM": "slow"}
     with contextlib.closing(Server("gptj_serve.run_local", **env)) as server:
         shown_completion(server)
     seconds = re.search(r"^ +\((.+) s\)$", server.log, re.MULTILINE)

@@ -2,20 +2,12 @@
 
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from harness import ROOT
-
-# everything but pip is this environment's Python
-PYTHON = """#!/bin/sh
-if [ "$2" != pip ]; then exec "$REAL_PYTHON" "$@"; fi
-echo "$*" >>"$PIP_LOG"
-case " $* " in *" /dev/stdin "*) cat >>"$PIP_LOG" ;; esac
-"""
+from harness import ROOT, stand_in_venv
 
 
 @dataclass
@@ -24,18 +16,15 @@ class Scripts:
 
     venv: Path
     log: Path
+    env: dict[str, str]
 
-    def run(self, *command: str) -> str:
+    def run(self, *command: str, cwd: Path = ROOT) -> str:
         """Run a script; what pip was asked for."""
         self.log.write_text("")
         subprocess.run(
             [ROOT / "scripts" / command[0], *command[1:]],
-            env={
-                **os.environ,
-                "VENV_DIR": str(self.venv),
-                "REAL_PYTHON": sys.executable,
-                "PIP_LOG": str(self.log),
-            },
+            env={**os.environ, **self.env},
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=True,
@@ -47,11 +36,7 @@ class Scripts:
 @pytest.fixture
 def scripts(tmp_path: Path) -> Scripts:
     """Nothing is installed yet."""
-    python = tmp_path / "venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text(PYTHON)
-    python.chmod(0o755)
-    return Scripts(tmp_path / "venv", tmp_path / "pip.log")
+    return Scripts(tmp_path / "venv", tmp_path / "pip.log", stand_in_venv(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["build", "push", "deploy", "invoke", "scale", "status", "delete"])

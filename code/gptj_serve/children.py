@@ -1,8 +1,10 @@
 """Child processes of the launcher, which may be PID 1: started, listened to, reaped, ended.
 
 Each child leads a session of its own, so that Ctrl-C in a terminal reaches the launcher alone, and
-dies with the launcher. Orphans of a child (a model server's workers) come to the launcher. What the
-children print goes on to our stdout; lines that are no JSON are wrapped, so that the log stays JSON.
+dies with the launcher. It does not hear of SIGTERM or SIGINT: systemd sends those to every process at
+once, and when a child has to end is the launcher's to say, by `END_SIGNAL`. Orphans of a child (a model
+server's workers) come to the launcher. What the children print goes on to our stdout; lines that are no
+JSON are wrapped, so that the log stays JSON.
 """
 
 import contextlib
@@ -15,11 +17,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+END_SIGNAL = signal.SIGUSR1
+"""How the launcher tells a child to end in order; a child without a handler for it ends at once."""
+SAME_STOP_S = 1.0
+"""Signals to stop that come so soon after one say nothing new: `run_local` passes on what serve gets too."""
 
 logger = logging.getLogger("gptj_serve.child")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -55,11 +60,11 @@ class Child:
         return self.exit_code is None
 
     def terminate(self) -> None:
-        """Send SIGTERM to the process alone; its end is no surprise from now on."""
+        """Send `END_SIGNAL` to the process alone; its end is no surprise from now on."""
         self.expected_to_end = True
         if self.is_running:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGTERM)
+                os.kill(self.pid, END_SIGNAL)
 
     def kill_session(self) -> None:
         """Kill the process and all that it started and that stayed in its session."""
@@ -76,6 +81,7 @@ class Children:
 
     def __init__(self) -> None:
         self._children: list[Child] = []
+        self._stopped_s: float | None = None
         self._selector = selectors.DefaultSelector()
         self._signals, writer = os.pipe()
         for descriptor in (self._signals, writer):
@@ -106,7 +112,7 @@ class Children:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=partial(die_with_parent, signal.SIGKILL),
+            preexec_fn=_become_child,
         )
         assert popen.stdout is not None
         os.set_blocking(popen.stdout.fileno(), False)
@@ -129,7 +135,7 @@ class Children:
             elif not key.data.read(key.fd):
                 self._selector.unregister(key.fileobj)
         self._reap()
-        if stop:
+        if stop and not self._was_just_stopped():
             raise Stopped
         for child in self._children:
             if not child.is_running and not child.expected_to_end:
@@ -144,7 +150,7 @@ class Children:
         return not child.is_running
 
     def end_all(self, timeout_s: float) -> None:
-        """SIGTERM to all, SIGKILL to what is left after ``timeout_s``; nothing stays behind."""
+        """`END_SIGNAL` to all, SIGKILL to what is left after ``timeout_s``; nothing stays behind."""
         for child in self._children:
             child.terminate()
         deadline_s = time.monotonic() + timeout_s
@@ -157,6 +163,13 @@ class Children:
         while _has_children() and time.monotonic() < until_s:
             with contextlib.suppress(Stopped):
                 self.wait(0.02)
+
+    def _was_just_stopped(self) -> bool:
+        now_s = time.monotonic()
+        if self._stopped_s is not None and now_s - self._stopped_s < SAME_STOP_S:
+            return True
+        self._stopped_s = now_s
+        return False
 
     def _reap(self) -> None:
         """Collect every process that has ended, ours and orphans alike."""
@@ -207,6 +220,14 @@ def die_with_parent(number: int) -> None:
     For ``preexec_fn``, between fork and exec: only where the parent has no threads.
     """
     _libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def _become_child() -> None:
+    die_with_parent(signal.SIGKILL)
+    # both: Java unblocks what is blocked, and Python's servers set handlers of their own for what is ignored
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def _has_children() -> bool:

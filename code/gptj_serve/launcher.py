@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import gptj_serve
-from gptj_serve import logs, run_dir
+from gptj_serve import logs, run_dir, safe_path
 from gptj_serve.children import Child, ChildDied, Children, Stopped
 from gptj_serve.driver import Driver, find_driver
 from gptj_serve.errors import StartupError
@@ -213,6 +213,7 @@ def main() -> int:
     directory: Path | None = None
     try:
         _check_arguments(sys.argv[1:])
+        safe_path.leave_working_directory()
         directory = run_dir.make()
         settings = Settings.from_env(os.environ)
         logs.configure("serve", settings.log_level)

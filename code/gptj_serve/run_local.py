@@ -2,8 +2,9 @@
 
 Usage: python -m gptj_serve.run_local [--check]
 
-The server's log goes to stderr, what is shown to stdout. With ``--check`` nothing is started: what would
-fail is looked for, as far as that goes without any other package.
+The server's log goes to stderr, what is shown to stdout. A terminal gets the log's warnings alone, in plain
+words, unless ``GPTJ_LOG_LEVEL`` says otherwise. With ``--check`` nothing is started: what would fail is
+looked for, as far as that goes without any other package.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import time
 import urllib.request
 from typing import Any
 
-from gptj_serve import demo
+from gptj_serve import demo, safe_path
 from gptj_serve.children import die_with_parent
 from gptj_serve.errors import StartupError
 from gptj_serve.models.model_dir import find_checkpoint
@@ -29,10 +30,17 @@ REQUEST = {"inputs": "In the beginning God created", "parameters": {"max_new_tok
 
 def main() -> int:
     """Run until ``serve`` ends; returns its exit code."""
-    env = dict(os.environ)
-    env.setdefault("GPTJ_MODEL_DIR", str(demo.MODEL_DIR))
-    env.setdefault("GPTJ_HOST", "127.0.0.1")
-    env.setdefault("GPTJ_PORT", "8080")
+    safe_path.leave_working_directory()
+    is_terminal = sys.stderr.isatty()
+    defaults = {
+        "GPTJ_MODEL_DIR": str(demo.MODEL_DIR),
+        "GPTJ_FRONT": "http",
+        "GPTJ_HOST": "127.0.0.1",
+        "GPTJ_PORT": "8080",
+        "GPTJ_LOG_LEVEL": "warning" if is_terminal else "info",
+    }
+    unset = [name for name in defaults if not os.environ.get(name, "").strip()]
+    env = {**os.environ, **{name: defaults[name] for name in unset}}
     try:
         # what a person gets wrong most is said before there is a log
         settings = Settings.from_env(env)
@@ -50,7 +58,7 @@ def main() -> int:
     serve = _start(env)
     assert serve.stdout is not None
     for line in serve.stdout:
-        _pass_on(line, settings)
+        _pass_on(line, settings, is_terminal)
     return serve.wait()
 
 
@@ -84,11 +92,14 @@ def _become_serve() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
-def _pass_on(line: bytes, settings: Settings) -> None:
+def _pass_on(line: bytes, settings: Settings, is_terminal: bool) -> None:
     """Pass a line of the log on: a start that failed in plain words, one that succeeded with a completion."""
     record = _read(line)
     if record.get("event") == "not_started":
         line = f"{record['message']}\n".encode()
+    elif is_terminal and record.get("level") in LOG_LEVELS[LOG_LEVELS.index("warning") :]:
+        words = [f"{record['process']}: {record['level']}: {record['message']}", record.get("traceback")]
+        line = ("\n".join(filter(None, words)) + "\n").encode()
     hidden = LOG_LEVELS[: LOG_LEVELS.index(settings.log_level)]
     if record.get("level") not in hidden:
         with contextlib.suppress(OSError):  # a terminal that is gone is no reason to end before serve does
@@ -127,7 +138,7 @@ def _show_completion(settings: Settings) -> None:
         if settings.page:
             print(f"In a browser: {url}/\n")
     else:
-        print("GPTJ_FRONT=http also streams, and speaks OpenAI's API under /v1.\n")
+        print("Without --front mms it also streams, has a page, and speaks OpenAI's API under /v1.\n")
     print("Ctrl-C ends the server.", flush=True)
 
 

@@ -93,7 +93,7 @@ class Settings:
         worker_timeout_s = _read(env, "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", None, integer(3, 3600))
         request_timeout_s = _request_timeout(env, worker_timeout_s)
         front = _read(env, "GPTJ_FRONT", "mms", _one_of(FRONTS))
-        port = integer(1, MAX_PORT[front])
+        port = _port_of(front)
         return Settings(
             model_dir=_read(env, "GPTJ_MODEL_DIR", DEFAULT_MODEL_DIR, _path),
             engine=_read(env, "GPTJ_ENGINE", "auto", _one_of(ENGINES)),
@@ -197,6 +197,17 @@ def _ipv4(raw: str) -> str:
 
 def _path(raw: str) -> Path:
     return Path(raw).expanduser().absolute()  # the model server's workers run in another directory
+
+
+def _port_of(front: str) -> Callable[[str], int]:
+    def parse(raw: str) -> int:
+        try:
+            return integer(1, MAX_PORT[front])(raw)
+        except ValueError as error:
+            limits = f"GPTJ_FRONT=mms takes none above {MAX_PORT['mms']}, http up to {MAX_PORT['http']}"
+            raise ValueError(f"{error} ({limits})" if front == "mms" else str(error)) from None
+
+    return parse
 
 
 def _auto_or(parse: Callable[[str], int]) -> Callable[[str], int | None]:

@@ -1,7 +1,10 @@
 """The command line of ``run``: what it says is what is done, and what is wrong is named."""
 
+from pathlib import Path
+
 import pytest
 
+from gptj_serve import demo
 from gptj_serve.benchmark import options
 from gptj_serve.benchmark.results import Cell, Level
 
@@ -54,6 +57,12 @@ def test_settings_reach_the_server() -> None:
     assert "x" not in str(facts)
 
 
+def test_the_model_is_the_demo_or_a_whole_path() -> None:
+    assert parse("--spawn", "fused").model == demo.MODEL_DIR
+    assert parse("--spawn", "fused", "--model", "m").model == Path.cwd() / "m"
+    assert parse("--url", "http://a").model is None  # what runs there is not known
+
+
 SPAWN = ("--spawn", "fused", "--model", "m")
 
 
@@ -62,7 +71,6 @@ SPAWN = ("--spawn", "fused", "--model", "m")
     [
         ((), "a target is needed: --url, --endpoint or --spawn"),
         (("--spawn", "fast", "--model", "m"), "--spawn fast: must be one of auto, fused"),
-        (("--spawn", "fused"), "--spawn needs --model DIR"),
         (("--spawn", "fused,fused", "--model", "m"), "fused: a name for two targets"),
         (("--url", "http://a", "--load", "memory"), "--load memory: only what --spawn starts"),
         ((*SPAWN, "--load", "speed"), "'speed' must be of grid, latency, throughput, load, memory"),

@@ -21,7 +21,7 @@ def test_how_it_is_started(image: str) -> None:
     assert config["Entrypoint"] == ["serve"]
     assert not config.get("Cmd")
     assert config["ExposedPorts"] == {"8080/tcp": {}}
-    assert config["Healthcheck"]["Test"] == ["CMD", "python", "-m", "gptj_serve.health"]
+    assert config["Healthcheck"]["Test"] == ["CMD", "sh", "-c", "cd / && exec python -m gptj_serve.health"]
     assert config["Labels"]["com.amazonaws.sagemaker.capabilities.accept-bind-to-port"] == "true"
     assert config["Labels"]["org.opencontainers.image.title"] == "gptj-serve"
     assert config["Labels"]["org.opencontainers.image.version"] == gptj_serve.__version__

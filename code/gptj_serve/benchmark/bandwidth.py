@@ -3,10 +3,13 @@
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+
+from gptj_serve import safe_path
 
 BUFFER_BYTES = 6_600_000_000
 """As much as the GPU has free, if that is less."""
@@ -18,7 +21,14 @@ def measure_in_child() -> float | None:
     """Bytes per second that this machine's first GPU reads; None without a GPU."""
     command = [sys.executable, "-m", "gptj_serve.benchmark.bandwidth"]
     with contextlib.suppress(subprocess.CalledProcessError):
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            command,
+            env=safe_path.environment(os.environ),
+            cwd=safe_path.ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
         found: float | None = json.loads(done.stdout)["read_bytes_per_s"]
         return found
     return None

@@ -54,7 +54,14 @@ def running(front: str, tokens_per_s: float, log: Path, *, prompt_s: float = 0.0
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         socket_path = run_dir.engine_socket(directory)
         command = [sys.executable, "-m", "gptj_serve.benchmark.fake_engine", "--socket", str(socket_path)]
-        command += ["--model", str(demo.MODEL_DIR), "--tokens-per-s", str(tokens_per_s), "--log", str(log)]
+        command += [
+            "--model",
+            str(demo.MODEL_DIR),
+            "--tokens-per-s",
+            str(tokens_per_s),
+            "--log",
+            str(log.absolute()),
+        ]
         command += ["--prompt-s", str(prompt_s)]
         engine = stack.enter_context(processes.running(command, env))
         _wait_for(engine, socket_path.exists)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gptj_serve import demo
 from gptj_serve.benchmark.peers import PEERS
 from gptj_serve.benchmark.results import FIRST_CELL, Cell, Level
 from gptj_serve.benchmark.run_parser import LOADS, TOGETHER_BATCH_SIZE, make_parser
@@ -98,7 +99,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
         spawns=_with_settings(parser, spawns, args.set),
         together=args.together,
         rounds=args.rounds,
-        model=args.model,
+        model=_model(args.model, spawns),
         cells=cells,
         runs=_by_target(parser, "--runs", args.runs, names, 20),
         latency_cells=tuple(args.latency_cells),
@@ -116,7 +117,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
         out=args.out,
         retry_failed=args.retry_failed,
         timeout_s=args.timeout_s,
-        work=args.work,
+        work=args.work.absolute(),
         overrides=_overrides(args),
     )
     return _bounded(parser, options) if options.together else options
@@ -134,11 +135,16 @@ def _check_targets(
             parser.error(f"--spawn {spawn.engine}: must be one of {', '.join((*ENGINES, *PEERS))}")
     if args.together and any(spawn.engine in PEERS for spawn in spawns):
         parser.error("--together: peers take turns, they leave no memory to others")
-    if spawns and args.model is None:
-        parser.error("--spawn needs --model DIR")
     only_spawn = {"load", "memory"} & set(args.load)
     if only_spawn and not spawns:
         parser.error(f"--load {', '.join(sorted(only_spawn))}: only what --spawn starts can be looked at so")
+
+
+def _model(given: Path | None, spawns: Sequence[Spawn]) -> Path | None:
+    # what is started runs in another directory
+    if given is not None:
+        return given.expanduser().absolute()
+    return demo.MODEL_DIR if spawns else None
 
 
 def _with_settings(

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
+from gptj_serve import safe_path
 from gptj_serve.errors import StartupError
 from gptj_serve.ports import check_port_is_free
 
@@ -37,14 +38,15 @@ def running(
 
     Args:
         command: Program and arguments.
-        env: Its whole environment.
+        env: Its whole environment, with paths as they are here: the process starts in ``/``.
         stdin, stdout, stderr: As `subprocess.Popen` takes them.
         pass_fds: Descriptors that it inherits.
         end_timeout_s: After SIGTERM, how long it has before SIGKILL.
     """
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", TETHER, *command],
-        env=dict(env),
+        env=safe_path.environment(env),
+        cwd=safe_path.ROOT,
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,

@@ -28,6 +28,7 @@ loads:
 examples (B is scripts/benchmark):
   B run --url http://127.0.0.1:8080 --out results.json
   B run --url new=http://10.0.0.1:8080 --url old=http://10.0.0.2:8080 --load grid,latency --out ab.json
+  B run --spawn hf,fused --inputs 50 --outputs 50 --out demo.json
   B run --endpoint gpt-j --runs 20 --out endpoint.json
   B run --spawn fused,deepspeed,hf --together --model DIR --runs 20 --runs hf=3 --out grid.json
   B run --spawn fused,small=fused --set small:GPTJ_MAX_BATCH_SIZE=4 --model DIR --load throughput --out t.json
@@ -64,7 +65,7 @@ def _add_targets(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]ENGINE[,…]",
         help=f"start serve with an engine ({', '.join(ENGINES)}), or a peer ({', '.join(PEERS)}), in turn",
     )
-    group.add_argument("--model", type=Path, metavar="DIR", help="model directory, for --spawn")
+    group.add_argument("--model", type=Path, metavar="DIR", help="for --spawn (the demo model)")
     group.add_argument(
         "--set", action="append", default=[], metavar="[NAME:]KEY=VALUE", help="environment of --spawn"
     )

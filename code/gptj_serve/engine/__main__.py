@@ -3,7 +3,8 @@
 Usage: python -m gptj_serve.engine --socket PATH --ready-fd N
 
 One JSON line goes to the descriptor: {"status": "ready", "model": {...}} or {"status": "failed",
-"message": "..."}. SIGTERM drains. Exit codes: 0 drained, 1 not started, 70 the engine cannot go on.
+"message": "..."}. The launcher's signal (`children.END_SIGNAL`) drains. Exit codes: 0 drained, 1 not started,
+70 the engine cannot go on.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj_serve import logs
+from gptj_serve.children import END_SIGNAL
 from gptj_serve.engine.start_log import logged_import
 from gptj_serve.errors import StartupError
 from gptj_serve.settings import Settings
@@ -64,7 +66,7 @@ def _start(settings: Settings, socket_path: Path) -> tuple[Any, Any]:
 
 
 def _serve(engine: Any) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: engine.drain())
+    signal.signal(END_SIGNAL, lambda *_: engine.drain())
     try:
         engine.run()
     except Exception as error:  # what no step survives, or a bug outside of them

@@ -7,6 +7,7 @@ listens only when a byte comes on the descriptor: a front that answers means an 
 """
 
 import argparse
+import asyncio
 import gc
 import logging
 import os
@@ -18,6 +19,7 @@ import uvicorn
 import uvloop
 
 from gptj_serve import logs, run_dir
+from gptj_serve.children import END_SIGNAL
 from gptj_serve.serving.http.admission import Admission
 from gptj_serve.serving.http.app import build
 from gptj_serve.serving.http.generate import Shared
@@ -32,7 +34,7 @@ from gptj_serve.settings import Settings
 
 
 async def serve(settings: Settings, directory: Path, model_dir: Path, tokenizer: Tokenizer) -> None:
-    """Answer requests until a signal comes. The engine must be ready."""
+    """Answer requests until the launcher's signal comes. The engine must be ready."""
     link = await EngineLink.connect(run_dir.engine_socket(directory))
     max_bytes = settings.max_payload_mb * 1024 * 1024
     service = Service(link, tokenizer, max_bytes, settings.request_timeout_s, streaming=True)
@@ -60,7 +62,9 @@ async def serve(settings: Settings, directory: Path, model_dir: Path, tokenizer:
     gc.freeze()  # what is loaded stays: collections need not look at it while tokens wait
     listener = config.bind_socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)  # connections inherit it
-    await uvicorn.Server(config).serve([listener])
+    server = uvicorn.Server(config)
+    asyncio.get_running_loop().add_signal_handler(END_SIGNAL, setattr, server, "should_exit", True)
+    await server.serve([listener])
     await link.close()
 
 

@@ -1,0 +1,50 @@
+"""Keeps the working directory out of what our processes run.
+
+``python -m`` looks for every module in the working directory first, before the standard library. That may be
+a model's, and a model is data: a ``json.py`` in it must not be run. So processes of ours start in ``/``, with
+``PYTHONSAFEPATH`` for versions of Python that know it, and what the user has named relative to the working
+directory is resolved before.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = "/"
+PATHS = (
+    "GPTJ_MODEL_DIR",
+    "JAVA_HOME",
+    "TMPDIR",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "XDG_CACHE_HOME",
+    "TORCH_EXTENSIONS_DIR",
+)
+PATH_LISTS = ("PYTHONPATH", "LD_LIBRARY_PATH", "PATH")
+"""In all of them an empty entry is the working directory; nobody means that."""
+
+
+def environment(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a process that starts in `ROOT`: the same files, by absolute paths.
+
+    Args:
+        env: As it is in the working directory.
+    """
+    resolved = {**env, "PYTHONSAFEPATH": "1"}
+    for name in PATHS:
+        if env.get(name, "").strip():
+            resolved[name] = _absolute(env[name].strip())
+    for name in PATH_LISTS:
+        if name in env:
+            resolved[name] = os.pathsep.join(map(_absolute, filter(None, env[name].split(os.pathsep))))
+    return resolved
+
+
+def leave_working_directory() -> None:
+    """Let this process, and with it all that it starts, go on in `ROOT`."""
+    os.environ.update(environment(os.environ))
+    os.chdir(ROOT)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())

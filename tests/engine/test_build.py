@@ -45,7 +45,7 @@ class LoadedError(Exception):
 def test_auto_looks_for_the_kernels_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise LoadedError
 
     (tmp_path / "libfused.so").touch()

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,11 +15,19 @@ import torch
 from tiny import TINY_CONFIG, random_tensors, write_model
 from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
 
-from gptj_serve.engine.memory import GpuMemory, check_gpu_memory, check_host_memory
+from gptj_serve.engine import memory
+from gptj_serve.engine.memory import (
+    GpuMemory,
+    HostMemory,
+    check_gpu_memory,
+    check_host_memory,
+    host_memory,
+)
 from gptj_serve.engine.static import transformers_loader as loader
 from gptj_serve.engine.static.transformers_loader import load_model, needed_bytes
 from gptj_serve.errors import StartupError
-from gptj_serve.models.model_dir import ModelConfig, expected_shapes, find_checkpoint
+from gptj_serve.models.config import ModelConfig, expected_shapes
+from gptj_serve.models.model_dir import find_checkpoint
 
 CPU = torch.device("cpu")
 LARGE = {"n_layer": 6, "n_embd": 1280, "n_head": 10, "rotary_dim": 64, "vocab_size": 12000}
@@ -198,13 +207,57 @@ def test_gpu_memory_that_does_not() -> None:
     assert "11.00 GiB of 14.60 GiB are free" in message
 
 
+def test_host_memory_that_suffices() -> None:
+    check_host_memory({"weights": 6, "cache": 4}, HostMemory(10, 20, None))
+    check_host_memory({"weights": 10}, HostMemory(10, 20, 10))
+    check_host_memory({}, HostMemory(0, 20, None))
+
+
 def test_a_containers_memory() -> None:
-    check_host_memory(10, 10)
-    check_host_memory(10, None)
     with pytest.raises(StartupError) as caught:
-        check_host_memory(23 * GIB, 16 * GIB)
-    assert "may use 16.00 GiB of memory, on the CPU the weights need 23.00 GiB" in str(caught.value)
-    assert "docker run --memory" in str(caught.value)
+        check_host_memory({"weights": 23 * GIB}, HostMemory(60 * GIB, 64 * GIB, 16 * GIB))
+    message = str(caught.value)
+    assert "needs 23.00 GiB of memory (weights 23.00), and this container may use 16.00" in message
+    assert "docker run --memory" in message
+
+
+@pytest.mark.parametrize("limit", [None, 30 * GIB])
+def test_what_a_machine_has_left(limit: int | None) -> None:
+    """Outside a container, or inside one whose limit is more than there is."""
+    needs = {"weights 6050882784 * 4 bytes =": 4 * 6_050_882_784, "rotary tables": GIB}
+    with pytest.raises(StartupError) as caught:
+        check_host_memory(needs, HostMemory(22 * GIB, 24 * GIB, limit))
+    message = str(caught.value)
+    assert "needs 23.54 GiB of memory (weights 6050882784 * 4 bytes = 22.54 + rotary tables 1.00)" in message
+    assert "22.00 of the machine's 24.00 are free" in message
+
+
+def test_the_page_cache_is_no_used_memory() -> None:
+    there, said = host_memory(), Path("/proc/meminfo").read_text()
+    available = int(re.findall(r"MemAvailable: +(\d+) kB", said)[0]) * 1024
+    assert there.available_bytes == pytest.approx(available, rel=0.05)
+
+
+def test_refuses_before_reading_when_the_machine_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = find_checkpoint(write_model(tmp_path))
+    needed = needed_bytes(checkpoint, torch.float32)
+    monkeypatch.setattr(loader, "_from_files", lambda *_: pytest.fail("loaded all the same"))
+    monkeypatch.setattr(memory, "host_memory", lambda: HostMemory(needed - 1, 2 * needed, None))
+    with pytest.raises(StartupError, match="loading needs"):
+        load_model(checkpoint, CPU, torch.float32)
+
+
+def test_memory_that_runs_out_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = find_checkpoint(write_model(tmp_path))
+
+    def full(*_: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(loader, "_from_files", full)
+    with pytest.raises(StartupError, match="loading needs"):
+        load_model(checkpoint, CPU, torch.float32)
 
 
 def test_needed_bytes_of_gpt_j_6b(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from gptj_serve.models.model_dir import CONFIG, expected_shapes, parse_config
+from gptj_serve.models.config import CONFIG, expected_shapes, parse_config
 
 TINY_CONFIG: dict[str, Any] = {
     "architectures": ["GPTJForCausalLM"],

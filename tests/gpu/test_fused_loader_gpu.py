@@ -27,7 +27,8 @@ from gptj_serve.engine.fused.weights import upload
 from gptj_serve.engine.fused.weights.load import load_weights
 from gptj_serve.engine.fused.weights.pack import PackedWeights
 from gptj_serve.errors import StartupError
-from gptj_serve.models.model_dir import expected_shapes, find_checkpoint
+from gptj_serve.models.config import expected_shapes
+from gptj_serve.models.model_dir import find_checkpoint
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
 

@@ -21,9 +21,11 @@ from gptj_serve.aws.console import size
 from gptj_serve.aws.errors import CommandError
 from gptj_serve.aws.model_files import BESIDE_THE_WEIGHTS, INDEX, SINGLE
 from gptj_serve.errors import StartupError
-from gptj_serve.models import checkpoint_files
-from gptj_serve.models.checkpoint_files import read_json, read_safetensors
-from gptj_serve.models.model_dir import CONFIG, Checkpoint, check_tensors, expected_shapes, find_checkpoint
+from gptj_serve.files import read_json
+from gptj_serve.models.checkpoint_files import read_safetensors
+from gptj_serve.models.config import CONFIG, expected_shapes
+from gptj_serve.models.match import check_tensors
+from gptj_serve.models.model_dir import Checkpoint, find_checkpoint
 from gptj_serve.models.sources import Source, open_sources
 
 _NAME_BY_DTYPE = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
@@ -96,7 +98,7 @@ def open_conversion(
 
 
 def _stored_dtype(dtype: torch.dtype, keep_dtype: bool) -> torch.dtype:
-    # eight-bit floats become float16 in any case: serving reads none
+    # eight-bit floats become float16 in any case: nothing gains by them
     return dtype if keep_dtype and dtype in _NAME_BY_DTYPE else torch.float16
 
 
@@ -254,8 +256,7 @@ def _checked(directory: Path, shards: Shards) -> Checkpoint:
         StartupError: It is not the model that should have been written.
     """
     checkpoint = find_checkpoint(directory)
-    files = checkpoint_files.find_files(directory)
-    found = check_tensors(read_safetensors(files), expected_shapes(checkpoint), directory)
+    found = check_tensors(read_safetensors(checkpoint.files), expected_shapes(checkpoint), directory)
     for name, tensors in shards.items():
         for tensor in tensors:
             stored = found.pop(tensor.name, None)

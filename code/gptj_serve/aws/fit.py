@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gptj_serve.aws.instances import Gpu, InstanceType, all_gpu_instances
 from gptj_serve.engine.fused import memory_needs
-from gptj_serve.models.model_dir import ModelConfig, expected_shapes, parse_config
+from gptj_serve.models.config import ModelConfig, expected_shapes, parse_config
 
 ELEMENT_BYTES = 2
 """FP16: the one precision that the engines have on a GPU."""

@@ -16,7 +16,7 @@ from gptj_serve.aws.errors import CommandError
 from gptj_serve.aws.fit import GPT_J_6B
 from gptj_serve.aws.s3 import S3Url
 from gptj_serve.errors import StartupError
-from gptj_serve.models.model_dir import CONFIG, ModelConfig, parse_config
+from gptj_serve.models.config import CONFIG, ModelConfig, parse_config
 
 ARCHIVE = ".tar.gz"
 ASSUMED_BYTES = 12_200_000_000

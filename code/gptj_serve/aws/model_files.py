@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptj_serve.models.model_dir import CONFIG, Checkpoint
+from gptj_serve.models.config import CONFIG
+from gptj_serve.models.model_dir import Checkpoint
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BESIDE_THE_WEIGHTS = (

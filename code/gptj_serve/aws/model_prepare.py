@@ -69,6 +69,8 @@ def prepare(wanted: Wanted, name: str, console: Console, dry_run: bool) -> Check
         if isinstance(found, Unprepared):
             return found
         checkpoint = find_checkpoint(found)
+        for note in checkpoint.notes:
+            console.progress(note)
         Tokenizer.load(checkpoint.directory)
         why = needs_conversion(checkpoint, wanted.keep_dtype, wanted.shard_bytes)
         return checkpoint if why is None else _converted(checkpoint, why, wanted, name, console, dry_run)

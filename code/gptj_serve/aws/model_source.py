@@ -11,7 +11,7 @@ from gptj_serve.aws.console import Console
 from gptj_serve.aws.errors import CommandError, UsageError
 from gptj_serve.aws.model_files import BESIDE_THE_WEIGHTS
 from gptj_serve.models.checkpoint_files import NAMES
-from gptj_serve.models.model_dir import CONFIG
+from gptj_serve.models.config import CONFIG
 
 GPT_J, GPT_J_REVISION = "EleutherAI/gpt-j-6b", "float16"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -20,7 +20,8 @@ from gptj_serve.aws.model_source import GPT_J
 from gptj_serve.aws.model_upload import Remote, Upload, UploadPlan
 from gptj_serve.aws.plan import Action, show
 from gptj_serve.aws.s3 import S3Url, bucket_actions, default_bucket
-from gptj_serve.models.checkpoint_files import read_safetensors, some
+from gptj_serve.files import some
+from gptj_serve.models.checkpoint_files import read_safetensors
 from gptj_serve.models.model_dir import Checkpoint
 
 PREFIX = "gptj-serve/models"

@@ -4,7 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from gptj_serve.models.model_dir import CONFIG, find_checkpoint
+from gptj_serve.models.config import CONFIG
+from gptj_serve.models.model_dir import find_checkpoint
 
 
 def model_facts(root: Path) -> dict[str, Any]:

@@ -59,6 +59,8 @@ def _start(settings: Settings, socket_path: Path) -> tuple[Any, Any]:
     from gptj_serve.models.model_dir import find_checkpoint
 
     checkpoint = find_checkpoint(settings.model_dir)
+    for note in checkpoint.notes:
+        logger.warning("%s", note, extra={"fields": {"event": "model_note"}})
     with logged_import("PyTorch"):
         from gptj_serve.engine.build import build_engine
 

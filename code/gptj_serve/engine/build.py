@@ -149,12 +149,10 @@ def _load_hf(settings: Settings, checkpoint: Checkpoint, device: torch.device) -
 
 def _load_deepspeed(settings: Settings, checkpoint: Checkpoint, device: torch.device) -> Backend:
     with logged_import("Transformers and DeepSpeed"):
-        from transformers import GPTJConfig
-
         from gptj_serve.engine.static.deepspeed.backend import load_deepspeed
         from gptj_serve.engine.static.deepspeed.rules import check_config
-        from gptj_serve.engine.static.transformers_loader import load_model
+        from gptj_serve.engine.static.transformers_loader import load_config, load_model
     # what it cannot run is known before minutes of loading
-    check_config(GPTJConfig.from_pretrained(checkpoint.directory, local_files_only=True))
+    check_config(load_config(checkpoint))
     model = load_model(checkpoint, device, torch.float16)
     return load_deepspeed(model, settings.max_batch_size, settings.max_context)

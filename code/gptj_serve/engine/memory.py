@@ -1,11 +1,12 @@
-"""Is there room for the weights: on the GPU, or in the container on a CPU. Asked before anything is read."""
+"""Is there room for the model, on the GPU or in the host's memory. Asked before anything is read."""
 
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from gptj_serve.cgroup import memory_limit_bytes
@@ -24,28 +25,61 @@ class GpuMemory:
     total_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """What the machine has, in bytes.
+
+    Attributes:
+        available_bytes: What processes can still take without swapping.
+        total_bytes: All of it.
+        limit_bytes: What the container may use; None without a limit.
+    """
+
+    available_bytes: int
+    total_bytes: int
+    limit_bytes: int | None
+
+    @property
+    def usable_bytes(self) -> int:
+        """The smaller of what is available and what the container may use."""
+        limit = self.available_bytes if self.limit_bytes is None else self.limit_bytes
+        return min(self.available_bytes, limit)
+
+
 @contextmanager
-def room_for_weights(needed_bytes: int, device: torch.device) -> Iterator[None]:
+def room_for_weights(
+    needs: Mapping[str, int], device: torch.device, host_needs: Mapping[str, int] | None = None
+) -> Iterator[None]:
     """Check the memory before the work inside, and say the same if it runs out on the way.
 
     Args:
-        needed_bytes: What the work inside takes.
+        needs: What the work inside takes on the device, in bytes, by what it is for.
         device: Where it takes that.
+        host_needs: What it takes besides in the host's memory, whatever the device.
 
     Raises:
-        StartupError: The GPU or the container has too little memory.
+        StartupError: The GPU, the machine or the container has too little memory.
     """
+    needed_bytes, on_host = sum(needs.values()), dict(host_needs or {})
     if device.type == "cuda":
         check_gpu_memory(needed_bytes, _gpu_memory(device))
     else:
-        check_host_memory(needed_bytes, memory_limit_bytes())
+        on_host = {**needs, **on_host}
+    check_host_memory(on_host, host_memory())
     try:
         yield
     except RuntimeError as error:
+        # something took memory after the check
         if device.type == "cuda" and is_out_of_memory(error):
-            # something took memory after the check
             raise _too_little_memory(needed_bytes, _gpu_memory(device)) from error
+        if "can't allocate memory" in str(error):
+            raise _too_little_host_memory(on_host, host_memory()) from error
         raise
+
+
+def weights_need(num_weights: int, dtype: torch.dtype) -> dict[str, int]:
+    """What weights of a type take, for `room_for_weights`, with the arithmetic."""
+    return {f"weights {num_weights} * {dtype.itemsize} bytes =": num_weights * dtype.itemsize}
 
 
 def check_gpu_memory(needed_bytes: int, memory: GpuMemory) -> None:
@@ -58,17 +92,39 @@ def check_gpu_memory(needed_bytes: int, memory: GpuMemory) -> None:
         raise _too_little_memory(needed_bytes, memory)
 
 
-def check_host_memory(needed_bytes: int, limit_bytes: int | None) -> None:
-    """Refuse what the container's limit has no room for: the kernel would kill the process without a word.
+def host_memory() -> HostMemory:
+    """The machine's memory and the container's limit now. What the page cache holds counts as available."""
+    memory = psutil.virtual_memory()
+    return HostMemory(memory.available, memory.total, memory_limit_bytes())
+
+
+def check_host_memory(needs: Mapping[str, int], memory: HostMemory) -> None:
+    """Refuse what has no room: the kernel would kill the process, or read from the disk without end.
+
+    Args:
+        needs: Bytes, by what they are for.
+        memory: What there is.
 
     Raises:
-        StartupError: Says what is needed and what is allowed.
+        StartupError: Says what is needed, for what, and what there is.
     """
-    if limit_bytes is not None and needed_bytes > limit_bytes:
-        raise StartupError(
-            f"this container may use {limit_bytes / GIB:.2f} GiB of memory, on the CPU the weights need "
-            f"{needed_bytes / GIB:.2f} GiB; allow it more (docker run --memory)"
-        )
+    if sum(needs.values()) > memory.usable_bytes:
+        raise _too_little_host_memory(needs, memory)
+
+
+def _too_little_host_memory(needs: Mapping[str, int], memory: HostMemory) -> StartupError:
+    needed = f"{sum(needs.values()) / GIB:.2f} GiB of memory"
+    parts = " + ".join(f"{what} {num_bytes / GIB:.2f}" for what, num_bytes in needs.items())
+    is_limited = memory.limit_bytes == memory.usable_bytes
+    if is_limited:
+        there = f"this container may use {memory.usable_bytes / GIB:.2f}"
+        cure = "allow it more (docker run --memory)"
+    else:
+        there = f"{memory.available_bytes / GIB:.2f} of the machine's {memory.total_bytes / GIB:.2f} are free"
+        cure = "end what else runs here, or take a machine with more"
+    return StartupError(
+        f"loading needs {needed} ({parts}), and {there}; {cure}; or a GPU, whose weights take half (FP16)"
+    )
 
 
 def _gpu_memory(device: torch.device) -> GpuMemory:

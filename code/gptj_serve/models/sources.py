@@ -10,10 +10,21 @@ from typing import Protocol
 import torch
 
 from gptj_serve.errors import StartupError
-from gptj_serve.models.checkpoint_files import SAFETENSORS, StoredTensor, read_pickles, read_safetensors
-from gptj_serve.models.model_dir import Checkpoint, check_tensors, expected_shapes
+from gptj_serve.files import unreadable
+from gptj_serve.models.checkpoint_files import SAFETENSORS, read_pickles, read_safetensors
+from gptj_serve.models.config import expected_shapes
+from gptj_serve.models.match import check_tensors
+from gptj_serve.models.model_dir import Checkpoint
+from gptj_serve.models.tensors import StoredTensor
 
-_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_DTYPES = {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
 
 
 class Source(Protocol):
@@ -67,7 +78,7 @@ class FileSource:
             try:
                 count = os.preadv(self.descriptor, [buffer], offset)
             except OSError as error:
-                raise StartupError(f"{self.stored.path}: cannot be read: {error.strerror}") from error
+                raise unreadable(self.stored.path, error) from error
             if count == 0:
                 raise StartupError(
                     f"{self.stored.path}: ends at byte {offset}, within a tensor: it was changed since it "
@@ -129,7 +140,7 @@ def _opened(path: Path) -> Iterator[int]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise StartupError(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     try:
         yield descriptor
     finally:

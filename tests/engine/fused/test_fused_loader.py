@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from packed import assert_packed
-from safetensors.torch import save_file
 from tiny import TINY_CONFIG, random_tensors, write_model
 from transformers import GPTJForCausalLM
 
@@ -23,6 +22,7 @@ from gptj_serve.engine.fused.weights import load as loader
 from gptj_serve.engine.fused.weights import upload
 from gptj_serve.engine.fused.weights.load import load_weights
 from gptj_serve.engine.fused.weights.pack import PackedWeights
+from gptj_serve.engine.memory import HostMemory
 from gptj_serve.errors import StartupError
 from gptj_serve.models import sources
 from gptj_serve.models.model_dir import find_checkpoint
@@ -186,14 +186,6 @@ def test_other_tensors(tmp_path: Path, files: str, change: dict[str, Any], said:
     assert said in message
 
 
-def test_a_tensor_that_two_files_hold(tmp_path: Path) -> None:
-    write_model(tmp_path, files="sharded safetensors")
-    first, second = find_checkpoint(tmp_path).files.paths
-    everything = random_tensors(TINY_CONFIG, torch.float32)
-    message = refusal(tmp_path, lambda: save_file(everything, second))
-    assert message.startswith(f"{second}: {first.name} holds these as well: ")
-
-
 def test_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_model(tmp_path)
     path = tmp_path / "model.safetensors"
@@ -310,9 +302,15 @@ def test_refuses_before_reading_what_has_no_room(tmp_path: Path, monkeypatch: py
     write_model(tmp_path)
     checkpoint = find_checkpoint(tmp_path)
     monkeypatch.setattr(loader, "upload", lambda *_, **__: pytest.fail("read all the same"))
-    monkeypatch.setattr(memory, "memory_limit_bytes", lambda: 4 * checkpoint.num_weights - 1)
+    needed_bytes = 2 * 4 * checkpoint.num_weights  # the buffers are as large as what goes through them
+    monkeypatch.setattr(memory, "memory_limit_bytes", lambda: needed_bytes - 1)
     with pytest.raises(StartupError, match="this container may use"):
         load_weights(checkpoint, CPU, torch.float32)
+    there = HostMemory(needed_bytes - 1, 2 * needed_bytes, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "host_memory", lambda: there)
+        with pytest.raises(StartupError, match="of the machine's"):
+            load_weights(checkpoint, CPU, torch.float32)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * checkpoint.num_weights - 1, 1 << 30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     with pytest.raises(StartupError, match="a GPU has too little free memory"):

@@ -8,7 +8,7 @@ import torch
 from tiny import TINY_CONFIG
 
 from gptj_serve.engine.fused.weights.pack import PackedWeights, empty_weights, slots
-from gptj_serve.models.model_dir import ModelConfig, expected_shapes, parse_config
+from gptj_serve.models.config import ModelConfig, expected_shapes, parse_config
 
 CPU = torch.device("cpu")
 SHAPES = [{}, {"n_layer": 1}, {"n_layer": 3, "n_inner": 40, "vocab_size": 7}, {"n_embd": 8, "n_head": 1}]

@@ -62,8 +62,10 @@ def load_fused(
     is_cuda = device.type == "cuda"
     if is_cuda and library is None:
         library = find_library(env, [_architecture(device)])
-    weights = load_weights(checkpoint, device, torch.float16 if is_cuda else torch.float32)
     max_context = min(max_context or checkpoint.n_positions, checkpoint.n_positions)
+    # on a GPU the cache takes what the weights leave
+    cache = {} if is_cuda else _cpu_cache_needs(geometry, max_context)
+    weights = load_weights(checkpoint, device, torch.float16 if is_cuda else torch.float32, beside=cache)
     max_batch_size = max_batch_size or MAX_AUTO_BATCH_SIZE
     prefill_chunk, max_prefill = prefill_sizes(_memory_bytes(device))
     state = make_state(geometry, weights, max_batch_size, max_context, max_prefill)
@@ -126,11 +128,20 @@ def make_state(
     )
 
 
+def _cpu_cache_blocks(max_context: int) -> int:
+    return max(num_blocks(max_context), CPU_CACHE_TOKENS // BLOCK_SIZE)
+
+
+def _cpu_cache_needs(geometry: Geometry, max_context: int) -> dict[str, int]:
+    of_block = block_bytes(geometry.num_layers, geometry.width, torch.float32.itemsize)
+    return {f"KV cache for GPTJ_MAX_CONTEXT={max_context}": _cpu_cache_blocks(max_context) * of_block}
+
+
 def _cache_blocks(geometry: Geometry, like: torch.Tensor, max_batch_size: int, max_context: int) -> int:
     """Cache blocks: as many as all slots can fill, or as there is memory for."""
     of_one = num_blocks(max_context)
     if like.device.type != "cuda":
-        return max(of_one, CPU_CACHE_TOKENS // BLOCK_SIZE)
+        return _cpu_cache_blocks(max_context)
     free_bytes, _ = torch.cuda.mem_get_info(like.device)
     of_block = block_bytes(geometry.num_layers, geometry.width, like.element_size())
     to_leave = reserved_bytes(max_batch_size, geometry.vocab_size)

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from gptj_serve.models.checkpoint_files import read_json
-from gptj_serve.models.model_dir import CONFIG, Checkpoint
+from gptj_serve.files import read_json
+from gptj_serve.models.config import CONFIG
+from gptj_serve.models.model_dir import Checkpoint
 
 HEAD_DIMS = (64, 128, 256)
 """Numbers of a head that attention is compiled for."""
@@ -42,7 +43,6 @@ class Geometry:
 
 def read_geometry(checkpoint: Checkpoint) -> Geometry:
     """The dimensions of a checkpoint's model."""
-    raw = read_json(checkpoint.directory / CONFIG)
     return Geometry(
         num_layers=checkpoint.n_layer,
         num_heads=checkpoint.n_head,
@@ -50,7 +50,7 @@ def read_geometry(checkpoint: Checkpoint) -> Geometry:
         rotary_dim=checkpoint.rotary_dim,
         inner=checkpoint.n_inner,
         vocab_size=checkpoint.vocab_size,
-        epsilon=float(raw.get("layer_norm_epsilon") or 1e-5),
+        epsilon=checkpoint.layer_norm_epsilon,
     )
 
 

@@ -13,11 +13,14 @@ from typing import Any
 
 import torch
 from transformers import GPTJConfig, GPTJForCausalLM
+from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
-from gptj_serve.engine.memory import host_peak_bytes, room_for_weights
+from gptj_serve.engine.memory import host_peak_bytes, room_for_weights, weights_need
 from gptj_serve.errors import StartupError
-from gptj_serve.models.checkpoint_files import SAFETENSORS, some
+from gptj_serve.files import some
+from gptj_serve.models.checkpoint_files import SAFETENSORS
+from gptj_serve.models.config import CONFIG
 from gptj_serve.models.model_dir import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -39,7 +42,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
     """
     started_s = time.monotonic()
     try:
-        with room_for_weights(needed_bytes(checkpoint, dtype), device):
+        with room_for_weights(_needs(checkpoint, dtype), device, _host_needs(checkpoint, dtype)):
             model = _from_files(checkpoint, dtype)
             read_s = time.monotonic() - started_s
             model.to(device)  # type: ignore[arg-type]  # its decorator hides that this is a method
@@ -52,14 +55,48 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
 
 def needed_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     """Bytes that the loaded weights take, with the float32 rotary tables that every block keeps."""
+    return sum(_needs(checkpoint, dtype).values())
+
+
+def _needs(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, int]:
     tables = checkpoint.n_layer * checkpoint.n_positions * checkpoint.rotary_dim * 4
-    return checkpoint.num_weights * dtype.itemsize + tables
+    return {**weights_need(checkpoint.num_weights, dtype), "rotary tables": tables}
+
+
+def _host_needs(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, int]:
+    """Files that cannot be mapped are read whole; on a CPU they are the weights if no type is converted."""
+    is_converted = checkpoint.unmapped_bytes < checkpoint.num_weights * dtype.itemsize
+    return {"files": checkpoint.unmapped_bytes} if is_converted and checkpoint.unmapped_bytes else {}
+
+
+def load_config(checkpoint: Checkpoint) -> GPTJConfig:
+    """The model's configuration as Transformers reads it.
+
+    Raises:
+        StartupError: A field is of a type or value that Transformers does not take.
+    """
+    path = checkpoint.directory / CONFIG
+    try:
+        config = GPTJConfig.from_pretrained(checkpoint.directory, local_files_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # its checks raise many kinds
+        raise StartupError(
+            f"{path}: Transformers does not take it: {' '.join(str(error).split())}"
+        ) from error
+    if config.activation_function not in ACT2FN:
+        known = ", ".join(sorted(ACT2FN))
+        raise StartupError(
+            f"{path}: activation_function={config.activation_function!r}: must be one of {known}"
+        )
+    return config
 
 
 def _from_files(checkpoint: Checkpoint, dtype: torch.dtype) -> GPTJForCausalLM:
     """Load on the host. Not straight onto the GPU: for that Transformers wants one more package."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    config = GPTJConfig.from_pretrained(checkpoint.directory, local_files_only=True)
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # the check has said it all
+    config = load_config(checkpoint)
     loaded: Any = GPTJForCausalLM.from_pretrained(
         checkpoint.directory,
         config=config,

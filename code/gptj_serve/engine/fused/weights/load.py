@@ -12,10 +12,10 @@ import torch
 
 from gptj_serve.engine.fused.weights.pack import PackedWeights, empty_weights, slots
 from gptj_serve.engine.fused.weights.upload import CHUNK_BYTES, NUM_READERS, Uploaded, upload
-from gptj_serve.engine.memory import host_peak_bytes, room_for_weights
-from gptj_serve.errors import StartupError
-from gptj_serve.models.model_dir import CONFIG, TIED_HEAD, Checkpoint
-from gptj_serve.models.sources import Source, open_sources
+from gptj_serve.engine.memory import host_peak_bytes, room_for_weights, weights_need
+from gptj_serve.models.config import TIED_HEAD
+from gptj_serve.models.model_dir import Checkpoint
+from gptj_serve.models.sources import open_sources
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ def load_weights(
     *,
     chunk_bytes: int = CHUNK_BYTES,
     num_readers: int = NUM_READERS,
+    beside: Mapping[str, int] | None = None,
 ) -> PackedWeights:
     """Load all weights.
 
@@ -36,6 +37,7 @@ def load_weights(
         dtype: Their type there, whatever that of the files: float16 on a GPU, float32 on a CPU as a rule.
         chunk_bytes: What is read and copied at once.
         num_readers: Threads that read.
+        beside: What the caller will take on the same device, in bytes, by what it is for.
 
     Returns:
         The weights. Nothing of the files is needed any more, all copies are done.
@@ -44,16 +46,15 @@ def load_weights(
         StartupError: The GPU or the container has too little memory, or the files changed since the check.
     """
     started_s = time.monotonic()
-    with open_sources(checkpoint) as sources:
-        is_tied = _is_tied(checkpoint, sources)
+    needs = {**_needs(checkpoint, dtype, chunk_bytes * num_readers), **(beside or {})}
+    unmapped = {"files": checkpoint.unmapped_bytes} if checkpoint.unmapped_bytes else {}
+    with room_for_weights(needs, device, unmapped), open_sources(checkpoint) as sources:
+        # Transformers ties a head that has weights of its own only if these equal the embedding's
+        is_tied = checkpoint.tie_word_embeddings and TIED_HEAD not in sources
         sources_s = time.monotonic()
-        needed_bytes = _needed_bytes(checkpoint, dtype, is_tied, chunk_bytes * num_readers)
-        with room_for_weights(needed_bytes, device):
-            weights = empty_weights(checkpoint, device, dtype, is_tied=is_tied)
-            allocated_s = time.monotonic()
-            uploaded = upload(
-                sources, slots(weights), device, chunk_bytes=chunk_bytes, num_readers=num_readers
-            )
+        weights = empty_weights(checkpoint, device, dtype, is_tied=is_tied)
+        allocated_s = time.monotonic()
+        uploaded = upload(sources, slots(weights), device, chunk_bytes=chunk_bytes, num_readers=num_readers)
     if checkpoint.tie_word_embeddings and torch.equal(weights.embedding_VD, weights.head_weight_VD):
         weights = replace(weights, head_weight_VD=weights.embedding_VD)
     _give_buffers_back(device)
@@ -66,24 +67,10 @@ def load_weights(
     return weights
 
 
-def _is_tied(checkpoint: Checkpoint, sources: Mapping[str, Source]) -> bool:
-    """Transformers ties a head that has weights of its own only if these equal the embedding's."""
-    if not checkpoint.tie_word_embeddings or TIED_HEAD not in sources:
-        return checkpoint.tie_word_embeddings
-    expected, found = (checkpoint.vocab_size, checkpoint.n_embd), sources[TIED_HEAD].shape
-    if found != expected:
-        raise StartupError(
-            f"{checkpoint.directory}: the weights do not fit {CONFIG}: wrong: {TIED_HEAD} is {list(found)}, "
-            f"expected {list(expected)}"
-        )
-    return False
-
-
-def _needed_bytes(checkpoint: Checkpoint, dtype: torch.dtype, is_tied: bool, buffers_bytes: int) -> int:
+def _needs(checkpoint: Checkpoint, dtype: torch.dtype, buffers_bytes: int) -> dict[str, int]:
     """What loading takes on the device. Buffers are never larger than what goes through them."""
-    has_second_head = checkpoint.tie_word_embeddings and not is_tied
-    num_weights = checkpoint.num_weights + has_second_head * checkpoint.vocab_size * checkpoint.n_embd
-    return num_weights * dtype.itemsize + min(buffers_bytes, num_weights * dtype.itemsize)
+    weights = weights_need(checkpoint.num_weights, dtype)
+    return {**weights, "buffers": min(buffers_bytes, *weights.values())}
 
 
 def _give_buffers_back(device: torch.device) -> None:

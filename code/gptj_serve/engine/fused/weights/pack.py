@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from gptj_serve.models.model_dir import TIED_HEAD, ModelConfig
+from gptj_serve.models.config import TIED_HEAD, ModelConfig
 
 PLAIN = "plain"
 """Matrices are stored as they are, in the floating type of the other weights."""

@@ -1,0 +1,110 @@
+"""Reads files that somebody else wrote: regular ones alone, of a bounded size, with errors that name them."""
+
+import json
+import os
+import pwd
+import shlex
+import stat
+from pathlib import Path
+from typing import Any
+
+from gptj_serve.errors import StartupError
+
+MAX_JSON_BYTES = 16 << 20
+"""Of a configuration or an index: a thousand times what GPT-J's take."""
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a directory",
+}
+
+
+def special_kind(mode: int) -> str | None:
+    """What a path is that would be waited for, or read without end; None for files and directories."""
+    kind = stat.S_IFMT(mode)
+    return None if kind in (stat.S_IFREG, stat.S_IFDIR) else _KINDS.get(kind, "no regular file")
+
+
+def check_regular(path: Path) -> int:
+    """See that a path is a file with an end, and not a pipe or a device, before it is opened.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        StartupError: It is something else, or cannot be looked at.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
+        raise StartupError(f"{path}: is {kind}, expected a regular file")
+    return status.st_size
+
+
+def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        StartupError: It is no regular file, too large, unreadable, or no UTF-8.
+    """
+    if (num_bytes := check_regular(path)) > max_bytes:
+        raise StartupError(f"{path}: {num_bytes} bytes, expected {max_bytes} at most")
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise StartupError(f"{path}: not UTF-8: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        StartupError: The file is unreadable or holds no JSON object.
+    """
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise StartupError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise StartupError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def unreadable(path: Path, error: OSError) -> StartupError:
+    """What to say of a file that the system refuses to read; of permissions, with what would mend them."""
+    said = f"{path}: cannot be read: {error.strerror or error}"
+    if not isinstance(error, PermissionError):
+        return StartupError(said)
+    try:
+        status = path.stat()
+    except OSError:  # a directory above it is locked
+        folder, whose = path.parent, "a directory above it is closed to this user"
+    else:
+        folder = path if stat.S_ISDIR(status.st_mode) else path.parent
+        whose = f"mode {stat.S_IMODE(status.st_mode):04o}, of user {_user(status.st_uid)}"
+    return StartupError(
+        f"{said} ({whose}; this process is user {_user(os.geteuid())}): "
+        f"chmod -R a+rX {shlex.quote(str(folder))}"
+    )
+
+
+def _user(user_id: int) -> str:
+    try:
+        return f"{user_id} ({pwd.getpwuid(user_id).pw_name})"
+    except KeyError:
+        return str(user_id)
+
+
+def some(items: list[str], limit: int = 5) -> str:
+    """The first few of many names, and how many there are in all."""
+    more = f", … ({len(items)} in all)" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more

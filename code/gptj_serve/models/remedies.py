@@ -1,0 +1,63 @@
+"""Commands that mend a model directory, as messages give them: they can be pasted into a shell."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def extract_command(paths: Sequence[Path], directory: Path, part: str = "", key: str = "name") -> str:
+    """A command that writes tensors of files into a model.safetensors, which is what is read first.
+
+    Args:
+        paths: Pickles, or safetensors files; none of them the one that is written.
+        directory: Where that goes.
+        part: Python that follows a file's content, ``['model']`` for instance.
+        key: A Python expression for the new name of the tensor ``name``.
+    """
+    load = (
+        "s.load_file(f)" if paths[0].suffix == ".safetensors" else "torch.load(f, 'cpu', weights_only=True)"
+    )
+    target = str(directory / "model.safetensors")
+    return _python(
+        f"import torch, safetensors.torch as s; files = {[str(path) for path in paths]}; "
+        f"s.save_file({{{key}: t.clone() for f in files for name, t in {load}{part}.items() "
+        f"if isinstance(t, torch.Tensor)}}, {target!r}, {{'format': 'pt'}})"
+    )
+
+
+def unwrap_command(paths: Sequence[Path], wrappers: Sequence[str]) -> str:
+    """A command that takes what wrappers have put before and between tensors' names out of them."""
+    directory, aside = paths[0].parent, paths[0].parent / "wrapped"
+    key = "name" + "".join(f".replace({wrapper!r}, '')" for wrapper in wrappers)
+    names = sorted({*paths, *directory.glob(f"*{paths[0].suffix}.index.json")})
+    moved = " ".join(shlex.quote(str(name)) for name in names)
+    quoted = shlex.quote(str(aside))
+    extract = extract_command([aside / path.name for path in paths], directory, key=key)
+    return f"mkdir {quoted} && mv {moved} {quoted} && {extract}"
+
+
+def merge_command(adapter: Path, merged: Path) -> str:
+    """A command that merges an adapter into its base model, and puts the base's tokenizer beside it."""
+    return "pip install peft && " + _python(
+        "from peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as T; "
+        f"m = M.from_pretrained({str(adapter)!r}, dtype='auto'); b = m.peft_config['default']; "
+        f"m.merge_and_unload().save_pretrained({str(merged)!r}); "
+        f"T.from_pretrained(b.base_model_name_or_path).save_pretrained({str(merged)!r})"
+    )
+
+
+def move_command(path: Path, target: Path) -> str:
+    """A command that gives a file another name."""
+    return f"mv {shlex.quote(str(path))} {shlex.quote(str(target))}"
+
+
+def save_command(module: Path, directory: Path) -> str:
+    """A command that saves a whole pickled model (it runs what is in the file) as a model directory."""
+    return _python(
+        f"import torch; torch.load({str(module)!r}, 'cpu', weights_only=False)"
+        f".save_pretrained({str(directory)!r})"
+    )
+
+
+def _python(script: str) -> str:
+    return f"python3 -c {shlex.quote(script)}"

@@ -12,6 +12,7 @@ from gptj_serve.serving.call import Call
 from gptj_serve.serving.client import EngineClient
 from gptj_serve.serving.mms_handler import RequestContext
 from gptj_serve.serving.service import Result, Service
+from gptj_serve.serving.templates.client import TemplateClient
 from gptj_serve.serving.text import Tokenizer
 from gptj_serve.settings import Settings
 
@@ -41,11 +42,18 @@ def model_fn(model_dir: str) -> Service:  # noqa: ARG001 - the engine says where
         StartupError: The model has no tokenizer that we can read.
     """
     settings = Settings.from_env(os.environ)
-    client = EngineClient(run_dir.engine_socket(Path(os.environ[run_dir.ENV_NAME])))
+    directory = Path(os.environ[run_dir.ENV_NAME])
+    client = EngineClient(run_dir.engine_socket(directory))
     tokenizer = Tokenizer.load(Path(client.info.model_dir))
     # the server forks this process for its workers: each has to make a connection of its own
     client.close()
-    return Service(client, tokenizer, settings.max_payload_mb * 1024 * 1024, settings.request_timeout_s)
+    return Service(
+        client,
+        tokenizer,
+        settings.max_payload_mb * 1024 * 1024,
+        settings.request_timeout_s,
+        template=TemplateClient(run_dir.template_socket(directory)),
+    )
 
 
 def input_fn(body: bytes, content_type: str | None) -> Received:

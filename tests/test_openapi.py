@@ -160,6 +160,7 @@ STREAMS: list[tuple[str, Any]] = [
     ("/invocations", {"inputs": "In the", "parameters": {"max_new_tokens": 4, "top_n_tokens": 2}}),
     ("/invocations", {"inputs": "In the", "parameters": {"max_new_tokens": 4, "stop": "the"}}),
     ("/invocations", {"prompt": "In the", "max_tokens": 4, "logprobs": 2}),
+    ("/invocations", {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]}),
     ("/v1/completions", {"prompt": ["In", "the"], "max_tokens": 4, "n": 2, "echo": True}),
     ("/v1/completions", {"prompt": [1, 2], "stream_options": {"include_usage": True}}),
     (

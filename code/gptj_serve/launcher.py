@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import shutil
+import socket
 import sys
 import time
 from dataclasses import asdict
@@ -27,6 +28,8 @@ from gptj_serve.ports import check_port_is_free
 from gptj_serve.request import ModelInfo
 from gptj_serve.serving import mms
 from gptj_serve.serving.http import front as http_front
+from gptj_serve.serving.templates.files import names_template
+from gptj_serve.serving.templates.limits import MAX_WAITING
 from gptj_serve.serving.text import Tokenizer
 from gptj_serve.settings import Settings
 
@@ -74,6 +77,7 @@ class Launcher:
         Tokenizer.load(model_dir)
         engine: Child | None = None
         try:
+            self._start_template_process(model_dir)
             go = self._start_waiting_front(model_dir) if self._front.CAN_WAIT else None
             engine, info = self._start_engine()
             self._start_front(info, go)
@@ -92,6 +96,17 @@ class Launcher:
             return EXIT_ENGINE_DIED if error.child.name == "engine" else EXIT_FRONT_DIED
         finally:
             self._children.end_all(END_TIMEOUT_S)
+
+    def _start_template_process(self, model_dir: Path) -> None:
+        """Start what renders the model's chat template, if it has one; its socket takes requests at once."""
+        if not names_template(model_dir):
+            return
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(run_dir.template_socket(self._directory)))
+            listener.listen(MAX_WAITING)
+            command = [sys.executable, "-m", "gptj_serve.serving.templates.process"]
+            command += ["--model-dir", str(model_dir), "--listen-fd", str(listener.fileno())]
+            self._children.start("template process", command, self._env, pass_fds=[listener.fileno()])
 
     def _start_engine(self) -> tuple[Child, ModelInfo]:
         reader, writer = os.pipe()

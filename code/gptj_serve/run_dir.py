@@ -32,6 +32,11 @@ def engine_socket(directory: Path) -> Path:
     return directory / "engine.sock"
 
 
+def template_socket(directory: Path) -> Path:
+    """Path of the socket of the process that renders the chat template; there is none without a template."""
+    return directory / "template.sock"
+
+
 def tell_start_failure(directory: Path, reason: str) -> None:
     """Leave the launcher the reason why a process of the front cannot start."""
     path = _start_failure(directory)

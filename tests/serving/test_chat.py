@@ -1,38 +1,24 @@
-"""OpenAI's chat: templates, what is read, what is answered."""
+"""OpenAI's chat: what is read, what is answered."""
 
 import json
-from pathlib import Path
 from typing import Any
 
+import openai.types.chat
 import pytest
-from serving_fakes import END_OF_TEXT, FakeClient, tokenizer
+from serving_fakes import FakeClient, tokenizer
 
-from gptj_serve.errors import BadRequest, StartupError
+from gptj_serve.errors import BadRequest
 from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Ask
 from gptj_serve.serving.parameters import Parameters
-from gptj_serve.serving.schemas.chat import ChatTemplate
 from gptj_serve.serving.service import Service
 
-SOURCE = """\
-{{ bos_token }}
-{%- for message in messages %}
-    {%- if message.role not in ["user", "assistant", "system"] %}
-        {{- raise_exception("no role " ~ message.role) }}
-    {%- endif %}
-    {{- message.role }}: {{ message.content }}{{ eos_token }}
-{% endfor %}
-{% if add_generation_prompt %}
-assistant:
-{%- endif %}
-"""
-TEMPLATE = ChatTemplate(SOURCE, "", END_OF_TEXT)
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
-def read(template: ChatTemplate | None = TEMPLATE, **fields: Any) -> Ask:
+def read(**fields: Any) -> Ask:
     data = json.dumps({"messages": HELLO, **fields}).encode()
-    return schemas.read_chat(data, "application/json", 10_000_000, template)
+    return schemas.read_chat(data, "application/json", 10_000_000)
 
 
 def refusal(**fields: Any) -> str:
@@ -41,11 +27,107 @@ def refusal(**fields: Any) -> str:
     return caught.value.message
 
 
-def test_messages_become_a_prompt() -> None:
-    given = read(messages=[{"role": "system", "content": "Be <kind>."}, *HELLO])
-    assert given.schema == "chat"
-    assert given.texts == (f"system: Be <kind>.{END_OF_TEXT}\nuser: Hello{END_OF_TEXT}\nassistant:",)
+def test_messages_are_kept_for_the_template() -> None:
+    talk = [{"role": "system", "content": "Be <kind>."}, {"role": "user", "content": "Hi", "name": "me"}]
+    given = read(messages=talk)
+    assert (given.schema, given.messages, given.texts) == ("chat", talk, ())
     assert (given.is_list, given.prompts_field, given.stream) == (False, "messages", False)
+    assert given.with_prompt("a").texts == ("a",)
+
+
+PARTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("message", "kept"),
+    [
+        ({"role": "user", "content": PARTS, "name": None}, {"role": "user", "content": PARTS}),
+        ({"role": "assistant", "content": None}, {"role": "assistant", "content": ""}),
+        ({"role": "assistant"}, {"role": "assistant", "content": ""}),
+        ({"role": "assistant", "content": "a", "tool_calls": []}, {"role": "assistant", "content": "a"}),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]},
+            {"role": "user", "content": PARTS[:1]},
+        ),
+        (
+            openai.types.chat.ChatCompletionMessage(role="assistant", content="a").model_dump(),
+            {"role": "assistant", "content": "a"},
+        ),
+    ],
+    ids=str,
+)
+def test_messages_as_clients_have_them(message: dict[str, Any], kept: dict[str, Any]) -> None:
+    assert read(messages=[message]).messages == [kept]
+
+
+NO_EFFECT = {
+    "user": "me",
+    "metadata": {"a": "b"},
+    "service_tier": "auto",
+    "store": False,
+    "prompt_cache_key": "a",
+    "safety_identifier": "a",
+    "tools": [],
+    "tool_choice": "none",
+    "parallel_tool_calls": False,
+    "functions": [],
+    "function_call": "none",
+    "response_format": {"type": "text"},
+    "modalities": ["text"],
+    "reasoning_effort": "none",
+    "audio": None,
+    "documents": [],
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+    "add_special_tokens": False,
+    "guided_json": None,
+    "best_of": 1,
+    "echo": False,
+}
+
+
+@pytest.mark.parametrize("name", NO_EFFECT)
+def test_what_changes_nothing_is_taken(name: str) -> None:
+    assert read(**{name: NO_EFFECT[name]}) == read()
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [TOOL]},
+        {"tool_choice": "required"},
+        {"tool_choice": TOOL},
+        {"functions": [{"name": "f"}]},
+        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "json_schema", "json_schema": {}}},
+        {"audio": {"voice": "a"}},
+        {"modalities": ["text", "audio"]},
+        {"reasoning_effort": "high"},
+        {"web_search_options": {}},
+        {"prediction": {"type": "content", "content": "a"}},
+        {"guided_json": {}},
+        {"structured_outputs": {"json": {}}},
+        {"chat_template": "{{ 1 }}"},
+        {"chat_template_kwargs": {"a": 1}},
+        {"documents": [{"text": "a"}]},
+        {"continue_final_message": True},
+        {"best_of": 2},
+        {"echo": True},
+        {"messages": [{"role": "tool", "content": "a", "tool_call_id": "b"}]},
+        {"messages": [{"role": "assistant", "content": "a", "tool_calls": [TOOL]}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+    ],
+    ids=str,
+)
+def test_what_other_servers_have_is_not_supported(fields: dict[str, Any]) -> None:
+    message = refusal(**fields)
+    assert "is not supported" in message
+    (name,) = fields
+    assert message.startswith((f"body.{name}=", f"{name}[0]."))
 
 
 def test_fields() -> None:
@@ -68,22 +150,31 @@ def test_the_end_of_text_can_be_ignored() -> None:
     ("fields", "message"),
     [
         ({"messages": None}, "messages: is missing"),
-        ({"messages": []}, "messages=[...]: must be a list"),
+        ({"messages": []}, "messages=[]: must be a list"),
         ({"messages": "Hello"}, 'messages="Hello": must be a list'),
         ({"messages": ["Hello"]}, 'messages[0]="Hello": must be an object'),
         ({"messages": [*HELLO, {"role": "user"}]}, "messages[1].content: is missing"),
         ({"messages": [{"content": "a"}]}, "messages[0].role: is missing"),
-        ({"messages": [{"role": "user", "content": ["a"]}]}, "messages[0].content=[...]: must be a string"),
+        ({"messages": [{"role": "user", "content": ["a"]}]}, "messages[0].content=[...]: each part must be"),
+        (
+            {"messages": [{"role": "user", "content": []}]},
+            "messages[0].content=[]: must be a string",
+        ),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content=5: must be a string"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]},
+            "messages[0].content=[...]: each text part must have a text",
+        ),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content: is missing"),
         ({"messages": [{"role": "user", "content": "a", "tone": 1}]}, "messages[0].tone: no such field"),
-        ({"messages": [{"role": "king", "content": "a"}]}, "messages: the model's chat template refuses"),
         ({"max_tokens": 5, "max_completion_tokens": 5}, "body.max_completion_tokens: is another name"),
         ({"max_completion_tokens": 0}, "body.max_completion_tokens=0: must be at least 1"),
         ({"top_logprobs": 2}, "body.top_logprobs=2: needs logprobs=true"),
         ({"logprobs": True, "top_logprobs": 21}, "body.top_logprobs=21: must be a whole number from 0 to 20"),
         ({"logprobs": 1}, "body.logprobs=1: must be true or false"),
         ({"n": 2, "temperature": 0}, "body.n=2: must be 1 with temperature 0"),
-        ({"echo": True}, "body.echo: no such field"),
-        ({"best_of": 2}, "body.best_of: no such field"),
+        ({"metadata": "a"}, 'body.metadata="a": must be an object'),
+        ({"nothing": True}, "body.nothing: no such field"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -91,87 +182,32 @@ def test_what_is_wrong_is_refused_by_name(fields: dict[str, Any], message: str) 
     assert refusal(**fields).startswith(message)
 
 
+class Joined:
+    """A template that puts the messages behind one another."""
+
+    def render(self, messages: Any) -> str:
+        return "".join(message["content"] for message in messages)
+
+
+def service(template: Any = None) -> Service:
+    return Service(FakeClient(), tokenizer(), 6 << 20, 30.0, clock=lambda: 0.0, template=template)
+
+
+def test_a_conversation_is_told_by_its_shape() -> None:
+    data = json.dumps({"messages": [*HELLO, *HELLO]}).encode()
+    call = service(Joined()).parse(data, "application/json")
+    assert (call.ask.schema, call.prompts[0].text) == ("chat", "HelloHello")
+    assert schemas.guess(data) == "openai"
+
+
 def test_a_model_without_template_cannot_chat() -> None:
-    message = refusal(template=None)
-    assert message == "messages: this model has no chat template; use /v1/completions with a prompt"
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("{{ raise_exception('roles must alternate') }}", "refuses them: roles must alternate"),
-        ("{{ messages[5].content.x }}", "refuses them"),
-        ("{{ messages + 1 }}", "failed on them (TypeError)"),
-        ("{{ messages.append(1) }}", "refuses them"),
-        ("{{ ''.__class__.__mro__ }}", "refuses them"),
-    ],
-)
-def test_templates_that_raise_are_a_400(source: str, message: str) -> None:
-    assert message in refusal(template=ChatTemplate(source))
-
-
-def test_templates_have_what_those_of_models_use() -> None:
-    source = "{% for one in messages %}{{ one | tojson }}{% break %}{% endfor %}"
-    assert ChatTemplate(source).render([{"role": "user", "content": "<é>"}]) == (
-        '{"role": "user", "content": "<é>"}'
-    )
-
-
-def write(model_dir: Path, config: Any, jinja: str | None = None) -> Path:
-    if config is not None:
-        (model_dir / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    if jinja is not None:
-        (model_dir / "chat_template.jinja").write_text(jinja, encoding="utf-8")
-    return model_dir
-
-
-TOKENS = {"bos_token": "<b>", "eos_token": {"content": "<e>", "special": True}}
-SHORT = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
-
-
-@pytest.mark.parametrize(
-    ("config", "jinja", "prompt"),
-    [
-        (TOKENS | {"chat_template": SHORT}, None, "<b>Hello<e>"),
-        (TOKENS | {"chat_template": "another"}, SHORT, "<b>Hello<e>"),
-        (None, SHORT, "Hello"),
-        (
-            {
-                "chat_template": [
-                    {"name": "tool_use", "template": "x"},
-                    {"name": "default", "template": SHORT},
-                ]
-            },
-            None,
-            "Hello",
-        ),
-    ],
-)
-def test_where_templates_are(tmp_path: Path, config: Any, jinja: str | None, prompt: str) -> None:
-    template = ChatTemplate.load(write(tmp_path, config, jinja))
-    assert template is not None
-    assert template.render(HELLO) == prompt
-
-
-@pytest.mark.parametrize(
-    "config", [None, {}, {"chat_template": None}, {"chat_template": [{"name": "rag", "template": "x"}]}]
-)
-def test_models_without_template(tmp_path: Path, config: Any) -> None:
-    assert ChatTemplate.load(write(tmp_path, config)) is None
-
-
-@pytest.mark.parametrize(
-    ("config", "message"), [([], "must be a JSON object"), ({"chat_template": "{% if %}"}, "not usable")]
-)
-def test_what_cannot_be_read_stops_the_start(tmp_path: Path, config: Any, message: str) -> None:
-    with pytest.raises(StartupError, match=message):
-        ChatTemplate.load(write(tmp_path, config))
+    with pytest.raises(BadRequest, match="messages: this model has no chat template; send a prompt instead"):
+        service().parse(json.dumps({"messages": HELLO}).encode(), None)
 
 
 def test_an_answer() -> None:
-    service = Service(FakeClient(), tokenizer(), 6 << 20, 30.0, clock=lambda: 0.0)
-    call = service.check(read(logprobs=True), arrived_s=0.0)
-    data, _ = schemas.render(call, service.run(call, "req").answers, "req")
+    call = service().check(read(logprobs=True).with_prompt("Hello"), arrived_s=0.0)
+    data, _ = schemas.render(call, service().run(call, "req").answers, "req")
     answer = json.loads(data)
     (choice,) = answer["choices"]
     assert (answer["id"], answer["object"]) == ("chatcmpl-req", "chat.completion")

@@ -326,7 +326,7 @@ def test_two_names_for_the_stop_strings() -> None:
         ({}, "inputs: is missing"),
         ({"inputs": None}, "inputs: is missing"),
         ({"text": "a"}, "text_inputs"),
-        ({"messages": []}, "inputs: is missing.*text_inputs.*prompt.*text/plain"),
+        ({"message": []}, "inputs: is missing.*text_inputs.*prompt.*messages.*text/plain"),
         ({"inputs": ["a", "b"], "stream": True}, "inputs: has 2 prompts; must be one with stream=true"),
         (
             {"inputs": "a", "stream": True, "parameters": {"num_return_sequences": 2}},

@@ -15,10 +15,8 @@ from gptj_serve.request import TokenEvent
 from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Call
 from gptj_serve.serving.generation import Answer
-from gptj_serve.serving.schemas.chat import ChatTemplate
 from gptj_serve.serving.service import Service
 
-TEMPLATE = ChatTemplate("{{ messages[0].content }}")
 DONE = "[DONE]"
 
 
@@ -27,7 +25,8 @@ def parse(document: dict[str, Any], client: FakeClient | None = None) -> tuple[S
     service = Service(client, tokenizer(), 6 << 20, 30.0, streaming=True, clock=lambda: 0.0)
     data = json.dumps(document).encode()
     if "messages" in document:
-        return service, service.check(schemas.read_chat(data, None, len(data), TEMPLATE), arrived_s=0.0)
+        ask = schemas.read_chat(data, None, len(data)).with_prompt(document["messages"][0]["content"])
+        return service, service.check(ask, arrived_s=0.0)
     return service, service.parse(data, None)
 
 

@@ -1,7 +1,8 @@
 """What one HTTP request asks for, before and after its prompts are tokenised."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from gptj_serve.request import GenerationRequest, SamplingParams
 from gptj_serve.serving.generation import Answer
@@ -21,6 +22,8 @@ class Ask:
         parameters: How to generate.
         stream: Whether the client wants tokens as they come.
         is_bare: The answer is the one entry itself, where the schema has lists of them.
+        messages: A conversation, of which the model's chat template makes the one prompt; ``texts`` is empty
+            until then. None but in chat.
     """
 
     schema: str
@@ -31,6 +34,11 @@ class Ask:
     parameters: Parameters
     stream: bool = False
     is_bare: bool = False
+    messages: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
+
+    def with_prompt(self, prompt: str) -> "Ask":
+        """The same with the prompt that was made of its messages."""
+        return replace(self, texts=(prompt,))
 
     def prompt_name(self, index: int) -> str:
         """What errors call a prompt."""

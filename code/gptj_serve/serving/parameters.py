@@ -286,7 +286,7 @@ def join_stops(fields: dict[str, Any], where: str) -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """A value as an error message quotes it: short, and always printable."""
-    if isinstance(value, (list, dict)):
+    if value and isinstance(value, (list, dict)):
         return "[...]" if isinstance(value, list) else "{...}"
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:60]}..."

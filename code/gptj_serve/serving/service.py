@@ -19,6 +19,7 @@ from gptj_serve.serving import body, schemas
 from gptj_serve.serving.call import Ask, Call, Prompt
 from gptj_serve.serving.generation import Answer, Generation, SequenceAssembler
 from gptj_serve.serving.parameters import Parameters, check_text, too_long
+from gptj_serve.serving.templates.client import NO_TEMPLATE, Renderer
 from gptj_serve.serving.text import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ class Service:
         streaming: Whether the front can send tokens as they come.
         max_sequences: Prompts times answers a prompt, at most, in one call.
         clock: Seconds, monotonic.
+        template: Makes prompts of messages for `parse`; None if the model cannot chat.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Service:
         streaming: bool = False,
         max_sequences: int = MAX_SEQUENCES,
         clock: Callable[[], float] = time.monotonic,
+        template: Renderer | None = None,
     ) -> None:
         self._client = client
         self._tokenizer = tokenizer
@@ -118,6 +121,7 @@ class Service:
         self._streaming = streaming
         self._max_sequences = max_sequences
         self._clock = clock
+        self._template = template
 
     def parse(self, data: bytes, content_type: str | None, accept: str | None = None) -> Call:
         """Read and check a body; nothing has reached the engine yet.
@@ -131,13 +135,18 @@ class Service:
             ServingError: The body is wrong (400, 413, 415), or the engine is gone (503).
         """
         arrived_s = self._clock()
-        return self.check(schemas.read(data, content_type, self._max_payload_bytes), arrived_s, accept)
+        ask = schemas.read(data, content_type, self._max_payload_bytes)
+        if ask.messages is not None:
+            if self._template is None:
+                raise BadRequest(NO_TEMPLATE)
+            ask = ask.with_prompt(self._template.render(ask.messages))
+        return self.check(ask, arrived_s, accept)
 
     def check(self, ask: Ask, arrived_s: float, accept: str | None = None) -> Call:
         """Check what a body says against the model; nothing has reached the engine yet.
 
         Args:
-            ask: The body, read.
+            ask: The body, read, and its messages made a prompt.
             arrived_s: When it came, on the service's clock.
             accept: The ``Accept`` header.
 

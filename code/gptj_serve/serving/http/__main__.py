@@ -26,14 +26,14 @@ from gptj_serve.serving.http.generate import Shared
 from gptj_serve.serving.http.link import EngineLink
 from gptj_serve.serving.http.metrics import Metrics
 from gptj_serve.serving.http.protocol import SOCKET_BUFFER_BYTES, LimitedProtocol
-from gptj_serve.serving.schemas.chat import ChatTemplate
 from gptj_serve.serving.service import Service
 from gptj_serve.serving.start import start_failures
+from gptj_serve.serving.templates.client import TemplateClient
 from gptj_serve.serving.text import Tokenizer
 from gptj_serve.settings import Settings
 
 
-async def serve(settings: Settings, directory: Path, model_dir: Path, tokenizer: Tokenizer) -> None:
+async def serve(settings: Settings, directory: Path, tokenizer: Tokenizer) -> None:
     """Answer requests until the launcher's signal comes. The engine must be ready."""
     link = await EngineLink.connect(run_dir.engine_socket(directory))
     max_bytes = settings.max_payload_mb * 1024 * 1024
@@ -44,9 +44,10 @@ async def serve(settings: Settings, directory: Path, model_dir: Path, tokenizer:
         service=service,
         admission=Admission(link.info.max_batch_size + settings.max_queue),
         metrics=Metrics(link.info, lambda: link.stats),
+        template=TemplateClient(run_dir.template_socket(directory)),
     )
     config = uvicorn.Config(
-        build(shared, ChatTemplate.load(model_dir)),
+        build(shared),
         host=settings.host,
         port=settings.port,
         http=LimitedProtocol,
@@ -81,7 +82,7 @@ def main() -> int:
     with start_failures(directory):
         tokenizer = Tokenizer.load(args.model_dir)
         if os.read(args.go_fd, 1):  # else the launcher is gone
-            uvloop.run(serve(settings, directory, args.model_dir, tokenizer))
+            uvloop.run(serve(settings, directory, tokenizer))
     return 0
 
 

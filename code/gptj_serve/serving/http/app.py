@@ -18,11 +18,9 @@ from starlette.routing import Route
 import gptj_serve
 from gptj_serve.errors import ServingError
 from gptj_serve.serving import schemas
-from gptj_serve.serving.call import Ask
 from gptj_serve.serving.http import openapi
 from gptj_serve.serving.http.generate import Generate, Shared
 from gptj_serve.serving.parameters import MAX_STOPS
-from gptj_serve.serving.schemas.chat import ChatTemplate
 from gptj_serve.serving.schemas.openai import MODEL_NAME
 from gptj_serve.serving.service import MAX_SEQUENCES
 
@@ -43,14 +41,12 @@ PATHS = {
 }
 
 
-def build(shared: Shared, chat_template: ChatTemplate | None) -> Starlette:
+def build(shared: Shared) -> Starlette:
     """The application.
 
     Args:
         shared: What the endpoints work with.
-        chat_template: The model's, if it has one.
     """
-    read_chat = functools.partial(_read_chat, chat_template)
     generate = Generate(shared, schemas.read, is_openai=False)
     read_whole, read_stream = (functools.partial(schemas.read_generate, stream=one) for one in (False, True))
     endpoints: dict[str, Any] = {
@@ -59,7 +55,7 @@ def build(shared: Shared, chat_template: ChatTemplate | None) -> Starlette:
         "/generate_stream": Generate(shared, read_stream, is_openai=False),
         "/info": functools.partial(_info, shared),
         "/v1/completions": Generate(shared, schemas.read_completions, is_openai=True),
-        "/v1/chat/completions": Generate(shared, read_chat, is_openai=True),
+        "/v1/chat/completions": Generate(shared, schemas.read_chat, is_openai=True),
         "/v1/models": functools.partial(_models, int(time.time())),
         "/ping": functools.partial(_ping, shared),
         "/health": functools.partial(_ping, shared),  # other servers' name for it
@@ -76,10 +72,6 @@ def build(shared: Shared, chat_template: ChatTemplate | None) -> Starlette:
         middleware=[cors] if origins else [],
         exception_handlers={HTTPException: _refuse, Exception: _fail},
     )
-
-
-def _read_chat(template: ChatTemplate | None, data: bytes, content_type: str | None, max_bytes: int) -> Ask:
-    return schemas.read_chat(data, content_type, max_bytes, template)
 
 
 async def _ping(shared: Shared, _: Request) -> Response:

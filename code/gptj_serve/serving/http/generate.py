@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from gptj_serve.errors import DeadlinePassed, Overloaded, ServingError
 from gptj_serve.request import EndEvent, TokenEvent
@@ -21,6 +21,7 @@ from gptj_serve.serving.http.link import CallEvents, ClientGone, EngineLink
 from gptj_serve.serving.http.metrics import Metrics
 from gptj_serve.serving.schemas.streaming import CONTENT_TYPE, StreamRenderer
 from gptj_serve.serving.service import Result, Service
+from gptj_serve.serving.templates.client import TemplateClient
 from gptj_serve.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ LARGE_BODY_BYTES = 32 * 1024
 """Tokenising a larger body would hold up every stream: it is done in a thread."""
 
 Read = Callable[[bytes, str | None, int], Ask]
+T = TypeVar("T")
 Send = Callable[[dict[str, Any]], Any]
 
 
@@ -41,6 +43,7 @@ class Shared:
     service: Service
     admission: Admission
     metrics: Metrics
+    template: TemplateClient
 
 
 @dataclass(slots=True)
@@ -107,14 +110,14 @@ class Generate:
             shared.admission.leave(call.num_sequences, time.monotonic())
 
     async def _parse(self, exchange: Exchange, max_bytes: int) -> Call:
-        def parse() -> Call:
-            arrived_s = time.monotonic()
-            ask = self._read(exchange.body, exchange.headers.get("content-type"), max_bytes)
-            return self._shared.service.check(ask, arrived_s, exchange.headers.get("accept"))
-
-        if len(exchange.body) > LARGE_BODY_BYTES:
-            return await asyncio.to_thread(parse)
-        return parse()
+        arrived_s = time.monotonic()
+        content_type, accept = exchange.headers.get("content-type"), exchange.headers.get("accept")
+        size = len(exchange.body)
+        ask = await _apart_if_large(size, self._read, exchange.body, content_type, max_bytes)
+        if ask.messages is not None:
+            prompt = await self._shared.template.render_async(ask.messages)
+            size, ask = len(prompt), ask.with_prompt(prompt)
+        return await _apart_if_large(size, self._shared.service.check, ask, arrived_s, accept)
 
     async def _whole(
         self, exchange: Exchange, call: Call, generation: Generation, events: CallEvents
@@ -251,6 +254,11 @@ class Generate:
             queue_s=result.queue_s if result else None,
             time_per_token_s=result.time_per_token_s if result else None,
         )
+
+
+async def _apart_if_large(size: int, work: Callable[..., T], *args: Any) -> T:
+    """Do work on a body, or a prompt, of this size; what takes long does not hold up the loop."""
+    return await asyncio.to_thread(work, *args) if size > LARGE_BODY_BYTES else work(*args)
 
 
 class _Watch:

@@ -73,8 +73,8 @@ def _schemas() -> dict[str, Schema]:
 
 
 def _invocations() -> dict[str, Any]:
-    names = ("HuggingFaceRequest", "GuideRequest", "CompletionRequest")
-    whole = ("HuggingFaceAnswer", "GuideAnswer", "Completion")
+    names = ("HuggingFaceRequest", "GuideRequest", "CompletionRequest", "ChatCompletionRequest")
+    whole = ("HuggingFaceAnswer", "GuideAnswer", "Completion", "ChatCompletion")
     return _generation(
         "Generate text; the body's shape says which schema it speaks, and the answer follows it. Plain text"
         " is answered with plain text, or with JSON if `Accept` prefers it",
@@ -85,7 +85,7 @@ def _invocations() -> dict[str, Any]:
         {
             body.JSON: {"schema": any_of(*map(ref, whole))},
             body.PLAIN: {"schema": STRING},
-            EVENTS: _events("HuggingFaceEvent", "CompletionChunk"),
+            EVENTS: _events("HuggingFaceEvent", "CompletionChunk", "ChatCompletionChunk"),
         },
         any_of(ref("Error"), ref("OpenAIError")),
     )
@@ -120,7 +120,7 @@ def _completions() -> dict[str, Any]:
 
 def _chat() -> dict[str, Any]:
     return _generation(
-        "OpenAI's chat; a 400 unless the model has a chat template",
+        "OpenAI's chat; a 400 unless the model has a chat template that can be used",
         {body.JSON: {"schema": ref("ChatCompletionRequest")}},
         {body.JSON: {"schema": ref("ChatCompletion")}, EVENTS: _events("ChatCompletionChunk")},
         ref("OpenAIError"),

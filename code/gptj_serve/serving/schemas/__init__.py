@@ -15,7 +15,8 @@ from gptj_serve.serving.schemas.streaming import StreamRenderer
 _ACCEPTED = (
     'send {"inputs": string or list of strings, "parameters": {...}},'
     ' {"inputs": {"text_inputs": string or list of strings, "parameters": {...}}},'
-    ' {"prompt": string or list of strings, "max_tokens": number, ...}, or text/plain'
+    ' {"prompt": string or list of strings, "max_tokens": number, ...},'
+    ' {"messages": [{"role": string, "content": string}], ...}, or text/plain'
 )
 
 
@@ -50,15 +51,13 @@ def read_completions(data: bytes, content_type: str | None, max_bytes: int) -> A
     return openai.read(_read_object(data, content_type, max_bytes))
 
 
-def read_chat(
-    data: bytes, content_type: str | None, max_bytes: int, template: chat.ChatTemplate | None
-) -> Ask:
+def read_chat(data: bytes, content_type: str | None, max_bytes: int) -> Ask:
     """Read the body of ``/v1/chat/completions``.
 
     Raises:
-        ServingError: 400 (also if there is no template), 413 or 415.
+        ServingError: 400, 413 or 415.
     """
-    return chat.read(_read_object(data, content_type, max_bytes), template)
+    return chat.read(_read_object(data, content_type, max_bytes))
 
 
 def render(
@@ -124,6 +123,8 @@ def _read_document(document: Any) -> Ask:
     if document.get("inputs") is None:
         if "prompt" in document:
             return openai.read(document)
+        if "messages" in document:
+            return chat.read(document)
         raise BadRequest(f"inputs: is missing; {_ACCEPTED}")
     if isinstance(document["inputs"], dict):
         return guide.read(document)
@@ -132,4 +133,5 @@ def _read_document(document: Any) -> Ask:
 
 def guess(data: bytes) -> str | None:
     """The schema of a body that could not be read, for the error's; None stands for all but OpenAI's."""
-    return openai.NAME if b'"prompt"' in data and b'"inputs"' not in data else None
+    is_openai = (b'"prompt"' in data or b'"messages"' in data) and b'"inputs"' not in data
+    return openai.NAME if is_openai else None

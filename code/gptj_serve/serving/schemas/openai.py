@@ -25,7 +25,7 @@ from gptj_serve.serving.parameters import (
     string,
     temperature,
 )
-from gptj_serve.serving.schemas import openai_logprobs
+from gptj_serve.serving.schemas import openai_fields, openai_logprobs
 from gptj_serve.serving.schemas.streaming import event
 
 NAME = "openai"
@@ -108,7 +108,7 @@ SHARED: Mapping[str, Check] = {
     "presence_penalty": number(-2, 2),
     "frequency_penalty": number(-2, 2),
     "logit_bias": Check(_logit_bias, _BIASES),
-    "user": string,
+    **openai_fields.NO_EFFECT,
     # not OpenAI's, but common among servers that speak its schema
     "min_tokens": COMMON["min_new_tokens"],
     "ignore_eos": boolean,
@@ -131,8 +131,10 @@ _CHECKS: Mapping[str, Check] = {
     "logprobs": integer(0, 5),
     "echo": boolean,
     "suffix": only(""),
+    # what is added to a prompt is for the tokenizer to say
+    "add_special_tokens": only(True),
+    **openai_fields.NOT_SERVED,
 }
-
 
 _ELSEWHERE = {"parameters": "is none of OpenAI's fields; what is in it belongs beside prompt"}
 

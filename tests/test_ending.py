@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gptj_serve.engine.step_loop import MAX_FAILED_STEPS
+from gptj_serve.engine.failures import MAX_FAILED_STEPS
 from harness import (
     END_TIMEOUT_S,
     Answer,

@@ -17,7 +17,7 @@ import torch
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from gptj_serve import demo
-from gptj_serve.engine.static.backend import BackendDead, BatchLost
+from gptj_serve.engine.failures import BackendDead, BatchLost
 from gptj_serve.engine.static.deepspeed import backend as engine
 from gptj_serve.engine.static.deepspeed import inject as deepspeed_inject
 from gptj_serve.engine.static.deepspeed import kernels as deepspeed_kernels

@@ -10,8 +10,9 @@ import pytest
 import torch
 from tiny import write_model
 
+from gptj_serve.engine.failures import BackendDead, BatchLost
 from gptj_serve.engine.static import hf
-from gptj_serve.engine.static.backend import Backend, BackendDead, BackendLimits, BatchLost
+from gptj_serve.engine.static.backend import Backend, BackendLimits
 from gptj_serve.engine.static.hf import HfBackend, load_hf, row_bytes, rows_that_fit, warm_up
 from gptj_serve.engine.static.transformers_loader import load_model
 from gptj_serve.errors import StartupError

@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPTJConfig, GPTJForCausalLM, LogitsProcessorList
 
+from gptj_serve.engine.failures import BackendDead, BatchLost
 from gptj_serve.engine.sampling import profile as sampling_profile
 from gptj_serve.engine.sampling import sampler, score_filters, score_plan
 from gptj_serve.engine.sampling.sampler import SamplerRow, process_scores, sample
-from gptj_serve.engine.static.backend import BackendDead, BackendLimits, BatchLost
+from gptj_serve.engine.static.backend import BackendLimits
 from gptj_serve.request import SamplingParams
 
 VOCAB = 50

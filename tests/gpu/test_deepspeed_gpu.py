@@ -27,7 +27,8 @@ from transformers import DynamicCache, GPTJConfig, GPTJForCausalLM
 
 import gptj_serve
 from gptj_serve import demo
-from gptj_serve.engine.static.backend import Backend, BackendLimits, BatchLost
+from gptj_serve.engine.failures import BatchLost
+from gptj_serve.engine.static.backend import Backend, BackendLimits
 from gptj_serve.engine.static.deepspeed import backend as engine
 from gptj_serve.engine.static.hf import HfBackend
 

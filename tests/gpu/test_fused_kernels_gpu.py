@@ -22,13 +22,13 @@ from states import (
     spoil_what_is_not_cached,
 )
 
+from gptj_serve.engine.failures import BackendDead
 from gptj_serve.engine.fused.geometry import Geometry
 from gptj_serve.engine.fused.kernels.cuda import CudaKernels
 from gptj_serve.engine.fused.kernels.library import compile_library, find_library, find_nvcc
 from gptj_serve.engine.fused.kernels.plain import PlainKernels
 from gptj_serve.engine.fused.kernels.protocol import State
 from gptj_serve.engine.fused.model import FusedModel
-from gptj_serve.engine.static.backend import BackendDead
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from gptj_serve.demo import MODEL_DIR
+from gptj_serve.engine.failures import BatchLost
 from gptj_serve.engine.sampling.sampler import SamplerRow, sample
-from gptj_serve.engine.static.backend import BatchLost
 from gptj_serve.engine.static.hf import HfBackend, load_hf
 from gptj_serve.engine.static.transformers_loader import load_model, needed_bytes
 from gptj_serve.errors import StartupError
@@ -153,7 +153,7 @@ def test_a_batch_that_is_lost_leaves_the_backend_working(backend: HfBackend) -> 
 
 CUDA_ERROR = """
 import torch
-from gptj_serve.engine.static.backend import BackendDead
+from gptj_serve.engine.failures import BackendDead
 from gptj_serve.engine.sampling.sampler import SamplerRow, sample
 from gptj_serve.request import SamplingParams
 

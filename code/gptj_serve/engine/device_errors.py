@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from gptj_serve.engine.static.backend import BackendDead, BatchLost
+from gptj_serve.engine.failures import BackendDead, BatchLost
 
 _DEVICE_MARKS = ("CUDA error", "CUBLAS_STATUS", "cuDNN error", "CUDNN_STATUS", "device-side assert")
 _MEMORY_MARKS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory", "CUDA error: out of memory")

@@ -1,21 +1,15 @@
 """Runs what the static scheduler decides: schedule → prefill or decode → sample → commit."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 
 import torch
 
+from gptj_serve.engine.failures import BackendDead, FailedSteps
 from gptj_serve.engine.sampling.sampler import SamplerRow, sample
-from gptj_serve.engine.scheduler import Counters, Event, Running, Sampled, Wait
-from gptj_serve.engine.static.backend import Backend, BackendDead, BatchLost
+from gptj_serve.engine.scheduler import Event, Running, Sampled, Wait
+from gptj_serve.engine.static.backend import Backend
 from gptj_serve.engine.static.scheduler import Prefill, StaticScheduler, Step
-from gptj_serve.errors import InternalError
-
-logger = logging.getLogger(__name__)
-
-MAX_FAILED_STEPS = 10
-"""After so many failed steps, each of another call and none served in between, the process ends."""
 
 
 class StepLoop:
@@ -76,49 +70,6 @@ class StepLoop:
         else:
             logits_BV = self._backend.decode([row.generated_ids[-1] if row else 0 for row in step.rows])
         return sample(logits_BV, [_sampler_row(row) for row in step.rows])
-
-
-class FailedSteps:
-    """Steps that were given up: each costs its sequences, but an engine that only fails has to end.
-
-    Args:
-        counters: The scheduler's.
-    """
-
-    def __init__(self, counters: Counters) -> None:
-        self._counters = counters
-        self._num_served = 0
-        self._in_a_row = 0
-        self._calls: set[int] = set()
-
-    def check(self) -> None:
-        """To be called before a step.
-
-        Raises:
-            BackendDead: `MAX_FAILED_STEPS` have failed since a sequence was served.
-        """
-        if self._in_a_row >= MAX_FAILED_STEPS:
-            raise BackendDead(f"{MAX_FAILED_STEPS} steps have failed and no sequence was served in between")
-
-    def add(self, error: Exception, calls: set[int]) -> InternalError:
-        """Log why a step was given up.
-
-        Args:
-            error: What it raised. `BatchLost` says that the batch was the reason, and is not counted.
-            calls: Those that had a part in the step. However many steps a call needs, it counts once.
-
-        Returns:
-            What to tell its clients.
-        """
-        logger.error("a batch was given up", exc_info=error, extra={"fields": {"event": "batch_failed"}})
-        if isinstance(error, BatchLost):
-            return InternalError(str(error))
-        if self._counters.served != self._num_served:
-            self._num_served, self._in_a_row = self._counters.served, 0
-            self._calls.clear()
-        self._in_a_row += bool(calls - self._calls)
-        self._calls |= calls
-        return InternalError("the engine failed on this batch")
 
 
 def _sampler_row(running: Running | None) -> SamplerRow | None:

@@ -5,12 +5,11 @@ from fake_runner import FakeRunner, alone, limits, request
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptj_serve.engine.failures import MAX_FAILED_STEPS, BackendDead, BatchLost, FailedSteps
 from gptj_serve.engine.fused.schedule.blocks import IntegrityError
 from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
 from gptj_serve.engine.fused.step_loop import ContinuousStepLoop
 from gptj_serve.engine.scheduler import Counters, Ended, Event, Token, Wait
-from gptj_serve.engine.static.backend import BackendDead, BatchLost
-from gptj_serve.engine.step_loop import MAX_FAILED_STEPS, FailedSteps
 from gptj_serve.request import GenerationRequest
 
 

@@ -11,13 +11,13 @@ from generation import Driver, check_greedy, greedy, ids
 from tiny import write_model
 from transformers import GPTJForCausalLM
 
+from gptj_serve.engine.failures import BackendDead
 from gptj_serve.engine.fused.build import load_fused
 from gptj_serve.engine.fused.kernels.plain import PlainKernels
 from gptj_serve.engine.fused.kernels.protocol import State, Tokens
 from gptj_serve.engine.fused.model import FusedModel
 from gptj_serve.engine.fused.runner import FusedRunner
 from gptj_serve.engine.sampling.sampler import SamplerRow, sample
-from gptj_serve.engine.static.backend import BackendDead
 from gptj_serve.engine.static.hf import load_hf
 from gptj_serve.errors import StartupError
 from gptj_serve.models.model_dir import Checkpoint, find_checkpoint

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from gptj_serve.engine.failures import BackendDead, BatchLost
 from gptj_serve.engine.fused.geometry import Geometry, read_geometry
 from gptj_serve.engine.fused.kernels.cuda import CudaKernels
 from gptj_serve.engine.fused.kernels.library import find_library
@@ -27,7 +28,6 @@ from gptj_serve.engine.fused.schedule.plan import RunnerLimits
 from gptj_serve.engine.fused.weights.load import load_weights
 from gptj_serve.engine.fused.weights.pack import PackedWeights
 from gptj_serve.engine.start_log import logged_warm_up
-from gptj_serve.engine.static.backend import BackendDead, BatchLost
 from gptj_serve.errors import StartupError
 from gptj_serve.models.model_dir import Checkpoint
 

@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gptj_serve.engine.failures import BackendDead, FailedSteps
 from gptj_serve.engine.fused.schedule.plan import ContinuousStep, PendingStep, StepRunner
 from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
 from gptj_serve.engine.scheduler import Event, Wait
-from gptj_serve.engine.static.backend import BackendDead
-from gptj_serve.engine.step_loop import FailedSteps
 
 
 @dataclass(frozen=True, slots=True)

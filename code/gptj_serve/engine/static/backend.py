@@ -27,14 +27,6 @@ class BackendLimits:
     vocab_size: int
 
 
-class BatchLost(Exception):
-    """The batch that was running cannot go on; the backend itself can, after `reset`."""
-
-
-class BackendDead(Exception):
-    """The backend cannot go on (a CUDA error, say): the process has to end."""
-
-
 class Backend(Protocol):
     """One loaded model that runs one static batch at a time.
 

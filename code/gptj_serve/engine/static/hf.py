@@ -11,8 +11,9 @@ import torch
 from transformers import DynamicCache, GPTJForCausalLM
 
 from gptj_serve.engine.device_errors import batch_errors
+from gptj_serve.engine.failures import BackendDead, BatchLost
 from gptj_serve.engine.start_log import logged_warm_up
-from gptj_serve.engine.static.backend import BackendDead, BackendLimits, BatchLost
+from gptj_serve.engine.static.backend import BackendLimits
 from gptj_serve.engine.static.transformers_loader import load_model
 from gptj_serve.errors import StartupError
 from gptj_serve.models.model_dir import Checkpoint

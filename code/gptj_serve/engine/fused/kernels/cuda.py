@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from gptj_serve.engine.failures import BackendDead
 from gptj_serve.engine.fused.kernels.protocol import State, Tokens
-from gptj_serve.engine.static.backend import BackendDead
 
 MAX_SMALL_BATCH = 16
 """Rows that the library's `fused_decode` takes."""

@@ -96,7 +96,7 @@ class PendingStep(Protocol):
         """Wait for the step; one entry for each of its `ContinuousStep.sampled_rows`.
 
         Raises:
-            BatchLost, BackendDead: As `gptj_serve.engine.static.backend` has them.
+            BatchLost, BackendDead: As `gptj_serve.engine.failures` has them.
         """
         ...
 
@@ -116,6 +116,6 @@ class StepRunner(Protocol):
 
         Raises:
             ValueError: The step passes a limit; nothing has run.
-            BatchLost, BackendDead: As `gptj_serve.engine.static.backend` has them.
+            BatchLost, BackendDead: As `gptj_serve.engine.failures` has them.
         """
         ...

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from transformers import GPTJForCausalLM
 
 from gptj_serve.engine.device_errors import batch_errors, is_out_of_memory
+from gptj_serve.engine.failures import BatchLost
 from gptj_serve.engine.start_log import logged_warm_up
-from gptj_serve.engine.static.backend import BackendLimits, BatchLost
+from gptj_serve.engine.static.backend import BackendLimits
 from gptj_serve.engine.static.deepspeed.inject import RunBlock, bind_block, check_first, inject, reset_cache
 from gptj_serve.engine.static.deepspeed.kernels import (
     check_extension,

@@ -1,0 +1,62 @@
+"""What a failed step costs: its batch, or the process. No torch here."""
+
+import logging
+
+from gptj_serve.engine.scheduler import Counters
+from gptj_serve.errors import InternalError
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILED_STEPS = 10
+"""After so many failed steps, each of another call and none served in between, the process ends."""
+
+
+class BatchLost(Exception):
+    """The batch that was running cannot go on; the backend itself can, after `reset`."""
+
+
+class BackendDead(Exception):
+    """The backend cannot go on (a CUDA error, say): the process has to end."""
+
+
+class FailedSteps:
+    """Steps that were given up: each costs its sequences, but an engine that only fails has to end.
+
+    Args:
+        counters: The scheduler's.
+    """
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._num_served = 0
+        self._in_a_row = 0
+        self._calls: set[int] = set()
+
+    def check(self) -> None:
+        """To be called before a step.
+
+        Raises:
+            BackendDead: `MAX_FAILED_STEPS` have failed since a sequence was served.
+        """
+        if self._in_a_row >= MAX_FAILED_STEPS:
+            raise BackendDead(f"{MAX_FAILED_STEPS} steps have failed and no sequence was served in between")
+
+    def add(self, error: Exception, calls: set[int]) -> InternalError:
+        """Log why a step was given up.
+
+        Args:
+            error: What it raised. `BatchLost` says that the batch was the reason, and is not counted.
+            calls: Those that had a part in the step. However many steps a call needs, it counts once.
+
+        Returns:
+            What to tell its clients.
+        """
+        logger.error("a batch was given up", exc_info=error, extra={"fields": {"event": "batch_failed"}})
+        if isinstance(error, BatchLost):
+            return InternalError(str(error))
+        if self._counters.served != self._num_served:
+            self._num_served, self._in_a_row = self._counters.served, 0
+            self._calls.clear()
+        self._in_a_row += bool(calls - self._calls)
+        self._calls |= calls
+        return InternalError("the engine failed on this batch")

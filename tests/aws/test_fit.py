@@ -7,9 +7,10 @@ import torch
 
 from gptj_serve.aws.fit import GPT_J_6B, fits, fitting_types, longest_context, need_of, why_it_does_not_fit
 from gptj_serve.aws.instances import A10G, T4, Gpu, InstanceType, all_gpu_instances, find_instance
-from gptj_serve.engine.fused import memory_needs as room
+from gptj_serve.engine.fused import memory_needs
 from gptj_serve.engine.fused.geometry import Geometry
 from gptj_serve.engine.fused.kernels.protocol import make_scratch
+from gptj_serve.engine.fused.layout import BLOCK_SIZE
 
 TWICE = dataclasses.replace(GPT_J_6B, n_layer=56)
 """A GPT-J of 12 billion parameters."""
@@ -29,15 +30,15 @@ def test_what_it_needs_on_a_t4() -> None:
     need = need_of(GPT_J_6B, T4, 2048, None)
     assert need.weights_bytes == pytest.approx(12.10e9, rel=0.001)
     assert need.cache_bytes == 2048 * 458_752
-    assert 1.0 < need.working_bytes / room.GIB < 1.3
-    assert need.total_bytes / room.GIB < T4.memory_gib - 0.5
+    assert 1.0 < need.working_bytes / memory_needs.GIB < 1.3
+    assert need.total_bytes / memory_needs.GIB < T4.memory_gib - 0.5
 
 
 def test_scratch_memory_is_what_the_engine_takes() -> None:
     geometry = Geometry(2, 4, 64, 32, 1024, 3000, 1e-5)
     scratch = make_scratch(geometry, torch.empty(0, dtype=torch.float16), 512, 64)
     taken = sum(getattr(scratch, field.name).nbytes for field in dataclasses.fields(scratch))
-    assert abs(taken - room.scratch_bytes(256, 1024, 3000, 512, 64)) < 1 << 20
+    assert taken == memory_needs.scratch_bytes(geometry, 512, 64)
 
 
 def test_what_does_not_fit_is_told_with_what_would() -> None:
@@ -60,7 +61,7 @@ def test_a_shorter_context_may_do() -> None:
     assert 0 < shorter < 2048
     assert f"GPTJ_MAX_CONTEXT={shorter} (instead of 2048)" in told[1]
     assert fits(GPT_J_6B, gpu, shorter, None)
-    assert not fits(GPT_J_6B, gpu, shorter + room.BLOCK_SIZE, None)
+    assert not fits(GPT_J_6B, gpu, shorter + BLOCK_SIZE, None)
 
 
 def test_smaller_batches_need_less() -> None:

@@ -189,7 +189,7 @@ def test_a_nan_in_one_sequence_stays_there(library: Path) -> None:
 
 def test_equal_logits_give_the_first(library: Path) -> None:
     state = make_state(geometry(64))
-    state.weights.head_weight_VD.zero_()
+    state.weights.head.tensors[0].zero_()
     state.weights.head_bias_V.zero_()
     state.weights.head_bias_V[[100, 7, 900]] = 1.0
     decoded(state, CudaKernels(library, state), batch(state, [5]))

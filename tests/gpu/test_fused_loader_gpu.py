@@ -89,7 +89,7 @@ def test_tied_embeddings_share_their_memory(tmp_path: Path) -> None:
         tie_word_embeddings=True,
     )
     weights = load(tmp_path)
-    assert weights.head_weight_VD.data_ptr() == weights.embedding_VD.data_ptr()
+    assert weights.head.tensors[0].data_ptr() == weights.embedding_VD.data_ptr()
     tied = tensors | {"lm_head.weight": tensors["transformer.wte.weight"]}
     assert_packed(weights, tied, torch.float16)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from gptj_serve.aws.instances import Gpu, InstanceType, all_gpu_instances
 from gptj_serve.engine.fused import memory_needs
+from gptj_serve.engine.fused.geometry import geometry_of
+from gptj_serve.engine.fused.layout import BLOCK_SIZE
 from gptj_serve.models.config import ModelConfig, expected_shapes, parse_config
 
 ELEMENT_BYTES = 2
@@ -57,10 +59,8 @@ def need_of(config: ModelConfig, gpu: Gpu, context: int, batch_size: int | None)
     """
     rows = batch_size or memory_needs.MAX_AUTO_BATCH_SIZE
     _, max_tokens = memory_needs.prefill_sizes(int(gpu.memory_gib * memory_needs.GIB))
-    scratch = memory_needs.scratch_bytes(
-        config.n_embd, config.n_inner, config.vocab_size, max_tokens + rows, rows
-    )
-    of_block = memory_needs.block_bytes(config.n_layer, config.n_embd, ELEMENT_BYTES)
+    scratch = memory_needs.scratch_bytes(geometry_of(config), max_tokens + rows, rows)
+    of_block = memory_needs.block_bytes(geometry_of(config), ELEMENT_BYTES)
     return Need(
         weights_bytes=ELEMENT_BYTES * sum(map(math.prod, expected_shapes(config).values())),
         cache_bytes=memory_needs.num_blocks(context) * of_block,
@@ -72,8 +72,8 @@ def longest_context(config: ModelConfig, gpu: Gpu, batch_size: int | None) -> in
     """The longest context that fits, 0 if none does; no more than the model's."""
     need = need_of(config, gpu, 0, batch_size)
     left_bytes = usable_bytes(gpu) - need.total_bytes
-    of_block = memory_needs.block_bytes(config.n_layer, config.n_embd, ELEMENT_BYTES)
-    return max(0, min(config.n_positions, left_bytes // of_block * memory_needs.BLOCK_SIZE))
+    of_block = memory_needs.block_bytes(geometry_of(config), ELEMENT_BYTES)
+    return max(0, min(config.n_positions, left_bytes // of_block * BLOCK_SIZE))
 
 
 def fits(config: ModelConfig, gpu: Gpu, context: int, batch_size: int | None) -> bool:

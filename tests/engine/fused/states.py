@@ -16,7 +16,8 @@ from gptj_serve.engine.fused.kernels.protocol import (
     make_scratch,
 )
 from gptj_serve.engine.fused.model import Prefill
-from gptj_serve.engine.fused.weights.pack import PackedWeights
+from gptj_serve.engine.fused.weights.formats.plain import PlainMatrix
+from gptj_serve.engine.fused.weights.pack import Epilogue, Layer, Norm, PackedWeights, Product
 
 MAX_CONTEXT = 2048
 MAX_ROWS = 64
@@ -41,16 +42,33 @@ def random_weights(of: Geometry, device: torch.device, dtype: torch.dtype, seed:
     def noise(*shape: int, std: float) -> torch.Tensor:
         return torch.empty(shape, device=device, dtype=dtype).normal_(0, std, generator=generator)
 
-    layers, width, inner, vocab = of.num_layers, of.width, of.inner, of.vocab_size
+    width, inner, vocab = of.width, of.inner, of.vocab_size
+
+    def norm() -> Norm:
+        return Norm(1 + noise(width, std=0.1), noise(width, std=0.1))
+
+    def layer() -> Layer:
+        project = Product(
+            matrix=PlainMatrix(noise(3 * width + inner, width, std=width**-0.5)),
+            bias_N=noise(inner, std=0.1),
+            first_biased_row=3 * width,
+            epilogue=Epilogue.PROJECT,
+            first_inner_row=3 * width,
+        )
+        add = Product(
+            matrix=PlainMatrix(noise(width, inner + width, std=inner**-0.5)),
+            bias_N=noise(width, std=0.1),
+            first_biased_row=0,
+            epilogue=Epilogue.ADD,
+            norm=norm(),
+        )
+        return Layer((project, add))
+
     return PackedWeights(
         embedding_VD=noise(vocab, width, std=1.0),
-        in_weight_LND=noise(layers, 3 * width + inner, width, std=width**-0.5),
-        in_bias_LF=noise(layers, inner, std=0.1),
-        out_weight_LDK=noise(layers, width, inner + width, std=inner**-0.5),
-        out_bias_LD=noise(layers, width, std=0.1),
-        norm_weight_LD=1 + noise(layers + 1, width, std=0.1),
-        norm_bias_LD=noise(layers + 1, width, std=0.1),
-        head_weight_VD=noise(vocab, width, std=width**-0.5),
+        first_norm=norm(),
+        layers=tuple(layer() for _ in range(of.num_layers)),
+        head=PlainMatrix(noise(vocab, width, std=width**-0.5)),
         head_bias_V=noise(vocab, std=0.1),
     )
 
@@ -79,13 +97,10 @@ def random_state(of: Geometry, weights: PackedWeights, num_blocks: int, max_toke
 
 def copy_of(state: State, dtype: torch.dtype | None = None) -> State:
     """The same model and cache in memory of its own, in another type if asked for."""
-    weights, like = state.weights, state.weights.embedding_VD
-    tensors = {
-        name: getattr(weights, name).to(dtype or like.dtype, copy=True)
-        for name in weights.__dataclass_fields__
-        if isinstance(getattr(weights, name), torch.Tensor)
-    }
-    copied = PackedWeights(**tensors)
+    like = state.weights.embedding_VD
+    copied = random_weights(state.geometry, like.device, dtype or like.dtype)
+    for target, source in zip(copied.tensors(), state.weights.tensors(), strict=True):
+        target.copy_(source)
     cache = [
         part.to(dtype or like.dtype, copy=True) for part in (state.cache.keys_LNHSE, state.cache.values_LNHSE)
     ]

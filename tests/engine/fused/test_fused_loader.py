@@ -116,7 +116,7 @@ def test_tied_embeddings_share_their_memory(tmp_path: Path, files: str) -> None:
     del tensors["lm_head.weight"]
     write_model(tmp_path, files=files, tensors=tensors, tie_word_embeddings=True)
     weights = load(tmp_path)
-    assert weights.head_weight_VD is weights.embedding_VD
+    assert weights.head.tensors[0] is weights.embedding_VD
     assert_packed(weights, transformers_state(tmp_path), torch.float32)
 
 

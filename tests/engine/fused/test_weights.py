@@ -1,14 +1,19 @@
 """The layout of the packed weights, and that every part of it is written by one tensor."""
 
-from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
+from packed import named_tensors
 from tiny import TINY_CONFIG
 
+<<<<<<< HEAD
 from gptj_serve.engine.fused.weights.pack import PackedWeights, empty_weights, slots
 from gptj_serve.models.config import ModelConfig, expected_shapes, parse_config
+=======
+from gptj_serve.engine.fused.weights.pack import empty_weights, slots
+from gptj_serve.models.model_dir import ModelConfig, expected_shapes, parse_config
+>>>>>>> 87d6c7e (The fused engine: a layer is a list of products with epilogues, its matrices have a format of their own)
 
 CPU = torch.device("cpu")
 SHAPES = [{}, {"n_layer": 1}, {"n_layer": 3, "n_inner": 40, "vocab_size": 7}, {"n_embd": 8, "n_head": 1}]
@@ -18,24 +23,17 @@ def config(**changes: int | bool) -> ModelConfig:
     return parse_config(TINY_CONFIG | changes, Path("config.json"))
 
 
-def tensors(weights: PackedWeights) -> dict[str, torch.Tensor]:
-    values = {field.name: getattr(weights, field.name) for field in fields(weights)}
-    return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
-
-
 def test_shapes_of_gpt_j_6b() -> None:
     gpt_j = parse_config({"model_type": "gptj"}, Path("config.json"))
     weights = empty_weights(gpt_j, torch.device("meta"), torch.float16, is_tied=False)
-    assert {name: tuple(tensor.shape) for name, tensor in tensors(weights).items()} == {
-        "embedding_VD": (50400, 4096),
-        "in_weight_LND": (28, 28672, 4096),
-        "in_bias_LF": (28, 16384),
-        "out_weight_LDK": (28, 4096, 20480),
-        "out_bias_LD": (28, 4096),
-        "norm_weight_LD": (29, 4096),
-        "norm_bias_LD": (29, 4096),
-        "head_weight_VD": (50400, 4096),
-        "head_bias_V": (50400,),
+    layer = {"project": (28672, 4096), "project_bias": (16384,), "add": (4096, 20480), "add_bias": (4096,)}
+    norm = {"norm_weight": (4096,), "norm_bias": (4096,)}
+    assert {name: tuple(tensor.shape) for name, tensor in named_tensors(weights).items()} == {
+        "embedding": (50400, 4096),
+        "head": (50400, 4096),
+        "head_bias": (50400,),
+        **{f"{index}.{name}": shape for index in range(28) for name, shape in layer.items()},
+        **{f"{index}.{name}": shape for index in range(29) for name, shape in norm.items()},
     }
     assert weights.num_bytes == 2 * 6_050_882_784
 
@@ -45,7 +43,7 @@ def test_shapes_of_gpt_j_6b() -> None:
 def test_the_slots_cover_every_number_once(changes: dict[str, int], is_tied: bool) -> None:
     dims = config(**changes, tie_word_embeddings=is_tied)
     weights = empty_weights(dims, CPU, torch.float32, is_tied=is_tied)
-    for tensor in tensors(weights).values():
+    for tensor in weights.tensors():
         tensor.zero_()
     expected = expected_shapes(dims)
     found = slots(weights)
@@ -56,7 +54,7 @@ def test_the_slots_cover_every_number_once(changes: dict[str, int], is_tied: boo
         slot.put(torch.ones(rows, columns), 0, 0)
     # the slots together are as large as the weights: none is written twice if none is left out
     total = sum(torch.Size(shape).numel() for shape in expected.values())
-    kept = {id(tensor): tensor for tensor in tensors(weights).values()}
+    kept = {id(tensor): tensor for tensor in weights.tensors()}
     assert sum(int(tensor.sum()) for tensor in kept.values()) == total
     assert sum(tensor.numel() for tensor in kept.values()) == total
     assert weights.num_bytes == 4 * total
@@ -64,21 +62,16 @@ def test_the_slots_cover_every_number_once(changes: dict[str, int], is_tied: boo
 
 def test_a_tied_head_is_the_embedding() -> None:
     weights = empty_weights(config(), CPU, torch.float32, is_tied=True)
-    assert weights.head_weight_VD is weights.embedding_VD
+    assert weights.head.tensors[0] is weights.embedding_VD
     assert weights.is_tied
     assert not empty_weights(config(), CPU, torch.float32, is_tied=False).is_tied
 
 
 def test_a_slot_takes_parts_of_any_type() -> None:
     weights = empty_weights(config(), CPU, torch.float32, is_tied=False)
-    weights.out_weight_LDK.zero_()
+    (out_DK,) = weights.layers[1].products[1].matrix.tensors
+    out_DK.zero_()
     part = torch.tensor([[1.5, 2.0], [3.0, -4.0]], dtype=torch.bfloat16)
     slots(weights)["transformer.h.1.attn.out_proj.weight"].put(part, 7, 3)
-    assert torch.equal(weights.out_weight_LDK[1, 7:9, 128 + 3 : 128 + 5], part.float())
-    assert weights.out_weight_LDK.count_nonzero() == 4
-
-
-def test_a_format_that_nobody_can_write() -> None:
-    weights = replace(empty_weights(config(), CPU, torch.float32, is_tied=False), format="int3")
-    with pytest.raises(ValueError, match="'int3' cannot be filled; known: plain"):
-        slots(weights)
+    assert torch.equal(out_DK[7:9, 128 + 3 : 128 + 5], part.float())
+    assert out_DK.count_nonzero() == 4

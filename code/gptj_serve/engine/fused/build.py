@@ -8,13 +8,20 @@ from pathlib import Path
 import torch
 
 from gptj_serve.engine.failures import BackendDead, BatchLost
-from gptj_serve.engine.fused.geometry import Geometry, read_geometry
+from gptj_serve.engine.fused.geometry import Geometry, geometry_of
 from gptj_serve.engine.fused.kernels.cuda import CudaKernels
 from gptj_serve.engine.fused.kernels.library import find_library
 from gptj_serve.engine.fused.kernels.plain import PlainKernels
-from gptj_serve.engine.fused.kernels.protocol import Cache, Kernels, State, make_rotary, make_scratch
+from gptj_serve.engine.fused.kernels.protocol import (
+    Cache,
+    Kernels,
+    State,
+    empty_array,
+    make_rotary,
+    make_scratch,
+)
+from gptj_serve.engine.fused.layout import BLOCK_SIZE, cache_arrays, history_array
 from gptj_serve.engine.fused.memory_needs import (
-    BLOCK_SIZE,
     GIB,
     MAX_AUTO_BATCH_SIZE,
     MAX_PREFILL,
@@ -58,7 +65,7 @@ def load_fused(
     Raises:
         StartupError: The kernels are not to be had, or the memory does not suffice.
     """
-    geometry = read_geometry(checkpoint)
+    geometry = geometry_of(checkpoint)
     is_cuda = device.type == "cuda"
     if is_cuda and library is None:
         library = find_library(env, [_architecture(device)])
@@ -117,13 +124,12 @@ def make_state(
             f"{_gpu_name(like)}: no memory is left beside the weights; use a larger GPU"
         ) from error
     blocks = _cache_blocks(geometry, like, max_batch_size, max_context)
-    shape = (geometry.num_layers, blocks, geometry.num_heads, BLOCK_SIZE, geometry.head_dim)
     return State(
         geometry=geometry,
         weights=weights,
         rotary_PR2=make_rotary(geometry, max_context).to(like.device),
-        cache=Cache(*(torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(2))),
-        history_SC=torch.zeros(max_batch_size + 1, max_context + 1, dtype=torch.int64, device=like.device),
+        cache=Cache(*(empty_array(array, like).zero_() for array in cache_arrays(geometry, blocks))),
+        history_SC=empty_array(history_array(max_batch_size, max_context), like).zero_(),
         scratch=scratch,
     )
 
@@ -143,7 +149,7 @@ def _cache_blocks(geometry: Geometry, like: torch.Tensor, max_batch_size: int, m
     if like.device.type != "cuda":
         return _cpu_cache_blocks(max_context)
     free_bytes, _ = torch.cuda.mem_get_info(like.device)
-    of_block = block_bytes(geometry.num_layers, geometry.width, like.element_size())
+    of_block = block_bytes(geometry, like.element_size())
     to_leave = reserved_bytes(max_batch_size, geometry.vocab_size)
     there_are = min((free_bytes - to_leave) // of_block, max_batch_size * of_one)
     if there_are < of_one:

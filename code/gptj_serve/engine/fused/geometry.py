@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gptj_serve.files import read_json
-from gptj_serve.models.config import CONFIG
+from gptj_serve.models.config import CONFIG, ModelConfig
 from gptj_serve.models.model_dir import Checkpoint
 
 HEAD_DIMS = (64, 128, 256)
@@ -40,17 +40,22 @@ class Geometry:
         """Width of the residual stream."""
         return self.num_heads * self.head_dim
 
+    @property
+    def attention_width(self) -> int:
+        """Numbers of all heads together; GPT-J's is the width."""
+        return self.num_heads * self.head_dim
 
-def read_geometry(checkpoint: Checkpoint) -> Geometry:
-    """The dimensions of a checkpoint's model."""
+
+def geometry_of(config: ModelConfig) -> Geometry:
+    """The dimensions that a configuration says."""
     return Geometry(
-        num_layers=checkpoint.n_layer,
-        num_heads=checkpoint.n_head,
-        head_dim=checkpoint.n_embd // checkpoint.n_head,
-        rotary_dim=checkpoint.rotary_dim,
-        inner=checkpoint.n_inner,
-        vocab_size=checkpoint.vocab_size,
-        epsilon=checkpoint.layer_norm_epsilon,
+        num_layers=config.n_layer,
+        num_heads=config.n_head,
+        head_dim=config.n_embd // config.n_head,
+        rotary_dim=config.rotary_dim,
+        inner=config.n_inner,
+        vocab_size=config.vocab_size,
+        epsilon=config.layer_norm_epsilon,
     )
 
 

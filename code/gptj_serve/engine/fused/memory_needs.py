@@ -1,10 +1,11 @@
 """How much memory of a GPU the fused engine needs. Arithmetic alone, no torch: deploying asks it too."""
 
+from gptj_serve.engine.fused.geometry import Geometry
+from gptj_serve.engine.fused.layout import BLOCK_SIZE, cache_arrays, scratch_arrays
+
 GIB = 1 << 30
 
-BLOCK_SIZE = 16
-"""Positions in one block of the KV cache: compiled into the kernels."""
-
+FP16_BYTES = 2
 MAX_AUTO_BATCH_SIZE = 64
 PREFILL_CHUNK = 256
 """Tokens a step while sequences are decoded: such a step must not take more than three times as long as one
@@ -37,9 +38,9 @@ def reserved_bytes(max_batch_size: int, vocab_size: int) -> int:
     return RESERVE_BYTES + max_batch_size * vocab_size * SAMPLER_BYTES
 
 
-def block_bytes(num_layers: int, width: int, element_bytes: int) -> int:
+def block_bytes(geometry: Geometry, element_bytes: int) -> int:
     """Size of one block of the cache: keys and values of all layers."""
-    return 2 * num_layers * width * BLOCK_SIZE * element_bytes
+    return sum(array.num_bytes(element_bytes) for array in cache_arrays(geometry, 1))
 
 
 def num_blocks(num_positions: int) -> int:
@@ -47,14 +48,12 @@ def num_blocks(num_positions: int) -> int:
     return -(-num_positions // BLOCK_SIZE)
 
 
-def scratch_bytes(width: int, inner: int, vocab_size: int, max_tokens: int, max_rows: int) -> int:
-    """What `kernels.make_scratch` takes, but for what is below a megabyte; FP16 weights.
+def scratch_bytes(geometry: Geometry, max_tokens: int, max_rows: int) -> int:
+    """What scratch memory takes on a GPU.
 
     Args:
-        width, inner, vocab_size: The model's.
+        geometry: The model's.
         max_tokens: Tokens in one call at most.
         max_rows: Sequences in one call at most.
     """
-    of_a_token = 4 * width + 2 * width + 2 * (3 * width + inner) + 2 * (inner + width) + 2 * width
-    of_a_row = 4 * vocab_size + 2 * width + 4 * 8 * width
-    return max_tokens * of_a_token + max_rows * of_a_row
+    return sum(array.num_bytes(FP16_BYTES) for array in scratch_arrays(geometry, max_tokens, max_rows))

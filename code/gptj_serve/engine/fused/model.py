@@ -12,6 +12,7 @@ import torch
 
 from gptj_serve.engine.fused.kernels.prompt_attention import PromptAttention, PromptPart, prompt_attentions
 from gptj_serve.engine.fused.kernels.protocol import Kernels, State, Tokens
+from gptj_serve.engine.fused.weights.pack import Epilogue
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +49,6 @@ class FusedModel:
     def __init__(self, state: State, kernels: Kernels) -> None:
         self._state = state
         self._kernels = kernels
-        weights = state.weights
-        self._layers = [
-            (layer, in_weight_ND.T, out_weight_DK.T)
-            for layer, (in_weight_ND, out_weight_DK) in enumerate(
-                zip(weights.in_weight_LND, weights.out_weight_LDK, strict=True)
-            )
-        ]
-        self._head_DV = weights.head_weight_VD.T
 
     def decode(self, tokens: Tokens, *, through_cublas: bool = False) -> None:
         """One token of each sequence: logits and chosen tokens go to the scratch memory."""
@@ -81,21 +74,21 @@ class FusedModel:
         normed_TD, projected_TP = scratch.normed_TD[:num], scratch.projected_TP[:num]
         mixed_TK, added_TD = scratch.mixed_TK[:num], scratch.added_TD[:num]
         kernels.embed(tokens)
-        for layer, in_weight_DN, out_weight_KD in self._layers:
-            torch.mm(normed_TD, in_weight_DN, out=projected_TP)
-            kernels.finish_in(tokens, layer)
-            for prompt in prompts:
-                prompt.run(layer)
-            if decoding is not None:
-                kernels.attend(decoding, layer)
-            torch.mm(mixed_TK, out_weight_KD, out=added_TD)
-            kernels.add_and_normalise(num, layer)
+        for index, layer in enumerate(self._state.weights.layers):
+            for place, product in enumerate(layer.products):
+                if product.epilogue == Epilogue.ADD:
+                    product.matrix.multiply(mixed_TK, added_TD)
+                    kernels.add(num, index, place)
+                    continue
+                product.matrix.multiply(normed_TD, projected_TP)
+                kernels.finish_projection(tokens, index, place)
+                for prompt in prompts:
+                    prompt.run(index)
+                if decoding is not None:
+                    kernels.attend(decoding, index)
 
     def _head(self, normed_TD: torch.Tensor, tokens: Tokens) -> None:
         logits_TV = self._state.scratch.logits_TV[: tokens.num_tokens]
         # float32 logits: in float16, near ones would become equal
-        if normed_TD.dtype == torch.float32:
-            torch.mm(normed_TD, self._head_DV, out=logits_TV)
-        else:
-            torch.mm(normed_TD, self._head_DV, out_dtype=torch.float32, out=logits_TV)
+        self._state.weights.head.multiply(normed_TD, logits_TV)
         self._kernels.choose(tokens)

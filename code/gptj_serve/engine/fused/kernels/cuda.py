@@ -7,24 +7,60 @@ import torch
 
 from gptj_serve.engine.failures import BackendDead
 from gptj_serve.engine.fused.kernels.protocol import State, Tokens
+from gptj_serve.engine.fused.layout import counter_sizes
+from gptj_serve.engine.fused.weights.formats.plain import PlainMatrix
+from gptj_serve.engine.fused.weights.matrix import Matrix
+from gptj_serve.engine.fused.weights.pack import Norm, Product
 
 MAX_SMALL_BATCH = 16
 """Rows that the library's `fused_decode` takes."""
 
+MAX_PRODUCTS = 4
+"""Products that a layer of the library's has room for."""
+
+FORMATS: dict[type, int] = {PlainMatrix: 0}
+"""The library's number of each format: `Format` in ``csrc/fused.h``."""
+
 _int, _long, _float, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (("values", _pointer), ("rows", _int), ("columns", _int), ("format", _int))
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (("weight", _pointer), ("bias", _pointer))
+
+
+class _Product(ctypes.Structure):
+    _fields_ = (
+        ("matrix", _Matrix),
+        ("bias", _pointer),
+        *((name, _int) for name in ("first_biased_row", "epilogue", "first_inner_row")),
+        ("norm", _Norm),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("products", _Product * MAX_PRODUCTS),
+        ("num_products", _int),
+        ("keys", _pointer),
+        ("values", _pointer),
+    )
 
 
 class _Model(ctypes.Structure):
     _fields_ = (
-        *((name, _int) for name in ("layers", "d", "heads", "head_dim", "rotary_dim", "inner", "vocab")),
+        *((name, _int) for name in ("width", "attention_width", "heads", "head_dim", "rotary_dim", "inner")),
+        ("vocab", _int),
         ("epsilon", _float),
-        *((name, _pointer) for name in ("embedding", "in_weight", "in_bias", "out_weight", "out_bias")),
-        *((name, _pointer) for name in ("norm_weight", "norm_bias", "head_weight", "head_bias", "rotary")),
+        ("embedding", _pointer),
+        ("rotary", _pointer),
+        ("first_norm", _Norm),
+        ("head", _Matrix),
+        ("head_bias", _pointer),
     )
-
-
-class _Cache(ctypes.Structure):
-    _fields_ = (("keys", _pointer), ("values", _pointer), ("layer_stride", _long))
 
 
 class _Tokens(ctypes.Structure):
@@ -58,11 +94,11 @@ class _Scratch(ctypes.Structure):
 
 
 _ARGUMENTS = {
-    "decode": (_pointer, _pointer, _pointer, _pointer, _int, _int),
+    "decode": (_pointer, _pointer, _pointer, _pointer, _int, _int, _int),
     "embed": (_pointer, _pointer, _pointer, _int),
-    "finish_in": (_pointer, _pointer, _pointer, _pointer, _int, _int, _int),
-    "attend": (_pointer, _pointer, _pointer, _pointer, _int, _int, _int),
-    "add_and_normalise": (_pointer, _pointer, _int, _int, _int),
+    "finish_projection": (_pointer, _pointer, _pointer, _pointer, _int, _int, _int),
+    "attend": (_pointer, _pointer, _pointer, _pointer, _int, _int),
+    "add": (_pointer, _pointer, _pointer, _int, _int, _int),
     "choose": (_pointer, _pointer, _pointer, _int, _int),
 }
 """The library's functions without their prefix, and what they take before the stream."""
@@ -111,33 +147,36 @@ class CudaKernels:
         self._functions = {name: getattr(functions, f"fused_{name}") for name in _ARGUMENTS}
         self._error = functions.fused_error
         self._state = state
-        self._structures = (_model(state), _cache(state), _scratch(state))
-        self._model, self._cache, self._scratch = map(ctypes.addressof, self._structures)
+        self._structures = (_model(state), _layers(state), _scratch(state))
+        self._model, first_layer, self._scratch = map(ctypes.addressof, self._structures)
+        num_layers, layer_bytes = len(state.weights.layers), ctypes.sizeof(_Layer)
+        self._layers = [first_layer + layer * layer_bytes for layer in range(num_layers)]
         self._recent: list[tuple[Tokens, _Tokens]] = []
         self.overlap = bool(functions.fused_can_overlap())
 
     def decode(self, tokens: Tokens) -> None:
         """See `Kernels.decode`; 1..16 tokens."""
-        of, num = self._address(tokens), tokens.num_tokens
-        self._call("decode", self._model, self._cache, of, self._scratch, num, self.overlap)
+        of, num, layers = self._address(tokens), tokens.num_tokens, self._layers
+        self._call("decode", self._model, layers[0], of, self._scratch, len(layers), num, self.overlap)
 
     def embed(self, tokens: Tokens) -> None:
         """See `Kernels.embed`."""
         self._call("embed", self._model, self._address(tokens), self._scratch, tokens.num_tokens)
 
-    def finish_in(self, tokens: Tokens, layer: int) -> None:
-        """See `Kernels.finish_in`."""
-        of, num = self._address(tokens), tokens.num_tokens
-        self._call("finish_in", self._model, self._cache, of, self._scratch, num, layer, self.overlap)
+    def finish_projection(self, tokens: Tokens, layer: int, product: int) -> None:
+        """See `Kernels.finish_projection`."""
+        of, num, at = self._address(tokens), tokens.num_tokens, self._layers[layer]
+        self._call("finish_projection", self._model, at, of, self._scratch, product, num, self.overlap)
 
     def attend(self, tokens: Tokens, layer: int) -> None:
         """See `Kernels.attend`."""
-        of, num = self._address(tokens), tokens.num_tokens
-        self._call("attend", self._model, self._cache, of, self._scratch, num, layer, self.overlap)
+        of, num, at = self._address(tokens), tokens.num_tokens, self._layers[layer]
+        self._call("attend", self._model, at, of, self._scratch, num, self.overlap)
 
-    def add_and_normalise(self, num_tokens: int, layer: int) -> None:
-        """See `Kernels.add_and_normalise`."""
-        self._call("add_and_normalise", self._model, self._scratch, num_tokens, layer, self.overlap)
+    def add(self, num_tokens: int, layer: int, product: int) -> None:
+        """See `Kernels.add`."""
+        at = self._layers[layer]
+        self._call("add", self._model, at, self._scratch, product, num_tokens, self.overlap)
 
     def choose(self, tokens: Tokens) -> None:
         """See `Kernels.choose`."""
@@ -162,7 +201,7 @@ class CudaKernels:
 def _check_layout(functions: ctypes.CDLL) -> None:
     sizes = (ctypes.c_int32 * 4)()
     functions.fused_sizes(sizes)
-    own = [ctypes.sizeof(structure) for structure in (_Model, _Cache, _Tokens, _Scratch)]
+    own = [ctypes.sizeof(structure) for structure in (_Model, _Layer, _Tokens, _Scratch)]
     if list(sizes) != own:
         raise RuntimeError(f"the kernel library's structures have sizes {list(sizes)}, expected {own}")
 
@@ -182,44 +221,62 @@ def _tokens(tokens: Tokens, history_SC: torch.Tensor) -> _Tokens:
 def _model(state: State) -> _Model:
     geometry, weights = state.geometry, state.weights
     return _Model(
-        geometry.num_layers,
         geometry.width,
+        geometry.attention_width,
         geometry.num_heads,
         geometry.head_dim,
         geometry.rotary_dim,
         geometry.inner,
         geometry.vocab_size,
         geometry.epsilon,
-        *_pointers(
-            weights.embedding_VD,
-            weights.in_weight_LND,
-            weights.in_bias_LF,
-            weights.out_weight_LDK,
-            weights.out_bias_LD,
-            weights.norm_weight_LD,
-            weights.norm_bias_LD,
-            weights.head_weight_VD,
-            weights.head_bias_V,
-            state.rotary_PR2,
-        ),
+        *_pointers(weights.embedding_VD, state.rotary_PR2),
+        _norm(weights.first_norm),
+        _matrix(weights.head),
+        *_pointers(weights.head_bias_V),
     )
 
 
-def _cache(state: State) -> _Cache:
-    keys, values = state.cache.keys_LNHSE, state.cache.values_LNHSE
-    return _Cache(*_pointers(keys, values), keys.stride(0))
+def _layers(state: State) -> "ctypes.Array[_Layer]":
+    """All layers, one behind the other."""
+    keys_LNHSE, values_LNHSE = state.cache.keys_LNHSE, state.cache.values_LNHSE
+    layers = (_Layer * len(state.weights.layers))()
+    for index, layer in enumerate(state.weights.layers):
+        for place, product in enumerate(layer.products):
+            layers[index].products[place] = _product(product)
+        layers[index].num_products = len(layer.products)
+        layers[index].keys, layers[index].values = _pointers(keys_LNHSE[index], values_LNHSE[index])
+    return layers
+
+
+def _product(product: Product) -> _Product:
+    return _Product(
+        _matrix(product.matrix),
+        *_pointers(product.bias_N),
+        product.first_biased_row,
+        product.epilogue,
+        product.first_inner_row,
+        _Norm() if product.norm is None else _norm(product.norm),
+    )
+
+
+def _norm(norm: Norm) -> _Norm:
+    return _Norm(*_pointers(norm.weight_D, norm.bias_D))
+
+
+def _matrix(matrix: Matrix) -> _Matrix:
+    (values,) = _pointers(*matrix.tensors)
+    return _Matrix(values, *matrix.shape, FORMATS[type(matrix)])
 
 
 def _scratch(state: State) -> _Scratch:
     scratch = state.scratch
-    max_rows, heads = scratch.logits_TV.shape[0], state.geometry.num_heads
-    sizes = [2 * max_rows, heads * 8, max_rows * heads, 8]
+    sizes = list(counter_sizes(state.geometry, scratch.logits_TV.shape[0]))
     best, arrived_heads, arrived_splits, arrived = torch.split(scratch.counters, sizes)
     return _Scratch(
         *_pointers(
             scratch.hidden_TD,
             scratch.normed_TD,
-            scratch.query_TD,
+            scratch.query_TA,
             scratch.projected_TP,
             scratch.mixed_TK,
             scratch.added_TD,

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE, State, Tokens
+from gptj_serve.engine.fused.weights.pack import Norm
 
 
 class PlainKernels:
@@ -30,19 +31,21 @@ class PlainKernels:
         ids_T = self._state.history_SC.view(-1)[tokens.history_rows_T.long()]
         hidden_TD = self._state.weights.embedding_VD[ids_T].float()
         self._state.scratch.hidden_TD[: tokens.num_tokens] = hidden_TD
-        self._normalise(tokens.num_tokens, 0)
+        self._normalise(tokens.num_tokens, self._state.weights.first_norm)
 
-    def finish_in(self, tokens: Tokens, layer: int) -> None:
-        """See `Kernels.finish_in`."""
+    def finish_projection(self, tokens: Tokens, layer: int, product: int) -> None:
+        """See `Kernels.finish_projection`."""
+        of = self._state.weights.layers[layer].products[product]
+        geometry, cache = self._state.geometry, self._state.cache
         projected_TP = self._state.scratch.projected_TP[: tokens.num_tokens]
-        geometry, weights, cache = self._state.geometry, self._state.weights, self._state.cache
-        width, inner = geometry.width, geometry.inner
-        mlp_TF = projected_TP[:, 3 * width :].float() + weights.in_bias_LF[layer].float()
-        mixed_TF = F.gelu(mlp_TF, approximate="tanh").to(projected_TP.dtype)
-        self._state.scratch.mixed_TK[: tokens.num_tokens, :inner] = mixed_TF
+        biased_TP = projected_TP.float()
+        biased_TP[:, of.first_biased_row :] += of.bias_N.float()
+        mixed_TF = F.gelu(biased_TP[:, of.first_inner_row :], approximate="tanh").to(projected_TP.dtype)
+        self._state.scratch.mixed_TK[: tokens.num_tokens, : geometry.inner] = mixed_TF
+        projected_TP[:, : of.first_inner_row] = biased_TP[:, : of.first_inner_row]
         is_real_T = tokens.positions_T >= 0
         positions_T = tokens.positions_T[is_real_T].long()
-        heads = projected_TP[:, : 3 * width].view(-1, 3, geometry.num_heads, geometry.head_dim)
+        heads = projected_TP[:, : of.first_inner_row].view(-1, 3, geometry.num_heads, geometry.head_dim)
         for section in (0, 1):
             part_THR = heads[:, section, :, : geometry.rotary_dim]
             part_THR[is_real_T] = self._rotate(part_THR[is_real_T], positions_T)
@@ -64,18 +67,22 @@ class PlainKernels:
                 for part in (cache.keys_LNHSE, cache.values_LNHSE)
             )
             query_HE = (
-                self._state.scratch.projected_TP[token, : geometry.width].view(geometry.num_heads, -1).float()
+                self._state.scratch.projected_TP[token, : geometry.attention_width]
+                .view(geometry.num_heads, -1)
+                .float()
             )
             scores_HP = torch.einsum("he,hpe->hp", query_HE, keys_HPE) / geometry.head_dim**0.5
             attention_HE = torch.einsum("hp,hpe->he", scores_HP.softmax(dim=-1), values_HPE)
             self._state.scratch.mixed_TK[token, geometry.inner :] = attention_HE.flatten()
 
-    def add_and_normalise(self, num_tokens: int, layer: int) -> None:
-        """See `Kernels.add_and_normalise`."""
+    def add(self, num_tokens: int, layer: int, product: int) -> None:
+        """See `Kernels.add`."""
+        of = self._state.weights.layers[layer].products[product]
+        assert of.norm is not None
         added_TD = self._state.scratch.added_TD[:num_tokens].float()
-        added_TD = added_TD + self._state.weights.out_bias_LD[layer].float()
+        added_TD[:, of.first_biased_row :] += of.bias_N.float()
         self._state.scratch.hidden_TD[:num_tokens] += added_TD
-        self._normalise(num_tokens, layer + 1)
+        self._normalise(num_tokens, of.norm)
 
     def choose(self, tokens: Tokens) -> None:
         """See `Kernels.choose`."""
@@ -89,13 +96,13 @@ class PlainKernels:
         places_T = tokens.history_rows_T[is_real_T].long() + 1
         self._state.history_SC.view(-1)[places_T] = ids_T1[is_real_T, 0]
 
-    def _normalise(self, num_tokens: int, layer: int) -> None:
-        weights, scratch = self._state.weights, self._state.scratch
+    def _normalise(self, num_tokens: int, norm: Norm) -> None:
+        scratch = self._state.scratch
         scratch.normed_TD[:num_tokens] = F.layer_norm(
             scratch.hidden_TD[:num_tokens],
             (self._state.geometry.width,),
-            weights.norm_weight_LD[layer].float(),
-            weights.norm_bias_LD[layer].float(),
+            norm.weight_D.float(),
+            norm.bias_D.float(),
             self._state.geometry.epsilon,
         ).to(scratch.normed_TD.dtype)
 

@@ -69,7 +69,7 @@ def _runs(parts: Sequence[PromptPart]) -> Iterator[tuple[int, int]]:
 def _heads(state: State, first: int, end: int) -> torch.Tensor:
     """Of these tokens: query, keys and values, [T, 3, H, E]."""
     geometry = state.geometry
-    heads_TX = state.scratch.projected_TP[first:end, : 3 * geometry.width]
+    heads_TX = state.scratch.projected_TP[first:end, : 3 * geometry.attention_width]
     return heads_TX.view(end - first, 3, geometry.num_heads, geometry.head_dim)
 
 

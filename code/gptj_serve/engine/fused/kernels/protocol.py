@@ -1,9 +1,10 @@
 """What the model needs besides matrix products: the protocol that the CUDA kernels and their twin in plain
 PyTorch meet, and the tensors they share.
 
-Shape suffixes: T tokens of one call, D width of the residual stream, F width of the MLP, P what the
-in-projection gives (3D + F), K what the out-projection takes (F + D), V vocabulary, L layers, H heads,
-E numbers of a head, N cache blocks, S positions of a block, W blocks of the longest sequence.
+Shape suffixes: T tokens of one call, D width of the residual stream, A width of attention (all heads), F
+width of the MLP, P what products that project give (3A + F), K what those that add take (F + A), V
+vocabulary, L layers, H heads, E numbers of a head, N cache blocks, S positions of a block, W blocks of the
+longest sequence.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from typing import Protocol
 import torch
 
 from gptj_serve.engine.fused.geometry import Geometry
-from gptj_serve.engine.fused.memory_needs import BLOCK_SIZE as BLOCK_SIZE
+from gptj_serve.engine.fused.layout import BLOCK_SIZE as BLOCK_SIZE
+from gptj_serve.engine.fused.layout import Array, scratch_arrays
 from gptj_serve.engine.fused.weights.pack import PackedWeights
 
 
@@ -57,10 +59,10 @@ class Scratch:
     Attributes:
         hidden_TD: float32, the residual stream.
         normed_TD: Its LayerNorm.
-        query_TD: Queries of one decode step.
-        projected_TP: The in-projection's result: q, k, v, fc_in.
-        mixed_TK: gelu(fc_in), then attention: what the out-projection reads.
-        added_TD: The out-projection's result.
+        query_TA: Queries of one decode step.
+        projected_TP: What a product that projects gave: q, k, v, fc_in.
+        mixed_TK: gelu(fc_in), then attention: what a product that adds reads.
+        added_TD: What a product that adds gave.
         logits_TV: float32.
         chosen_2T: int64: the likeliest tokens; in the second row, as float32, their logits.
         partial: float32, attention's unfinished parts.
@@ -69,7 +71,7 @@ class Scratch:
 
     hidden_TD: torch.Tensor  # noqa: N815
     normed_TD: torch.Tensor  # noqa: N815
-    query_TD: torch.Tensor  # noqa: N815
+    query_TA: torch.Tensor  # noqa: N815
     projected_TP: torch.Tensor  # noqa: N815
     mixed_TK: torch.Tensor  # noqa: N815
     added_TD: torch.Tensor  # noqa: N815
@@ -84,26 +86,23 @@ def make_scratch(geometry: Geometry, like: torch.Tensor, max_tokens: int, max_ro
 
     Args:
         geometry: The model's.
-        like: Has the weights' type and device.
+        like: Has the activations' type and device.
         max_tokens: Tokens in one call at most.
         max_rows: Sequences in one call at most.
     """
-    device, width, heads = like.device, geometry.width, geometry.num_heads
-    parts = max_rows * heads * 8 * (geometry.head_dim + 2)
-    return Scratch(
-        hidden_TD=torch.zeros(max_tokens, width, dtype=torch.float32, device=device),
-        normed_TD=torch.zeros(max_tokens, width, dtype=like.dtype, device=device),
-        query_TD=torch.zeros(max_rows, width, dtype=like.dtype, device=device),
-        projected_TP=torch.zeros(max_tokens, 3 * width + geometry.inner, dtype=like.dtype, device=device),
-        mixed_TK=torch.zeros(max_tokens, geometry.inner + width, dtype=like.dtype, device=device),
-        added_TD=torch.zeros(max_tokens, width, dtype=like.dtype, device=device),
-        logits_TV=torch.zeros(max_rows, geometry.vocab_size, dtype=torch.float32, device=device),
-        chosen_2T=torch.zeros(2, max_rows, dtype=torch.int64, device=device),
-        partial=torch.zeros(parts, dtype=torch.float32, device=device),
-        counters=torch.zeros(
-            2 * max_rows + heads * 8 + max_rows * heads + 8, dtype=torch.int32, device=device
-        ),
-    )
+    arrays = scratch_arrays(geometry, max_tokens, max_rows)
+    return Scratch(**{array.name: empty_array(array, like).zero_() for array in arrays})
+
+
+def empty_array(array: Array, like: torch.Tensor) -> torch.Tensor:
+    """Allocate one array of `gptj_serve.engine.fused.layout`, unfilled.
+
+    Args:
+        array: Its description.
+        like: Has the activations' type and device.
+    """
+    dtype = like.dtype if array.kind == "activation" else getattr(torch, array.kind)
+    return torch.empty(array.shape, dtype=dtype, device=like.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +143,7 @@ class Kernels(Protocol):
         """hidden and normed of tokens whose ids are in the history."""
         ...
 
-    def finish_in(self, tokens: Tokens, layer: int) -> None:
+    def finish_projection(self, tokens: Tokens, layer: int, product: int) -> None:
         """Take projected apart: rotate q and k in place, cache k and v, mixed = gelu(fc_in)."""
         ...
 
@@ -152,8 +151,8 @@ class Kernels(Protocol):
         """mixed = attention of one token a sequence over its cache."""
         ...
 
-    def add_and_normalise(self, num_tokens: int, layer: int) -> None:
-        """hidden += added + fc_out's bias; normed = the next LayerNorm."""
+    def add(self, num_tokens: int, layer: int, product: int) -> None:
+        """hidden += added + the product's bias; normed = its LayerNorm."""
         ...
 
     def choose(self, tokens: Tokens) -> None:

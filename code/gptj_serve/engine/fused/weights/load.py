@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 
+from gptj_serve.engine.fused.weights.formats.plain import PlainMatrix
 from gptj_serve.engine.fused.weights.pack import PackedWeights, empty_weights, slots
 from gptj_serve.engine.fused.weights.upload import CHUNK_BYTES, NUM_READERS, Uploaded, upload
 from gptj_serve.engine.memory import host_peak_bytes, room_for_weights, weights_need
@@ -55,8 +56,8 @@ def load_weights(
         weights = empty_weights(checkpoint, device, dtype, is_tied=is_tied)
         allocated_s = time.monotonic()
         uploaded = upload(sources, slots(weights), device, chunk_bytes=chunk_bytes, num_readers=num_readers)
-    if checkpoint.tie_word_embeddings and torch.equal(weights.embedding_VD, weights.head_weight_VD):
-        weights = replace(weights, head_weight_VD=weights.embedding_VD)
+    if checkpoint.tie_word_embeddings and torch.equal(weights.embedding_VD, weights.head.tensors[0]):
+        weights = replace(weights, head=PlainMatrix(weights.embedding_VD))
     _give_buffers_back(device)
     seconds = {
         "headers": sources_s - started_s,

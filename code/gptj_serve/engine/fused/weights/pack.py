@@ -1,64 +1,110 @@
-"""The weights of the `fused` engine, packed into two matrices a block, and where each tensor goes in them.
+"""The weights of the `fused` engine: layers, each a list of matrix products, and where each tensor goes.
 
-The kernels rely on this layout. GPT-J's residual is parallel, so a block is two matrix products:
-``[q;k;v;fc_in]`` on the normed input, then ``[fc_out|out_proj]`` on what comes out of both paths.
+The kernels rely on this layout. GPT-J's residual is parallel, so a layer is two products: ``[q;k;v;fc_in]``
+on the normed input, then ``[fc_out|out_proj]`` on what comes out of both paths.
 
-Shape suffixes: V vocabulary, L layers, D width of the residual stream, N rows of the input matrix (q, k, v,
-fc_in), F inner width of the MLP, K columns of the output matrix (fc_out, out_proj), R and C rows and columns
-of any matrix.
+Shape suffixes: V vocabulary, D width of the residual stream, N rows of a product that have a bias.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Protocol
+from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 
+from gptj_serve.engine.fused.weights.formats.plain import PlainMatrix, PlainSlot
+from gptj_serve.engine.fused.weights.matrix import Matrix, Slot
 from gptj_serve.models.config import TIED_HEAD, ModelConfig
 
-PLAIN = "plain"
-"""Matrices are stored as they are, in the floating type of the other weights."""
+
+class Epilogue(IntEnum):
+    """What becomes of a product's result. The numbers are those of ``csrc/fused.h``, which says more."""
+
+    PROJECT = 0
+    """Rows of q, k and v, to attend with; then rows of the MLP, through its activation."""
+    ADD = 1
+    """Added to the residual stream, which is normalised for what reads it next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A LayerNorm: ``weight_D`` and ``bias_D``."""
+
+    weight_D: torch.Tensor  # noqa: N815
+    bias_D: torch.Tensor  # noqa: N815
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """One matrix product of a layer.
+
+    Attributes:
+        matrix: The weights.
+        bias_N: Of the rows from ``first_biased_row`` on.
+        first_biased_row: The rows before have no bias.
+        epilogue: What becomes of the result.
+        first_inner_row: Of `Epilogue.PROJECT`: the rows before are q, k and v, those from here on the MLP's.
+        norm: Of `Epilogue.ADD`: what reads the residual stream next.
+    """
+
+    matrix: Matrix
+    bias_N: torch.Tensor  # noqa: N815
+    first_biased_row: int
+    epilogue: Epilogue
+    first_inner_row: int = 0
+    norm: Norm | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One transformer block: its products in the order in which they are computed."""
+
+    products: tuple[Product, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedWeights:
-    """All weights of a GPT-J: contiguous, on one device, of one floating type.
+    """All weights of a model, on one device.
 
     Attributes:
         embedding_VD: ``wte``.
-        in_weight_LND: Rows: q (d), k (d), v (d), fc_in (n_inner).
-        in_bias_LF: Of fc_in; q, k and v have none.
-        out_weight_LDK: Columns: fc_out (n_inner), then out_proj (d).
-        out_bias_LD: Of fc_out; out_proj has none.
-        norm_weight_LD: ln_1 of each block, then ln_f: layers + 1 rows.
-        norm_bias_LD: The same.
-        head_weight_VD: ``lm_head``; the very tensor `embedding_VD` when the two are tied.
+        first_norm: What the first layer reads; the other LayerNorms are in the products before them.
+        layers: The transformer blocks.
+        head: ``lm_head``; its values are the very tensor `embedding_VD` when the two are tied.
         head_bias_V: Of ``lm_head``.
-        format: How in_weight, out_weight and head_weight are stored; `PLAIN` is the only one so far.
     """
 
     embedding_VD: torch.Tensor  # noqa: N815
-    in_weight_LND: torch.Tensor  # noqa: N815
-    in_bias_LF: torch.Tensor  # noqa: N815
-    out_weight_LDK: torch.Tensor  # noqa: N815
-    out_bias_LD: torch.Tensor  # noqa: N815
-    norm_weight_LD: torch.Tensor  # noqa: N815
-    norm_bias_LD: torch.Tensor  # noqa: N815
-    head_weight_VD: torch.Tensor  # noqa: N815
+    first_norm: Norm
+    layers: tuple[Layer, ...]
+    head: Matrix
     head_bias_V: torch.Tensor  # noqa: N815
-    format: str = PLAIN
 
     @property
     def is_tied(self) -> bool:
         """The head is the embedding."""
-        return self.head_weight_VD is self.embedding_VD
+        return any(tensor is self.embedding_VD for tensor in self.head.tensors)
 
     @property
     def num_bytes(self) -> int:
         """Memory that the weights take; what is tied counts once."""
-        values = (getattr(self, field.name) for field in fields(self))
-        tensors = {id(value): value.nbytes for value in values if isinstance(value, torch.Tensor)}
-        return sum(tensors.values())
+        return sum({id(tensor): tensor.nbytes for tensor in self.tensors()}.values())
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All tensors; one that is tied comes twice."""
+        yield self.embedding_VD
+        for layer in self.layers:
+            for product in layer.products:
+                yield from (*product.matrix.tensors, product.bias_N)
+        for norm in self.norms():
+            yield from (norm.weight_D, norm.bias_D)
+        yield from (*self.head.tensors, self.head_bias_V)
+
+    def norms(self) -> Iterator[Norm]:
+        """All LayerNorms, in the order in which they are computed."""
+        yield self.first_norm
+        for layer in self.layers:
+            yield from (product.norm for product in layer.products if product.norm is not None)
 
 
 def empty_weights(
@@ -73,95 +119,73 @@ def empty_weights(
         is_tied: The head shares the embedding's memory.
     """
 
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, device=device, dtype=dtype)
+    def matrix(rows: int, columns: int) -> PlainMatrix:
+        return PlainMatrix.empty(rows, columns, device, dtype)
 
-    layers, d, inner, vocab = config.n_layer, config.n_embd, config.n_inner, config.vocab_size
-    embedding_VD = empty(vocab, d)
+    def vector(size: int) -> torch.Tensor:
+        return torch.empty(size, device=device, dtype=dtype)
+
+    d, inner = config.n_embd, config.n_inner
+
+    def layer() -> Layer:
+        project = Product(
+            matrix=matrix(3 * d + inner, d),
+            bias_N=vector(inner),
+            first_biased_row=3 * d,
+            epilogue=Epilogue.PROJECT,
+            first_inner_row=3 * d,
+        )
+        add = Product(
+            matrix=matrix(d, inner + d),
+            bias_N=vector(d),
+            first_biased_row=0,
+            epilogue=Epilogue.ADD,
+            norm=Norm(vector(d), vector(d)),
+        )
+        return Layer((project, add))
+
+    embedding = matrix(config.vocab_size, d)
     return PackedWeights(
-        embedding_VD=embedding_VD,
-        in_weight_LND=empty(layers, 3 * d + inner, d),
-        in_bias_LF=empty(layers, inner),
-        out_weight_LDK=empty(layers, d, inner + d),
-        out_bias_LD=empty(layers, d),
-        norm_weight_LD=empty(layers + 1, d),
-        norm_bias_LD=empty(layers + 1, d),
-        head_weight_VD=embedding_VD if is_tied else empty(vocab, d),
-        head_bias_V=empty(vocab),
+        embedding_VD=embedding.values_RC,
+        first_norm=Norm(vector(d), vector(d)),
+        layers=tuple(layer() for _ in range(config.n_layer)),
+        head=embedding if is_tied else matrix(config.vocab_size, d),
+        head_bias_V=vector(config.vocab_size),
     )
 
 
-class Slot(Protocol):
-    """Where one tensor of a checkpoint goes. A format that packs or quantises has slots of its own.
-
-    Attributes:
-        shape: The tensor's rows and columns; a vector is one row.
-    """
-
-    @property
-    def shape(self) -> tuple[int, int]: ...
-
-    def put(self, values_RC: torch.Tensor, row: int, column: int) -> None:
-        """Store a part of the tensor.
-
-        Args:
-            values_RC: Of any floating type, on the weights' device. Whole rows, as many as come at once;
-                a part of one row only where a row is larger than what is uploaded at once. Overwritten
-                after this call by work that is queued on the current stream.
-            row: Of the tensor, where the part begins.
-            column: The same.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class PlainSlot:
-    """Stores a tensor as it is, converted to the target's type."""
-
-    target_RC: torch.Tensor  # noqa: N815
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """See `Slot`."""
-        rows, columns = self.target_RC.shape
-        return rows, columns
-
-    def put(self, values_RC: torch.Tensor, row: int, column: int) -> None:
-        """See `Slot.put`."""
-        rows, columns = values_RC.shape
-        self.target_RC[row : row + rows, column : column + columns].copy_(values_RC)
-
-
 def slots(weights: PackedWeights) -> dict[str, Slot]:
-    """The slot of every tensor that a checkpoint has, by its full name; a tied head has none.
-
-    Raises:
-        ValueError: Weights of a format that nobody can write.
-    """
-    if weights.format != PLAIN:
-        raise ValueError(f"weights of the format {weights.format!r} cannot be filled; known: {PLAIN}")
-    found = {name: PlainSlot(target_RC) for name, target_RC in _block_targets(weights)}
-    norms = {"weight": weights.norm_weight_LD, "bias": weights.norm_bias_LD}
-    found |= {f"transformer.ln_f.{part}": PlainSlot(norm_LD[-1:]) for part, norm_LD in norms.items()}
+    """The slot of every tensor that a checkpoint has, by its full name; a tied head has none."""
+    found: dict[str, Slot] = {}
+    *norms, last_norm = weights.norms()
+    for index, (layer, norm) in enumerate(zip(weights.layers, norms, strict=True)):
+        prefix = f"transformer.h.{index}"
+        found |= {f"{prefix}.{name}": slot for name, slot in _layer_slots(layer)}
+        found |= _norm_slots(f"{prefix}.ln_1", norm)
+    found |= _norm_slots("transformer.ln_f", last_norm)
     found["transformer.wte.weight"] = PlainSlot(weights.embedding_VD)
-    found["lm_head.bias"] = PlainSlot(weights.head_bias_V.unsqueeze(0))
+    found["lm_head.bias"] = _vector_slot(weights.head_bias_V)
     if not weights.is_tied:
-        found[TIED_HEAD] = PlainSlot(weights.head_weight_VD)
-    return dict(found)
+        found[TIED_HEAD] = weights.head.slot()
+    return found
 
 
-def _block_targets(weights: PackedWeights) -> Iterator[tuple[str, torch.Tensor]]:
-    num_layers, d, _ = weights.out_weight_LDK.shape
-    inner = weights.in_bias_LF.shape[1]
-    for layer in range(num_layers):
-        prefix = f"transformer.h.{layer}"
-        in_weight_ND, out_weight_DK = weights.in_weight_LND[layer], weights.out_weight_LDK[layer]
-        for index, name in enumerate("qkv"):
-            yield f"{prefix}.attn.{name}_proj.weight", in_weight_ND[index * d : (index + 1) * d]
-        yield f"{prefix}.mlp.fc_in.weight", in_weight_ND[3 * d :]
-        yield f"{prefix}.mlp.fc_out.weight", out_weight_DK[:, :inner]
-        yield f"{prefix}.attn.out_proj.weight", out_weight_DK[:, inner:]
-        vectors = {"mlp.fc_in.bias": weights.in_bias_LF, "mlp.fc_out.bias": weights.out_bias_LD}
-        vectors |= {"ln_1.weight": weights.norm_weight_LD, "ln_1.bias": weights.norm_bias_LD}
-        for name, vector_LX in vectors.items():
-            yield f"{prefix}.{name}", vector_LX[layer : layer + 1]
+def _layer_slots(layer: Layer) -> Iterator[tuple[str, Slot]]:
+    project, add = layer.products
+    width, inner = add.matrix.shape[0], len(project.bias_N)
+    for index, name in enumerate("qkv"):
+        rows = slice(index * width, (index + 1) * width)
+        yield f"attn.{name}_proj.weight", project.matrix.slot(rows)
+    yield "mlp.fc_in.weight", project.matrix.slot(slice(project.first_inner_row, None))
+    yield "mlp.fc_in.bias", _vector_slot(project.bias_N)
+    yield "mlp.fc_out.weight", add.matrix.slot(columns=slice(None, inner))
+    yield "attn.out_proj.weight", add.matrix.slot(columns=slice(inner, None))
+    yield "mlp.fc_out.bias", _vector_slot(add.bias_N)
+
+
+def _norm_slots(name: str, norm: Norm) -> dict[str, Slot]:
+    return {f"{name}.weight": _vector_slot(norm.weight_D), f"{name}.bias": _vector_slot(norm.bias_D)}
+
+
+def _vector_slot(vector: torch.Tensor) -> Slot:
+    return PlainSlot(vector.unsqueeze(0))

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from gptj_serve.engine.fused.weights.pack import Slot
+from gptj_serve.engine.fused.weights.matrix import Slot
 from gptj_serve.models.sources import Source
 
 NUM_READERS = 8

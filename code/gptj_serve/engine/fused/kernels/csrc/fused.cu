@@ -28,9 +28,9 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, cudaStream_t stream
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
-#define TRY(call)                                       \
+#define TRY(...)                                        \
   do {                                                  \
-    cudaError_t error = (call);                         \
+    cudaError_t error = static_cast<cudaError_t>(__VA_ARGS__); \
     if (error != cudaSuccess) return static_cast<int>(error); \
   } while (0)
 
@@ -40,56 +40,78 @@ constexpr float TILES_BEFORE_ATTENTION = 0.4f;
 // Thread blocks for one head's attention, all rows of the batch together
 constexpr int ATTENTION_BLOCKS = 32;
 
-InGrid in_grid(const Model &model, int num_rows) {
-  InGrid grid;
-  grid.num_qkv_tiles = 3 * model.d / TILE_ROWS;
-  grid.num_tiles = grid.num_qkv_tiles + model.inner / TILE_ROWS;
-  grid.num_tiles_before = grid.num_qkv_tiles + static_cast<int>(model.inner / TILE_ROWS * TILES_BEFORE_ATTENTION);
+ProjectGrid project_grid(const Model &model, const Product &product, int num_rows) {
+  ProjectGrid grid;
+  const int num_inner_tiles = (product.matrix.rows - product.first_inner_row) / TILE_ROWS;
+  grid.num_qkv_tiles = product.first_inner_row / TILE_ROWS;
+  grid.num_tiles = grid.num_qkv_tiles + num_inner_tiles;
+  grid.num_tiles_before = grid.num_qkv_tiles + static_cast<int>(num_inner_tiles * TILES_BEFORE_ATTENTION);
   grid.attention_blocks_per_head = std::min(std::max(ATTENTION_BLOCKS / num_rows, 1), MAX_SPLITS);
-  grid.num_attention = num_rows * model.num_heads * grid.attention_blocks_per_head;
+  grid.num_attention = grid.num_qkv_tiles ? num_rows * model.num_heads * grid.attention_blocks_per_head : 0;
   return grid;
 }
 
-template <int TILES, int HEAD_DIM>
-int decode(const Model &model, const Cache &cache, const Tokens &tokens, const Scratch &scratch, int num_rows,
-           Start start, cudaStream_t stream) {
-  const InGrid grid = in_grid(model, num_rows);
-  const Layout normed = {model.d, num_rows};
-  TRY(launch(embed, dim3(num_rows), stream, Start::AFTER, model, tokens, scratch, normed));
-  for (int layer = 0; layer < model.num_layers; layer++) {
-    TRY(launch(in_projection<TILES, HEAD_DIM>, dim3(grid.num_tiles + grid.num_attention), stream, start, model, cache,
-               tokens, scratch, grid, num_rows, layer));
-    TRY(launch(out_projection<TILES>, dim3(model.d / TILE_ROWS), stream, start, model, scratch, num_rows, layer));
+// What every launch of one call has in common.
+struct Call {
+  const Model &model;
+  const Tokens &tokens;
+  const Scratch &scratch;
+  int num_rows;
+  Start start;
+  cudaStream_t stream;
+};
+
+template <class Weights, int TILES, int HEAD_DIM>
+int launch_product(const Call &call, const Layer &layer, const Product &product) {
+  if (product.epilogue == EPILOGUE_ADD) {
+    return launch(add<Weights, TILES>, dim3(product.matrix.rows / TILE_ROWS), call.stream, call.start, call.model,
+                  product, call.scratch, call.num_rows);
   }
-  TRY(launch(head<TILES>, dim3((model.vocab + TILE_ROWS - 1) / TILE_ROWS), stream, start, model, tokens, scratch,
-             num_rows));
-  return 0;
+  const ProjectGrid grid = project_grid(call.model, product, call.num_rows);
+  return launch(project<Weights, TILES, HEAD_DIM>, dim3(grid.num_tiles + grid.num_attention), call.stream, call.start,
+                call.model, product, layer.keys, layer.values, call.tokens, call.scratch, grid, call.num_rows);
+}
+
+template <int TILES, int HEAD_DIM>
+int decode(const Call &call, const Layer *layers, int num_layers) {
+  const Model &model = call.model;
+  const Layout normed = {model.width, call.num_rows};
+  TRY(launch(embed, dim3(call.num_rows), call.stream, Start::AFTER, model, call.tokens, call.scratch, normed));
+  for (const Layer *layer = layers; layer < layers + num_layers; layer++)
+    for (int i = 0; i < layer->num_products; i++) {
+      const Product &product = layer->products[i];
+      // another format is another case here, and in the head
+      if (product.matrix.format != FORMAT_FP16) return cudaErrorInvalidValue;
+      TRY(launch_product<Fp16, TILES, HEAD_DIM>(call, *layer, product));
+    }
+  if (model.head.format != FORMAT_FP16) return cudaErrorInvalidValue;
+  return launch(head<Fp16, TILES>, dim3((model.vocab + TILE_ROWS - 1) / TILE_ROWS), call.stream, call.start, model,
+                call.tokens, call.scratch, call.num_rows);
 }
 
 template <int HEAD_DIM>
-int decode_tiles(const Model &model, const Cache &cache, const Tokens &tokens, const Scratch &scratch, int num_rows,
-                 Start start, cudaStream_t stream) {
-  if (num_rows <= TILE_COLUMNS) return decode<1, HEAD_DIM>(model, cache, tokens, scratch, num_rows, start, stream);
-  return decode<2, HEAD_DIM>(model, cache, tokens, scratch, num_rows, start, stream);
+int decode_rows(const Call &call, const Layer *layers, int num_layers) {
+  if (call.num_rows <= TILE_COLUMNS) return decode<1, HEAD_DIM>(call, layers, num_layers);
+  return decode<2, HEAD_DIM>(call, layers, num_layers);
 }
 
 template <int HEAD_DIM>
-int attend(const Model &model, const Cache &cache, const Tokens &tokens, const Scratch &scratch, int num_rows,
-           int layer, Start start, cudaStream_t stream) {
+int attend(const Call &call, const Layer &layer) {
   // many rows fill the GPU with one thread block a head
-  const bool is_small = num_rows <= MAX_SMALL_BATCH;
-  const int blocks = is_small ? MAX_SPLITS : num_rows <= 2 * MAX_SMALL_BATCH ? 2 : 1;
-  return launch(attend_rows<HEAD_DIM>, dim3(blocks, model.num_heads, num_rows), stream, start, model, cache, tokens,
-                scratch, is_small ? SPLIT_POSITIONS : LONG_SPLIT_POSITIONS, layer);
+  const bool is_small = call.num_rows <= MAX_SMALL_BATCH;
+  const int blocks = is_small ? MAX_SPLITS : call.num_rows <= 2 * MAX_SMALL_BATCH ? 2 : 1;
+  return launch(attend_rows<HEAD_DIM>, dim3(blocks, call.model.num_heads, call.num_rows), call.stream, call.start,
+                call.model, layer.keys, layer.values, call.tokens, call.scratch,
+                is_small ? SPLIT_POSITIONS : LONG_SPLIT_POSITIONS);
 }
 
 Start start_of(int overlap) { return overlap ? Start::OVERLAPPING : Start::AFTER; }
 
 }  // namespace
 
-// Sizes of the structures in the order Model, Cache, Tokens, Scratch: the caller's mirror must agree.
+// Sizes of the structures in the order Model, Layer, Tokens, Scratch: the caller's mirror must agree.
 EXPORT void fused_sizes(int32_t sizes[4]) {
-  sizes[0] = sizeof(Model), sizes[1] = sizeof(Cache), sizes[2] = sizeof(Tokens), sizes[3] = sizeof(Scratch);
+  sizes[0] = sizeof(Model), sizes[1] = sizeof(Layer), sizes[2] = sizeof(Tokens), sizes[3] = sizeof(Scratch);
 }
 
 EXPORT const char *fused_error(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
@@ -98,20 +120,20 @@ EXPORT const char *fused_error(int error) { return cudaGetErrorString(static_cas
 // and newer alone, whatever the GPU is.
 EXPORT int fused_can_overlap() {
   cudaFuncAttributes attributes = {};
-  return cudaFuncGetAttributes(&attributes, add_and_normalise_rows) == cudaSuccess && attributes.ptxVersion >= 90;
+  return cudaFuncGetAttributes(&attributes, add_rows) == cudaSuccess && attributes.ptxVersion >= 90;
 }
 
 // `overlap` below: kernels may start while the one before still runs (only where `fused_can_overlap`).
 
-// A whole decode step for 1..MAX_SMALL_BATCH tokens of as many sequences.
-EXPORT int fused_decode(const Model *model, const Cache *cache, const Tokens *tokens, const Scratch *scratch,
-                        int num_rows, int overlap, cudaStream_t stream) {
-  const Start start = start_of(overlap);
+// A whole decode step for 1..MAX_SMALL_BATCH tokens of as many sequences. `layers` is in host memory.
+EXPORT int fused_decode(const Model *model, const Layer *layers, const Tokens *tokens, const Scratch *scratch,
+                        int num_layers, int num_rows, int overlap, cudaStream_t stream) {
   if (num_rows < 1 || num_rows > MAX_SMALL_BATCH) return cudaErrorInvalidValue;
+  const Call call = {*model, *tokens, *scratch, num_rows, start_of(overlap), stream};
   switch (model->head_dim) {
-    case 64: return decode_tiles<64>(*model, *cache, *tokens, *scratch, num_rows, start, stream);
-    case 128: return decode_tiles<128>(*model, *cache, *tokens, *scratch, num_rows, start, stream);
-    case 256: return decode_tiles<256>(*model, *cache, *tokens, *scratch, num_rows, start, stream);
+    case 64: return decode_rows<64>(call, layers, num_layers);
+    case 128: return decode_rows<128>(call, layers, num_layers);
+    case 256: return decode_rows<256>(call, layers, num_layers);
   }
   return cudaErrorInvalidValue;
 }
@@ -119,34 +141,35 @@ EXPORT int fused_decode(const Model *model, const Cache *cache, const Tokens *to
 // hidden and normed of T tokens.
 EXPORT int fused_embed(const Model *model, const Tokens *tokens, const Scratch *scratch, int num_rows,
                        cudaStream_t stream) {
-  return launch(embed, dim3(num_rows), stream, Start::AFTER, *model, *tokens, *scratch, Layout{model->d, 0});
+  return launch(embed, dim3(num_rows), stream, Start::AFTER, *model, *tokens, *scratch, Layout{model->width, 0});
 }
 
-// See `finish_in_rows`.
-EXPORT int fused_finish_in(const Model *model, const Cache *cache, const Tokens *tokens, const Scratch *scratch,
-                           int num_rows, int layer, int overlap, cudaStream_t stream) {
+// See `finish_projection_rows`. `product` is one of the layer's.
+EXPORT int fused_finish_projection(const Model *model, const Layer *layer, const Tokens *tokens,
+                                   const Scratch *scratch, int product, int num_rows, int overlap,
+                                   cudaStream_t stream) {
   // a few tokens would leave most of the GPU idle
   const int blocks_per_token = num_rows >= 512 ? 1 : num_rows >= 128 ? 4 : 16;
-  return launch(finish_in_rows, dim3(num_rows, blocks_per_token), stream, start_of(overlap), *model, *cache,
-                *tokens, *scratch, layer);
+  return launch(finish_projection_rows, dim3(num_rows, blocks_per_token), stream, start_of(overlap), *model,
+                layer->products[product], layer->keys, layer->values, *tokens, *scratch);
 }
 
 // See `attend_rows`.
-EXPORT int fused_attend(const Model *model, const Cache *cache, const Tokens *tokens, const Scratch *scratch,
-                        int num_rows, int layer, int overlap, cudaStream_t stream) {
-  const Start start = start_of(overlap);
+EXPORT int fused_attend(const Model *model, const Layer *layer, const Tokens *tokens, const Scratch *scratch,
+                        int num_rows, int overlap, cudaStream_t stream) {
+  const Call call = {*model, *tokens, *scratch, num_rows, start_of(overlap), stream};
   switch (model->head_dim) {
-    case 64: return attend<64>(*model, *cache, *tokens, *scratch, num_rows, layer, start, stream);
-    case 128: return attend<128>(*model, *cache, *tokens, *scratch, num_rows, layer, start, stream);
-    case 256: return attend<256>(*model, *cache, *tokens, *scratch, num_rows, layer, start, stream);
+    case 64: return attend<64>(call, *layer);
+    case 128: return attend<128>(call, *layer);
+    case 256: return attend<256>(call, *layer);
   }
   return cudaErrorInvalidValue;
 }
 
-// See `add_and_normalise_rows`.
-EXPORT int fused_add_and_normalise(const Model *model, const Scratch *scratch, int num_rows, int layer, int overlap,
-                                   cudaStream_t stream) {
-  return launch(add_and_normalise_rows, dim3(num_rows), stream, start_of(overlap), *model, *scratch, layer);
+// See `add_rows`.
+EXPORT int fused_add(const Model *model, const Layer *layer, const Scratch *scratch, int product, int num_rows,
+                     int overlap, cudaStream_t stream) {
+  return launch(add_rows, dim3(num_rows), stream, start_of(overlap), *model, layer->products[product], *scratch);
 }
 
 // See `choose_rows`.

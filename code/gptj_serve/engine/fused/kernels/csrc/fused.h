@@ -1,5 +1,5 @@
 // What the library and its caller share. Every pointer is to device memory; nothing here owns any.
-// cuda_kernels.py mirrors these structures field by field: change both together.
+// cuda.py mirrors these structures field by field: change both together.
 #pragma once
 #include <cuda_fp16.h>
 #include <stdint.h>
@@ -10,28 +10,61 @@ constexpr int BLOCK_SIZE = 16;      // positions in one block of the KV cache
 constexpr int MAX_SMALL_BATCH = 16; // rows that `fused_decode` takes
 constexpr int MAX_SPLITS = 8;       // thread blocks that share one head's attention
 constexpr int MAX_WIDTH = 4096;     // width of the residual stream
+constexpr int MAX_PRODUCTS = 4;     // matrix products of one layer
 
-// Dimensions of the model. d is num_heads * head_dim; d, inner and rotary_dim are checked by the caller:
-// d and inner multiples of 64, head_dim 64, 128 or 256, rotary_dim even and at most head_dim.
-struct Model {
-  int32_t num_layers, d, num_heads, head_dim, rotary_dim, inner, vocab;
-  float epsilon;                    // of the LayerNorms
-  const half *embedding;            // [vocab, d]
-  const half *in_weight;            // [num_layers, 3 d + inner, d]: rows of q, k, v and fc_in
-  const half *in_bias;              // [num_layers, inner]: fc_in's
-  const half *out_weight;           // [num_layers, d, inner + d]: columns of fc_out, then of out_proj
-  const half *out_bias;             // [num_layers, d]: fc_out's
-  const half *norm_weight;          // [num_layers + 1, d]: each block's, then the last
-  const half *norm_bias;            // [num_layers + 1, d]
-  const half *head_weight;          // [vocab, d]
-  const half *head_bias;            // [vocab]
-  const float2 *rotary;             // [positions, rotary_dim / 2]: cosine and sine
+// How a matrix's weights are stored. Each format is one structure in product.cuh.
+enum Format : int32_t { FORMAT_FP16 = 0 };
+
+// One matrix of weights: `rows` numbers come out of it, `columns` go in.
+struct Matrix {
+  const void *values;               // in the format's own order; FP16: [rows, columns]
+  int32_t rows, columns;
+  int32_t format;                   // one of Format
 };
 
-// The KV cache. Block b of a layer holds [num_heads, BLOCK_SIZE, head_dim].
-struct Cache {
-  half *keys, *values;              // [num_layers, num_blocks, num_heads, BLOCK_SIZE, head_dim]
-  int64_t layer_stride;             // in numbers: num_blocks * num_heads * BLOCK_SIZE * head_dim
+struct Norm {
+  const half *weight, *bias;        // [width]
+};
+
+// What becomes of a product's result. It is chosen at run time: kernels are compiled for each format and head
+// size, and would multiply if they were compiled for each family too.
+enum Epilogue : int32_t {
+  // Rows of q, k and v (attention_width each) go to `query` and the cache, and attention follows; the rows from
+  // `first_inner_row` on are the MLP's and go through its activation into `mixed`. Reads `normed`.
+  EPILOGUE_PROJECT = 0,
+  // Added to the residual stream, whose LayerNorm goes into `normed`. Reads `mixed`.
+  EPILOGUE_ADD = 1,
+};
+
+struct Product {
+  Matrix matrix;
+  const half *bias;                 // of the rows from first_biased_row on
+  int32_t first_biased_row;
+  int32_t epilogue;                 // one of Epilogue
+  int32_t first_inner_row;          // EPILOGUE_PROJECT
+  Norm norm;                        // EPILOGUE_ADD: of what reads the residual stream next
+};
+
+// One transformer block. GPT-J's residual is parallel, which makes it two products.
+struct Layer {
+  Product products[MAX_PRODUCTS];   // in the order in which they are computed
+  int32_t num_products;
+  half *keys, *values;              // its cache: [num_blocks, num_heads, BLOCK_SIZE, head_dim]
+};
+
+// Dimensions of the model, and what belongs to no layer. All are checked by the caller: width,
+// attention_width and inner are multiples of 64, head_dim is 64, 128 or 256, rotary_dim is even and at most
+// head_dim.
+struct Model {
+  int32_t width;                    // of the residual stream
+  int32_t attention_width;          // num_heads * head_dim
+  int32_t num_heads, head_dim, rotary_dim, inner, vocab;
+  float epsilon;                    // of the LayerNorms
+  const half *embedding;            // [vocab, width]
+  const float2 *rotary;             // [positions, rotary_dim / 2]: cosine and sine
+  Norm first_norm;                  // what the first layer reads
+  Matrix head;                      // [vocab, width]
+  const half *head_bias;            // [vocab]
 };
 
 // The tokens that one call computes, T of them. A token whose position is negative is padding: it is
@@ -47,12 +80,12 @@ struct Tokens {
 
 // Scratch memory. Counters are zero before a call and are zero again after it.
 struct Scratch {
-  float *hidden;                    // [T, d]: the residual stream
-  half *normed;                     // [T, d] in some layout: its LayerNorm, which the next product reads
-  half *query;                      // [T, d]: fused_decode's
-  half *projected;                  // [T, 3 d + inner]: the in-projection's result: q, k, v, fc_in
-  half *mixed;                      // [T, inner + d] in some layout: gelu(fc_in), then attention
-  half *added;                      // [T, d]: the out-projection's result
+  float *hidden;                    // [T, width]: the residual stream
+  half *normed;                     // [T, width] in some layout: its LayerNorm, which EPILOGUE_PROJECT reads
+  half *query;                      // [T, attention_width]: fused_decode's
+  half *projected;                  // [T, 3 attention_width + inner]: cuBLAS's result: q, k, v, fc_in
+  half *mixed;                      // [T, inner + attention_width] in some layout: activation, then attention
+  half *added;                      // [T, width]: cuBLAS's result
   float *logits;                    // [T, vocab]
   int64_t *chosen;                  // [T]: the likeliest token
   float *chosen_logit;              // [T]: its logit: NaN or infinite when any of the row's is

@@ -26,33 +26,33 @@ __device__ __forceinline__ float4 add_4(const float4 &v, const uint2 &halves) {
 
 // A row in registers, vector i of a thread at column (i * THREADS + threadIdx.x) * 4, -> that row of `normed`.
 template <int VECTORS>
-__device__ __forceinline__ void normalise_vectors(float4 (&v)[VECTORS], const half *weight, const half *bias,
-                                                  half *normed, Layout layout, int row, float epsilon) {
-  const int d = layout.width;
+__device__ __forceinline__ void normalise_vectors(float4 (&v)[VECTORS], const Norm &norm, half *normed, Layout layout,
+                                                  int row, float epsilon) {
+  const int width = layout.width;
   __shared__ float partial[2][WARPS];
   uint2 w[VECTORS], b[VECTORS]; // asked for first: they come from far away
   float sum = 0.f;
 #pragma unroll
   for (int i = 0; i < VECTORS; i++) {
     int at = (i * THREADS + threadIdx.x) * 4;
-    if (at >= d) continue;
-    w[i] = *reinterpret_cast<const uint2 *>(weight + at);
-    b[i] = *reinterpret_cast<const uint2 *>(bias + at);
+    if (at >= width) continue;
+    w[i] = *reinterpret_cast<const uint2 *>(norm.weight + at);
+    b[i] = *reinterpret_cast<const uint2 *>(norm.bias + at);
     sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
   }
-  const float mean = block_sum(sum, partial[0]) / d;
+  const float mean = block_sum(sum, partial[0]) / width;
   float squares = 0.f;
 #pragma unroll
   for (int i = 0; i < VECTORS; i++) {
-    if ((i * THREADS + threadIdx.x) * 4 >= d) continue;
+    if ((i * THREADS + threadIdx.x) * 4 >= width) continue;
     v[i] = make_float4(v[i].x - mean, v[i].y - mean, v[i].z - mean, v[i].w - mean);
     squares += (v[i].x * v[i].x + v[i].y * v[i].y) + (v[i].z * v[i].z + v[i].w * v[i].w);
   }
-  const float scale = rsqrtf(block_sum(squares, partial[1]) / d + epsilon);
+  const float scale = rsqrtf(block_sum(squares, partial[1]) / width + epsilon);
 #pragma unroll
   for (int i = 0; i < VECTORS; i++) {
     int at = (i * THREADS + threadIdx.x) * 4;
-    if (at >= d) continue;
+    if (at >= width) continue;
     const half2 *w2 = reinterpret_cast<const half2 *>(&w[i]), *b2 = reinterpret_cast<const half2 *>(&b[i]);
     float2 w0 = __half22float2(w2[0]), w1 = __half22float2(w2[1]);
     float2 b0 = __half22float2(b2[0]), b1 = __half22float2(b2[1]);
@@ -62,21 +62,19 @@ __device__ __forceinline__ void normalise_vectors(float4 (&v)[VECTORS], const ha
   }
 }
 
-// A row of hidden -> LayerNorm number `layer` -> that row of normed, by one thread block. `hidden` may have been
-// written by other thread blocks of this launch.
-__device__ __forceinline__ void normalise_row(const Model &model, const Scratch &scratch, Layout layout, int row,
-                                              int layer) {
+// A row of hidden -> its LayerNorm -> that row of normed, by one thread block. `hidden` may have been written by
+// other thread blocks of this launch.
+__device__ __forceinline__ void normalise_row(const Model &model, const Norm &norm, const Scratch &scratch,
+                                              Layout layout, int row) {
   constexpr int VECTORS = MAX_WIDTH / THREADS / 4;
-  const int d = model.d;
-  const float *hidden = scratch.hidden + static_cast<int64_t>(row) * d;
+  const float *hidden = scratch.hidden + static_cast<int64_t>(row) * model.width;
   float4 v[VECTORS];
 #pragma unroll
   for (int i = 0; i < VECTORS; i++) {
     int at = (i * THREADS + threadIdx.x) * 4;
-    if (at < d) v[i] = __ldcg(reinterpret_cast<const float4 *>(hidden + at));
+    if (at < model.width) v[i] = __ldcg(reinterpret_cast<const float4 *>(hidden + at));
   }
-  normalise_vectors(v, model.norm_weight + static_cast<int64_t>(layer) * d,
-                    model.norm_bias + static_cast<int64_t>(layer) * d, scratch.normed, layout, row, model.epsilon);
+  normalise_vectors(v, norm, scratch.normed, layout, row, model.epsilon);
 }
 
 }  // namespace fused

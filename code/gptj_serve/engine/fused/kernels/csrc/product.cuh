@@ -1,7 +1,7 @@
 // Weights times activations for a few rows: each weight is read once, straight into registers.
 //
 // A thread block computes TILE_ROWS rows of the weight matrix for all rows of the batch; its warps share the
-// columns. In a step of STEP_COLUMNS columns a load of a warp takes whole lines of 128 bytes from four weight
+// columns. In a step of 64 columns a load of a warp takes whole lines of 128 bytes from four weight
 // rows, eight lanes a row: the tensor cores' fragments want four lanes a row, which would be half lines of
 // eight rows. So a fragment's row `lane / 4` holds weight row `lane / 8`, the left
 // half of the step's columns in even rows and the right half in odd ones. Each fragment is multiplied with
@@ -12,12 +12,12 @@
 // bit for bit, whatever the others are and however many there are.
 #pragma once
 #include "device.cuh"
+#include "fused.h"
 #include "layout.cuh"
 
 namespace fused {
 
 constexpr int TILE_ROWS = 16;
-constexpr int STEP_COLUMNS = 64;
 constexpr int TILE_COLUMNS = 8; // rows of the batch that one fragment holds
 constexpr int LOADS_PER_STEP = 4;
 
@@ -27,19 +27,23 @@ struct Activations {
   int num_rows;
 };
 
-// FP16 weights in rows, as files have them. Another format is another such structure: what a lane holds of
-// one step (a Step), and how that is loaded and becomes four runs of 8 halves.
-struct HalfWeights {
+// A format of weights is one structure: what a lane holds of one step (a Step), how that is loaded, and how
+// many columns a step has.
+//
+// FP16 weights lie in rows, as files have them: prompts use the same copy through cuBLAS.
+struct Fp16 {
+  static constexpr int STEP_COLUMNS = 64;
   struct Step {
     uint4 rows[LOADS_PER_STEP]; // weight rows lane / 8 + 0, 4, 8 and 12
   };
   const uint4 *rows[LOADS_PER_STEP];
 
-  __device__ HalfWeights(const half *matrix, int num_columns, int first_row, int num_rows, int lane) {
+  __device__ Fp16(const Matrix &matrix, int first_row, int lane) {
+    const half *values = static_cast<const half *>(matrix.values);
 #pragma unroll
     for (int i = 0; i < LOADS_PER_STEP; i++) {
-      int row = min(first_row + i * 4 + lane / 8, num_rows - 1);
-      rows[i] = reinterpret_cast<const uint4 *>(matrix + static_cast<int64_t>(row) * num_columns) + lane % 8;
+      int row = min(first_row + i * 4 + lane / 8, matrix.rows - 1);
+      rows[i] = reinterpret_cast<const uint4 *>(values + static_cast<int64_t>(row) * matrix.columns) + lane % 8;
     }
   }
   __device__ __forceinline__ Step load(int step) const {
@@ -76,13 +80,16 @@ __device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uin
 }
 #endif
 
+// What one warp adds up: TILE_ROWS weight rows times up to TILES * TILE_COLUMNS rows of the batch.
+template <class Weights, int TILES>
+struct Sums;
+
 template <int TILES>
 using TileSums = float[WARPS][TILES * TILE_COLUMNS][TILE_ROWS];
 
 #ifdef FUSED_MMA
-// Sums of one warp: TILE_ROWS weight rows times up to TILES * TILE_COLUMNS rows of the batch.
 template <int TILES>
-struct Sums {
+struct Sums<Fp16, TILES> {
   struct Inputs {
     uint4 halves[2][TILES]; // a lane's 8 activations of the left and of the right half of a step
   };
@@ -103,7 +110,7 @@ struct Sums {
       }
     return loaded;
   }
-  __device__ __forceinline__ void add(const HalfWeights::Step &weights, const Inputs &x) {
+  __device__ __forceinline__ void add(const Fp16::Step &weights, const Inputs &x) {
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
@@ -134,7 +141,7 @@ struct Sums {
 #else
 // The V100's tensor cores have another shape: its few rows are added up without them.
 template <int TILES>
-struct Sums {
+struct Sums<Fp16, TILES> {
   struct Inputs {
     const half *from;
     int num_rows;
@@ -145,7 +152,7 @@ struct Sums {
     const Layout layout = {0, x.num_rows};
     return {x.values + layout.place(0, column + lane % 8 * 8), x.num_rows};
   }
-  __device__ __forceinline__ void add(const HalfWeights::Step &weights, const Inputs &x) {
+  __device__ __forceinline__ void add(const Fp16::Step &weights, const Inputs &x) {
     float w[LOADS_PER_STEP][8], v[8];
 #pragma unroll
     for (int i = 0; i < LOADS_PER_STEP; i++) to_floats(weights.rows[i], w[i]);
@@ -176,15 +183,15 @@ struct Sums {
 // Compute one tile. The first weights are asked for before `before_reading` is called, which has to wait for
 // whatever wrote the activations. Two steps are in flight.
 // All threads must call; the sums of all warps are there afterwards.
-template <int TILES, class Weights, class BeforeReading>
+template <class Weights, int TILES, class BeforeReading>
 __device__ __forceinline__ void multiply_tile(const Weights &weights, int num_columns, const Activations &x,
                                               TileSums<TILES> &sums, BeforeReading before_reading) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, num_steps = num_columns / STEP_COLUMNS;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, num_steps = num_columns / Weights::STEP_COLUMNS;
   const int first = warp * num_steps / WARPS, end = (warp + 1) * num_steps / WARPS;
   typename Weights::Step w[2];
-  typename Sums<TILES>::Inputs inputs[2];
-  Sums<TILES> mine;
-  auto load_inputs = [&](int step) { return Sums<TILES>::load(x, step * STEP_COLUMNS, lane); };
+  typename Sums<Weights, TILES>::Inputs inputs[2];
+  Sums<Weights, TILES> mine;
+  auto load_inputs = [&](int step) { return Sums<Weights, TILES>::load(x, step * Weights::STEP_COLUMNS, lane); };
 #pragma unroll
   for (int i = 0; i < 2; i++)
     if (first + i < end) w[i] = weights.load(first + i);

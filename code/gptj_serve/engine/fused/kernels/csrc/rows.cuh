@@ -16,33 +16,43 @@ __device__ __forceinline__ void store_8(half *to, const float (&values)[8]) {
   *reinterpret_cast<uint4 *>(to) = packed;
 }
 
-// What the in-projection gave: q and k are rotated in place, k and v go into the cache,
-// gelu(fc_in + bias) into `mixed`. Grid: tokens, and thread blocks that share one.
+// Eight numbers of a product's row, its bias added.
+__device__ __forceinline__ void load_biased_8(const half *row, const Product &product, int i, float (&values)[8]) {
+  load_8(row + i, values);
+  if (i < product.first_biased_row) return;
+  float bias[8];
+  load_8(product.bias + i - product.first_biased_row, bias);
+#pragma unroll
+  for (int j = 0; j < 8; j++) values[j] += bias[j];
+}
+
+// The epilogue of a product that projects, where cuBLAS computed it: q and k are rotated in place, k and v go into
+// the cache, the MLP's numbers through the activation into `mixed`. Grid: tokens, and thread blocks that share one.
 __global__ void __launch_bounds__(THREADS)
-finish_in_rows(const Model model, const Cache cache, const Tokens tokens, const Scratch scratch, const int layer) {
+finish_projection_rows(const Model model, const Product product, half *keys, half *values, const Tokens tokens,
+                       const Scratch scratch) {
   let_next_kernel_start();
   wait_for_previous_kernel();
-  const int token = blockIdx.x, d = model.d, position = tokens.positions[token];
+  const int token = blockIdx.x, width = model.attention_width, position = tokens.positions[token];
   const int first = (blockIdx.y * THREADS + threadIdx.x) * 8, stride = gridDim.y * THREADS * 8;
-  half *row = scratch.projected + static_cast<int64_t>(token) * (3 * d + model.inner);
-  half *mixed = scratch.mixed + static_cast<int64_t>(token) * (model.inner + d);
-  const half *bias = model.in_bias + static_cast<int64_t>(layer) * model.inner;
-  for (int i = first; i < model.inner; i += stride) {
-    float v[8], b[8];
-    load_8(row + 3 * d + i, v);
-    load_8(bias + i, b);
+  half *row = scratch.projected + static_cast<int64_t>(token) * product.matrix.rows;
+  half *mixed = scratch.mixed + static_cast<int64_t>(token) * (model.inner + width);
+  for (int i = product.first_inner_row + first; i < product.matrix.rows; i += stride) {
+    float v[8];
+    load_biased_8(row, product, i, v);
 #pragma unroll
-    for (int j = 0; j < 8; j++) v[j] = gelu(v[j] + b[j]);
-    store_8(mixed + i, v);
+    for (int j = 0; j < 8; j++) v[j] = gelu(v[j]);
+    store_8(mixed + i - product.first_inner_row, v);
   }
   if (position < 0) return;
   const int cache_row = tokens.cache_rows[token];
   const int64_t block = static_cast<int64_t>(cache_row / BLOCK_SIZE) * model.num_heads;
-  for (int i = first; i < 3 * d; i += stride) {
-    const int section = i / d, at = i % d, head = at / model.head_dim, in_head = at % model.head_dim;
+  for (int i = first; i < product.first_inner_row; i += stride) {
+    const int section = i / width, at = i % width, head = at / model.head_dim, in_head = at % model.head_dim;
     float v[8];
-    load_8(row + i, v);
-    if (section < 2 && in_head < model.rotary_dim) {
+    load_biased_8(row, product, i, v);
+    const bool is_rotated = section <= KEY && in_head < model.rotary_dim;
+    if (is_rotated) {
       const float2 *turns = model.rotary + position * (model.rotary_dim / 2) + in_head / 2;
 #pragma unroll
       for (int j = 0; j < 8 && in_head + j < model.rotary_dim; j += 2) {
@@ -51,23 +61,24 @@ finish_in_rows(const Model model, const Cache cache, const Tokens tokens, const 
         v[j] = fmaf(-odd, turn.y, even * turn.x);
         v[j + 1] = fmaf(even, turn.y, odd * turn.x);
       }
-      store_8(row + i, v);
     }
-    if (section == 0) continue;
+    if (is_rotated || i >= product.first_biased_row) store_8(row + i, v);
+    if (section == QUERY) continue;
     const int64_t place = ((block + head) * BLOCK_SIZE + cache_row % BLOCK_SIZE) * model.head_dim + in_head;
-    store_8((section == 1 ? cache.keys : cache.values) + layer * cache.layer_stride + place, v);
+    store_8((section == KEY ? keys : values) + place, v);
   }
 }
 
 // Attention of one token a sequence. Grid: thread blocks that share the splits, heads, tokens.
 template <int HEAD_DIM>
 __global__ void __launch_bounds__(THREADS)
-attend_rows(const Model model, const Cache cache, const Tokens tokens, const Scratch scratch,
-            const int split_positions, const int layer) {
+attend_rows(const Model model, half *keys, half *values, const Tokens tokens, const Scratch scratch,
+            const int split_positions) {
   __shared__ typename Attention<HEAD_DIM>::Memory memory;
   wait_for_previous_kernel();
-  const AttentionRow row = attention_row(model, cache, tokens, scratch, scratch.projected, 3 * model.d + model.inner,
-                                         {model.inner + model.d, 0}, layer, blockIdx.z, blockIdx.y);
+  const int width = model.attention_width;
+  const AttentionRow row = attention_row(model, keys, values, tokens, scratch, scratch.projected,
+                                         3 * width + model.inner, {model.inner + width, 0}, blockIdx.z, blockIdx.y);
   if (row.length < 1) return;
   const int splits = num_splits(row.length, split_positions);
   for (int split = blockIdx.x; split < splits; split += gridDim.x) {
@@ -76,27 +87,27 @@ attend_rows(const Model model, const Cache cache, const Tokens tokens, const Scr
   }
 }
 
-// hidden += added + bias, normed = the next LayerNorm. One thread block a token.
+// The epilogue of a product that adds, where cuBLAS computed it: hidden += added + bias, normed = its LayerNorm. One
+// thread block a token.
 __global__ void __launch_bounds__(THREADS)
-add_and_normalise_rows(const Model model, const Scratch scratch, const int layer) {
+add_rows(const Model model, const Product product, const Scratch scratch) {
   constexpr int VECTORS = MAX_WIDTH / THREADS / 4;
   wait_for_previous_kernel();
-  const int d = model.d;
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * d;
-  const half *bias = model.out_bias + static_cast<int64_t>(layer) * d;
+  const int width = model.width;
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * width;
   float4 hidden[VECTORS];
 #pragma unroll
   for (int i = 0; i < VECTORS; i++) {
     const int column = (i * THREADS + threadIdx.x) * 4;
-    if (column >= d) continue;
+    if (column >= width) continue;
     float4 *place = reinterpret_cast<float4 *>(scratch.hidden + at + column);
     const uint2 more = *reinterpret_cast<const uint2 *>(scratch.added + at + column);
-    hidden[i] = add_4(add_4(*place, more), *reinterpret_cast<const uint2 *>(bias + column));
+    hidden[i] = add_4(*place, more);
+    if (column >= product.first_biased_row)
+      hidden[i] = add_4(hidden[i], *reinterpret_cast<const uint2 *>(product.bias + column - product.first_biased_row));
     *place = hidden[i];
   }
-  normalise_vectors(hidden, model.norm_weight + static_cast<int64_t>(layer + 1) * d,
-                    model.norm_bias + static_cast<int64_t>(layer + 1) * d, scratch.normed, {d, 0}, blockIdx.x,
-                    model.epsilon);
+  normalise_vectors(hidden, product.norm, scratch.normed, {width, 0}, blockIdx.x, model.epsilon);
 }
 
 // logits += bias, and the likeliest token. One thread block a token.

@@ -28,7 +28,8 @@ from gptj_serve.engine.fused.model import FusedModel, Prefill
 from gptj_serve.engine.fused.weights.pack import PackedWeights, empty_weights
 from gptj_serve.models.model_dir import parse_config
 
-GPT_J_6B = parse_config({"model_type": "gptj"}, Path("GPT-J-6B"))
+CONFIG = parse_config({"model_type": "gptj"}, Path("GPT-J-6B"))
+GPT_J_6B = geometry_of(CONFIG)
 MAX_CONTEXT = 2048
 MAX_BATCH = 64
 BATCH_CONTEXT = 250
@@ -95,7 +96,7 @@ class Bench:
         self._device = device
         major, minor = torch.cuda.get_device_capability(device)
         library = find_library(os.environ, [f"{major}.{minor}"])
-        self.state = make_state(geometry_of(GPT_J_6B), _weights(device), MAX_BATCH, MAX_CONTEXT)
+        self.state = make_state(GPT_J_6B, _weights(device), MAX_BATCH, MAX_CONTEXT)
         for part in (self.state.cache.keys_LNHSE, self.state.cache.values_LNHSE):
             for layer_NHSE in part:
                 layer_NHSE.normal_()
@@ -186,12 +187,12 @@ class Bench:
     def _bytes(self, size: int, context: int) -> int:
         weights = self.state.weights
         read = weights.num_bytes - weights.embedding_VD.nbytes
-        per_token = 2 * GPT_J_6B.n_layer * GPT_J_6B.n_embd * 2
+        per_token = 2 * GPT_J_6B.num_layers * GPT_J_6B.width * 2
         return read + size * context * per_token
 
 
 def _weights(device: torch.device) -> PackedWeights:
-    weights = empty_weights(GPT_J_6B, device, torch.float16, is_tied=False)
+    weights = empty_weights(CONFIG, device, torch.float16, is_tied=False)
     for tensor in weights.tensors():
         tensor.normal_(0, 0.02)
     for norm in weights.norms():

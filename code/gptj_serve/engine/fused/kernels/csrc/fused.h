@@ -38,7 +38,7 @@ enum Epilogue : int32_t {
 
 struct Product {
   Matrix matrix;
-  const half *bias;                 // of the rows from first_biased_row on
+  const half *bias;                 // of the rows from first_biased_row on, which no MLP's row comes before
   int32_t first_biased_row;
   int32_t epilogue;                 // one of Epilogue
   int32_t first_inner_row;          // EPILOGUE_PROJECT

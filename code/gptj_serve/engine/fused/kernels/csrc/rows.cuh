@@ -16,16 +16,6 @@ __device__ __forceinline__ void store_8(half *to, const float (&values)[8]) {
   *reinterpret_cast<uint4 *>(to) = packed;
 }
 
-// Eight numbers of a product's row, its bias added.
-__device__ __forceinline__ void load_biased_8(const half *row, const Product &product, int i, float (&values)[8]) {
-  load_8(row + i, values);
-  if (i < product.first_biased_row) return;
-  float bias[8];
-  load_8(product.bias + i - product.first_biased_row, bias);
-#pragma unroll
-  for (int j = 0; j < 8; j++) values[j] += bias[j];
-}
-
 // The epilogue of a product that projects, where cuBLAS computed it: q and k are rotated in place, k and v go into
 // the cache, the MLP's numbers through the activation into `mixed`. Grid: tokens, and thread blocks that share one.
 __global__ void __launch_bounds__(THREADS)
@@ -37,12 +27,15 @@ finish_projection_rows(const Model model, const Product product, half *keys, hal
   const int first = (blockIdx.y * THREADS + threadIdx.x) * 8, stride = gridDim.y * THREADS * 8;
   half *row = scratch.projected + static_cast<int64_t>(token) * product.matrix.rows;
   half *mixed = scratch.mixed + static_cast<int64_t>(token) * (model.inner + width);
-  for (int i = product.first_inner_row + first; i < product.matrix.rows; i += stride) {
-    float v[8];
-    load_biased_8(row, product, i, v);
+  const half *inner = row + product.first_inner_row;
+  const half *inner_bias = product.bias + product.first_inner_row - product.first_biased_row;
+  for (int i = first; i < product.matrix.rows - product.first_inner_row; i += stride) {
+    float v[8], b[8];
+    load_8(inner + i, v);
+    load_8(inner_bias + i, b);
 #pragma unroll
-    for (int j = 0; j < 8; j++) v[j] = gelu(v[j]);
-    store_8(mixed + i - product.first_inner_row, v);
+    for (int j = 0; j < 8; j++) v[j] = gelu(v[j] + b[j]);
+    store_8(mixed + i, v);
   }
   if (position < 0) return;
   const int cache_row = tokens.cache_rows[token];
@@ -50,7 +43,14 @@ finish_projection_rows(const Model model, const Product product, half *keys, hal
   for (int i = first; i < product.first_inner_row; i += stride) {
     const int section = i / width, at = i % width, head = at / model.head_dim, in_head = at % model.head_dim;
     float v[8];
-    load_biased_8(row, product, i, v);
+    load_8(row + i, v);
+    const bool is_biased = i >= product.first_biased_row;
+    if (is_biased) {
+      float b[8];
+      load_8(product.bias + i - product.first_biased_row, b);
+#pragma unroll
+      for (int j = 0; j < 8; j++) v[j] += b[j];
+    }
     const bool is_rotated = section <= KEY && in_head < model.rotary_dim;
     if (is_rotated) {
       const float2 *turns = model.rotary + position * (model.rotary_dim / 2) + in_head / 2;
@@ -62,7 +62,7 @@ finish_projection_rows(const Model model, const Product product, half *keys, hal
         v[j + 1] = fmaf(even, turn.y, odd * turn.x);
       }
     }
-    if (is_rotated || i >= product.first_biased_row) store_8(row + i, v);
+    if (is_rotated || is_biased) store_8(row + i, v);
     if (section == QUERY) continue;
     const int64_t place = ((block + head) * BLOCK_SIZE + cache_row % BLOCK_SIZE) * model.head_dim + in_head;
     store_8((section == KEY ? keys : values) + place, v);

@@ -26,7 +26,7 @@ from gptj_serve.engine.fused.kernels.prompt_attention import PromptPart
 from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE, Tokens
 from gptj_serve.engine.fused.model import FusedModel, Prefill
 from gptj_serve.engine.fused.weights.pack import PackedWeights, empty_weights
-from gptj_serve.models.model_dir import parse_config
+from gptj_serve.models.config import parse_config
 
 CONFIG = parse_config({"model_type": "gptj"}, Path("GPT-J-6B"))
 GPT_J_6B = geometry_of(CONFIG)

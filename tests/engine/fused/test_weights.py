@@ -7,13 +7,8 @@ import torch
 from packed import named_tensors
 from tiny import TINY_CONFIG
 
-<<<<<<< HEAD
-from gptj_serve.engine.fused.weights.pack import PackedWeights, empty_weights, slots
-from gptj_serve.models.config import ModelConfig, expected_shapes, parse_config
-=======
 from gptj_serve.engine.fused.weights.pack import empty_weights, slots
-from gptj_serve.models.model_dir import ModelConfig, expected_shapes, parse_config
->>>>>>> 87d6c7e (The fused engine: a layer is a list of products with epilogues, its matrices have a format of their own)
+from gptj_serve.models.config import ModelConfig, expected_shapes, parse_config
 
 CPU = torch.device("cpu")
 SHAPES = [{}, {"n_layer": 1}, {"n_layer": 3, "n_inner": 40, "vocab_size": 7}, {"n_embd": 8, "n_head": 1}]

@@ -139,7 +139,7 @@ def _cpu_cache_blocks(max_context: int) -> int:
 
 
 def _cpu_cache_needs(geometry: Geometry, max_context: int) -> dict[str, int]:
-    of_block = block_bytes(geometry.num_layers, geometry.width, torch.float32.itemsize)
+    of_block = block_bytes(geometry, torch.float32.itemsize)
     return {f"KV cache for GPTJ_MAX_CONTEXT={max_context}": _cpu_cache_blocks(max_context) * of_block}
 
 

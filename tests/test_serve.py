@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -51,6 +52,15 @@ def test_the_images_health_check(server: Server, name: str) -> None:
     command, env = [sys.executable, "-m", "gptj_serve.health"], {**os.environ, name: str(server.port)}
     ran = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "/ping answers 200\n", "")
+
+
+def test_no_client_keeps_a_request_out_of_the_log(server: Server) -> None:
+    """The name of the private directory is for everybody to list."""
+    command = server.engine().cmdline()
+    name = Path(command[command.index("--socket") + 1]).parent.name
+    answer = server.post('{"inputs": ""}', **{"x-serve-warm-up": name})
+    assert answer.status == 400
+    until(lambda: answer.json["request_id"] in {line.get("request_id") for line in server.records()})
 
 
 def test_the_phases_of_the_start_come_in_order(server: Server) -> None:

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import platform
-import shutil
 import socket
 import sys
 import time
@@ -225,17 +224,16 @@ def _check_arguments(arguments: list[str]) -> None:
 def main() -> int:
     """Entry point of ``serve``; returns the exit code."""
     logs.configure("serve", "info")
-    directory: Path | None = None
     try:
         _check_arguments(sys.argv[1:])
         safe_path.leave_working_directory()
-        directory = run_dir.make()
         settings = Settings.from_env(os.environ)
         logs.configure("serve", settings.log_level)
         driver = find_driver(os.environ)
         fields = {"event": "starting", "versions": _versions(), "driver": asdict(driver)}
         logger.info("starting", extra={"fields": fields})
-        exit_code = Launcher(settings, dict(os.environ), driver, directory).run()
+        with run_dir.private() as directory:
+            exit_code = Launcher(settings, dict(os.environ), driver, directory).run()
         logger.info("stopped", extra={"fields": {"event": "stopped", "exit_code": exit_code}})
         return exit_code
     except StartupError as error:
@@ -243,6 +241,3 @@ def main() -> int:
         if sys.stderr.isatty():
             print(error, file=sys.stderr)  # the log is for machines, and a person looks on
         return EXIT_NOT_STARTED
-    finally:
-        if directory is not None:
-            shutil.rmtree(directory, ignore_errors=True)

@@ -1,17 +1,32 @@
-"""The private directory of one running service: sockets and generated configuration."""
+"""The private directory of one running service: sockets and generated configuration.
 
+Its owner holds a lock on a file in it. Where nobody does, the owner was killed; the next start removes those.
+"""
+
+import contextlib
+import fcntl
 import os
+import shutil
+import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from gptj_serve.errors import StartupError
 
 MAX_SOCKET_PATH_BYTES = 100
 """The kernel takes 107; the front's own sockets have longer names than ours."""
+PREFIX = "gptj-"
 
 
-def make() -> Path:
-    """Make the directory, readable by this user alone, where socket paths are short enough.
+LOCK = "owner.lock"
+
+
+@contextlib.contextmanager
+def private() -> Iterator[Path]:
+    """A new directory, readable by this user alone, where socket paths are short enough; gone at exit.
+
+    What killed services of this user have left beside it is removed.
 
     Raises:
         StartupError: There is no folder for temporary files that can be written.
@@ -24,7 +39,46 @@ def make() -> Path:
         ) from None
     if len(str(root)) > MAX_SOCKET_PATH_BYTES - 60:
         root = Path("/tmp")
-    return Path(tempfile.mkdtemp(prefix="gptj-", dir=root))
+    _sweep(root)
+    directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        stack.enter_context(_locked(directory))
+        yield directory
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Say that this directory has an owner. The kernel takes the lock back, however that one ends."""
+    draft = directory / f"{LOCK}.draft"
+    with draft.open("w") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks: nothing there is ever swept
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            draft.rename(directory / LOCK)  # what has this name has been locked
+        yield
+
+
+def _sweep(root: Path) -> None:
+    with contextlib.suppress(OSError):
+        for directory in root.glob(f"{PREFIX}*"):
+            with contextlib.suppress(OSError):
+                if _is_ours(directory):
+                    _remove_if_left(directory)
+
+
+def _is_ours(directory: Path) -> bool:
+    found = directory.lstat()  # others may put links into a folder for all
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+
+
+def _remove_if_left(directory: Path) -> None:
+    """Remove a directory whose lock nobody holds; one without any is being made, or is not of this kind."""
+    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        os.close(descriptor)
 
 
 def engine_socket(directory: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -50,8 +49,7 @@ def running(front: str, tokens_per_s: float, log: Path, *, prompt_s: float = 0.0
     port = processes.free_port()
     env = {**os.environ, "GPTJ_FRONT": front, "GPTJ_HOST": "127.0.0.1", "GPTJ_PORT": str(port)}
     with contextlib.ExitStack() as stack:
-        directory = run_dir.make()
-        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        directory = stack.enter_context(run_dir.private())
         socket_path = run_dir.engine_socket(directory)
         command = [sys.executable, "-m", "gptj_serve.benchmark.fake_engine", "--socket", str(socket_path)]
         command += [

@@ -5,6 +5,7 @@ the first request of a batch only; this one gives each request its own status an
 """
 
 import gc
+import hmac
 import logging
 import os
 import signal
@@ -42,13 +43,16 @@ class RequestContext:
 class GptjTransformer(Transformer):  # type: ignore[misc]
     """Runs ``input_fn``, ``predict_fn`` and ``output_fn`` of ``inference.py`` for each request."""
 
+    warm_up_key: bytes
+
     def transform(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer every request of a batch on its own; nothing is raised."""
         return [self._answer(context, index, one) for index, one in enumerate(data)]
 
     def _answer(self, context: Any, index: int, request: Mapping[str, Any]) -> bytes:
         headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
-        is_warm_up = headers.get(mms.WARM_UP_HEADER) == os.path.basename(os.environ[run_dir.ENV_NAME])
+        key = headers.get(mms.WARM_UP_HEADER, "").encode("utf-8", "replace")
+        is_warm_up = hmac.compare_digest(key, self.warm_up_key)
         logging.getLogger("gptj_serve.serving.service").disabled = is_warm_up
         about = RequestContext(context.get_request_id(index), headers.get("accept"))
         try:
@@ -94,6 +98,7 @@ def _initialize(context: Any) -> None:
     _end_with_server()
     directory = Path(os.environ[run_dir.ENV_NAME])
     (directory / mms.WORKER_PID_FILE).write_text(str(os.getpid()))
+    _transformer.warm_up_key = mms.warm_up_key(directory).encode()
     with start_failures(directory):
         model_dir = context.system_properties.get("model_dir")
         _transformer.validate_and_initialize(model_dir=model_dir, context=context)

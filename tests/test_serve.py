@@ -32,10 +32,10 @@ def reference() -> Any:
     model = GPTJForCausalLM.from_pretrained(demo.MODEL_DIR, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(demo.MODEL_DIR)
 
-    def continue_(prompt: str, num_new: int) -> tuple[list[int], str]:
+    def continue_(prompt: str, num_new: int, **options: Any) -> tuple[list[int], str]:
         ids_1T = tokenizer(prompt, return_tensors="pt").input_ids
         out_1T = model.generate(
-            ids_1T, attention_mask=torch.ones_like(ids_1T), max_new_tokens=num_new, do_sample=False
+            ids_1T, attention_mask=torch.ones_like(ids_1T), max_new_tokens=num_new, do_sample=False, **options
         )
         new_ids = out_1T[0, ids_1T.shape[1] :].tolist()
         return new_ids, tokenizer.decode(new_ids, skip_special_tokens=True)
@@ -90,6 +90,40 @@ def test_greedy_text_is_that_of_transformers(server: Server, reference: Any, pro
     assert [token["id"] for token in details["tokens"]] == ids
     assert details["generated_tokens"] == len(ids)
     assert details["finish_reason"] in ("length", "eos_token")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"no_repeat_ngram_size": 2},
+        {"suppress_tokens": [262, 11], "begin_suppress_tokens": [13], "repetition_penalty": 1.2},
+        {"eos_token_id": [12, 13], "min_length": 16},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_changes_greedy_text_changes_it_as_in_transformers(
+    server: Server, reference: Any, options: dict[str, Any]
+) -> None:
+    prompt = PROMPTS[1]
+    ids, text = reference(prompt, 24, **options)
+    plain_ids, _ = reference(prompt, 24)
+    assert ids != plain_ids
+    answer = server.generate(prompt, max_new_tokens=24, details=True, **options)
+    assert [token["id"] for token in answer.json[0]["details"]["tokens"]] == ids
+    # its last one ends the text, and is no text here
+    assert text.startswith(answer.text)
+
+
+def test_bad_words_are_not_said(server: Server, reference: Any) -> None:
+    ids, text = reference(PROMPTS[0], 24)
+    word = max(text.split(), key=len)
+    said = server.generate(PROMPTS[0], max_new_tokens=24, bad_words=[word]).text
+    assert word not in said.split()
+    words = [ids[2:4], ids[6:9], ids[12:13]]
+    assert (
+        server.generate(PROMPTS[0], max_new_tokens=24, bad_words_ids=words).text
+        == (reference(PROMPTS[0], 24, bad_words_ids=words)[1])
+    )
 
 
 def test_a_batch_gives_each_its_own_answer_in_order(server: Server) -> None:

@@ -10,11 +10,11 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, cast
 
 from gptj_serve.errors import BadRequest, DeadlinePassed, InternalError, Overloaded, ServingError
-from gptj_serve.request import EndEvent, GenerationRequest, ModelInfo, TokenEvent
+from gptj_serve.request import EndEvent, GenerationRequest, IdLists, ModelInfo, TokenEvent
 from gptj_serve.serving import body, schemas
 from gptj_serve.serving.call import Ask, Call, Prompt
 from gptj_serve.serving.generation import Answer, Generation, SequenceAssembler
@@ -156,10 +156,13 @@ class Service:
         if ask.stream and not self._streaming:
             raise BadRequest("stream=true: must be false here; GPTJ_FRONT=http is the setting that streams")
         info = self._client.info
+        ask = replace(ask, parameters=ask.parameters.with_defaults(info))
         ask.parameters.check_against(info, ask.parameters_field)
         self._check_num_sequences(ask)
+        bad_words = self._bad_words(ask.parameters.bad_words)
         prompts = [
-            self._prompt(text, ask, info, ask.prompt_name(index)) for index, text in enumerate(ask.texts)
+            self._prompt(text, ask, info, ask.prompt_name(index), bad_words)
+            for index, text in enumerate(ask.texts)
         ]
         return Call(
             ask=ask,
@@ -287,7 +290,17 @@ class Service:
                 f" one request has at most {self._max_sequences}"
             )
 
-    def _prompt(self, given: str | tuple[int, ...], ask: Ask, info: ModelInfo, where: str) -> Prompt:
+    def _bad_words(self, words: Sequence[str]) -> IdLists:
+        """The ids of words that are not to be said, at the beginning of a text and inside it."""
+        encode = self._tokenizer.encode
+        bare = [word.lstrip() or word for word in words]
+        # with the space before it a word has other tokens, or begins with a token of its own for the space
+        found = [ids for word in bare for ids in (encode(word), encode(f" {word}"))]
+        return tuple(ids for ids in dict.fromkeys(found) if ids)
+
+    def _prompt(
+        self, given: str | tuple[int, ...], ask: Ask, info: ModelInfo, where: str, bad_words: IdLists
+    ) -> Prompt:
         seed = ask.parameters.seed
         if seed is None:
             # for each prompt its own: equal prompts are to differ. What a double holds exactly, so that
@@ -300,7 +313,8 @@ class Service:
             text, token_ids = self._tokenizer.decode(given), given
         if ask.parameters.truncate is not None:
             token_ids = token_ids[-ask.parameters.truncate :]
-        return Prompt(text, token_ids, ask.parameters.sampling(len(token_ids), info, seed, where))
+        sampling = ask.parameters.sampling(len(token_ids), info, seed, where, bad_words)
+        return Prompt(text, token_ids, sampling)
 
     def _encode(self, text: str, ask: Ask, info: ModelInfo, where: str) -> tuple[int, ...]:
         if not text:

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 MAX_SEQUENCES = 64
 
+Read = Callable[[bytes, str | None, int], Ask]
+"""Reads a body: its bytes, its content type, and the bytes that it may have."""
+
 
 class KnowsEngine(Protocol):
     """What the service needs of a connection to the engine for all but `Service.run`."""
@@ -116,26 +119,35 @@ class Service:
     ) -> None:
         self._client = client
         self._tokenizer = tokenizer
-        self._max_payload_bytes = max_payload_bytes
-        self._request_timeout_s = request_timeout_s
+        self.max_payload_bytes = max_payload_bytes
+        self.request_timeout_s = request_timeout_s
         self._streaming = streaming
         self._max_sequences = max_sequences
         self._clock = clock
         self._template = template
 
-    def parse(self, data: bytes, content_type: str | None, accept: str | None = None) -> Call:
+    def parse(
+        self,
+        data: bytes,
+        content_type: str | None,
+        accept: str | None = None,
+        read: Read = schemas.read,
+        arrived_s: float | None = None,
+    ) -> Call:
         """Read and check a body; nothing has reached the engine yet.
 
         Args:
             data: The body.
             content_type: Its ``Content-Type``; None means JSON.
             accept: The ``Accept`` header.
+            read: Reads it, in whatever schemas there may be.
+            arrived_s: When its request came, on the service's clock; None means now.
 
         Raises:
             ServingError: The body is wrong (400, 413, 415), or the engine is gone (503).
         """
-        arrived_s = self._clock()
-        ask = schemas.read(data, content_type, self._max_payload_bytes)
+        arrived_s = self._clock() if arrived_s is None else arrived_s
+        ask = read(data, content_type, self.max_payload_bytes)
         if ask.messages is not None:
             if self._template is None:
                 raise BadRequest(NO_TEMPLATE)
@@ -172,6 +184,11 @@ class Service:
             arrived_s=arrived_s,
         )
 
+    @property
+    def info(self) -> ModelInfo:
+        """What runs in the engine. Raises `ServingError` when it is gone."""
+        return self._client.info
+
     def start(self, call: Call, request_id: str, limit_s: float | None = None) -> Generation:
         """What to ask the engine, and where its events go.
 
@@ -183,7 +200,7 @@ class Service:
         Raises:
             DeadlinePassed: No time is left.
         """
-        limit_s = self._request_timeout_s if limit_s is None else limit_s
+        limit_s = self.request_timeout_s if limit_s is None else limit_s
         timeout_s = limit_s - (self._clock() - call.arrived_s)
         if timeout_s <= 0:
             raise DeadlinePassed(f"no answer within {limit_s:g} s")
@@ -263,7 +280,7 @@ class Service:
         )
 
     def render_error(
-        self, error: Exception, request_id: str, call: Call | None = None, schema: str | None = None
+        self, error: BaseException, request_id: str, call: Call | None = None, schema: str | None = None
     ) -> ErrorAnswer:
         """`render_error` on the service's clock."""
         return render_error(error, request_id, call, self._clock, schema)
@@ -352,7 +369,7 @@ def _check_ids(token_ids: Sequence[int], info: ModelInfo, where: str) -> None:
 
 
 def render_error(
-    error: Exception,
+    error: BaseException,
     request_id: str,
     call: Call | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -368,7 +385,7 @@ def render_error(
         schema: What the client seems to speak, if the body was not parsed.
     """
     if not isinstance(error, ServingError):
-        _log_unexpected(error, request_id)
+        log_unexpected(error, request_id)
         error = InternalError("internal error")
     _log(call, clock(), request_id=request_id, status=error.status, error_type=error.kind)
     retry_after_s = error.retry_after_s
@@ -393,7 +410,8 @@ def _log(call: Call | None, now_s: float, **fields: Any) -> None:
     logger.info("request", extra={"fields": known})
 
 
-def _log_unexpected(error: Exception, request_id: str) -> None:
+def log_unexpected(error: BaseException, request_id: str) -> None:
+    """Log what was not foreseen, without its message."""
     # the message of an exception may quote a prompt; where it was raised may be told
     fields = {
         "request_id": request_id,

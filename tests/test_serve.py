@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import re
 import socket
 import subprocess
@@ -279,6 +280,27 @@ def test_a_body_far_beyond_the_limit_is_refused(server: Server) -> None:
     with contextlib.suppress(ConnectionError):  # it may hang up before it has read it all
         assert server.post(b"a" * (5 * BIG)).status == 413
     assert server.get("/ping").status == 200
+
+
+def test_a_prompt_of_megabytes_of_which_little_is_kept_costs_no_memory(server: Server) -> None:
+    dice, engine = random.Random(1), server.engine()
+
+    def ask(alphabet: str) -> Answer:
+        prompt = "".join(dice.choices(alphabet, k=100_000)) * 62
+        return server.generate(prompt, truncate=2, max_new_tokens=1)
+
+    def resident_mib() -> float:
+        fronts = [process for process in server.descendants() if process != engine]
+        return sum(process.memory_info().rss for process in fronts) / (1 << 20)
+
+    ask(" a")  # buffers for one are kept
+    before = resident_mib()
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask, ["abcde    ", "abcdefghij"] * 4))
+    assert [answer.status for answer in answers] == [200, 400] * 4
+    assert all("a word of more than 65536" in answer.json["error"] for answer in answers[1::2])
+    # a worker keeps the 6 MB of its last one; 700 MB each were kept when all of it was tokenised
+    assert resident_mib() - before < 250
 
 
 def test_a_client_that_goes_away_harms_nobody(server: Server) -> None:

@@ -35,7 +35,7 @@ def ask(read: Any, body: bytes, is_openai: bool = False) -> tuple[int, Any]:
             settings=SimpleNamespace(max_payload_mb=1, request_timeout_s=30.0),
             service=service,
             metrics=SimpleNamespace(finished=lambda *_, **__: None),
-            parser=Parser(service, None, MIB),  # type: ignore[arg-type]
+            parser=Parser(service, None, None),  # type: ignore[arg-type]
         )
         messages = asyncio.Queue[dict[str, Any]]()
         messages.put_nowait({"type": "http.request", "body": body})

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
+from gptj_serve.children import END_SIGNAL
 from gptj_serve.errors import InternalError
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class ForkServer:
             except OSError:
                 ours.close()
                 logger.error("the process that parses large bodies is gone; the front ends")
-                os.kill(os.getpid(), signal.SIGTERM)  # it cannot be had again: now there are threads
+                os.kill(os.getpid(), END_SIGNAL)  # it cannot be had again: now there are threads
                 raise WorkLost("internal error") from None
         return ours
 

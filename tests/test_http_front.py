@@ -423,6 +423,7 @@ def test_tgis_info(front: Server) -> None:
     info = front.get("/info").json
     assert (info["max_total_tokens"], info["max_input_tokens"], info["max_best_of"]) == (2048, 2047, 4)
     assert info["model_id"] == front.get("/v1/models").json["data"][0]["id"]
+    assert (info["model_name"], info["engine"]) == ("demo", front.events("ready")[0]["engine"])
 
 
 def test_metrics_name_the_engine(either: Server) -> None:

@@ -4,29 +4,26 @@ The model itself lives in the engine process; what is "loaded" here is a connect
 """
 
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptj_serve import run_dir
-from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Call
 from gptj_serve.serving.client import EngineClient
 from gptj_serve.serving.mms_handler import RequestContext
-from gptj_serve.serving.parsing import Body, parse_in_worker
 from gptj_serve.serving.service import Result, Service
 from gptj_serve.serving.templates.client import TemplateClient
 from gptj_serve.serving.text import Tokenizer
+from gptj_serve.serving.tokenizing import PreparedTokenizer
 from gptj_serve.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A request as it came, and when."""
+    """A request as it came."""
 
     body: bytes
     content_type: str | None
-    arrived_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +39,13 @@ def model_fn(model_dir: str) -> Service:  # noqa: ARG001 - the engine says where
     """Make the service that turns text into token ids and asks the engine.
 
     Raises:
-        ServingError: The engine is gone.
         StartupError: The model has no tokenizer that we can read.
     """
     settings = Settings.from_env(os.environ)
     directory = Path(os.environ[run_dir.ENV_NAME])
     client = EngineClient(run_dir.engine_socket(directory))
-    tokenizer = Tokenizer.load(Path(client.info.model_dir))
-    # the server forks this process for its workers: each has to make a connection of its own
-    client.close()
+    tokenizer = Tokenizer.of(PreparedTokenizer.load(run_dir.tokenizer(directory)))
+    # it connects when it is first used: the server forks this process for its workers, each has its own
     return Service(
         client,
         tokenizer,
@@ -62,14 +57,12 @@ def model_fn(model_dir: str) -> Service:  # noqa: ARG001 - the engine says where
 
 def input_fn(body: bytes, content_type: str | None) -> Received:
     """Take the request as it came; what it means depends on the model, which `predict_fn` gets."""
-    return Received(body, content_type, time.monotonic())
+    return Received(body, content_type)
 
 
 def predict_fn(received: Received, service: Service, context: RequestContext) -> Reply:
     """Parse the request and generate. Raises `ServingError`."""
-    directory = Path(os.environ[run_dir.ENV_NAME])
-    body = Body(received.body, received.content_type, context.accept, received.arrived_s, context.request_id)
-    context.call = call = parse_in_worker(service, schemas.read, body, directory)
+    context.call = call = service.parse(received.body, received.content_type, context.accept)
     return Reply(service, call, service.run(call, context.request_id))
 
 

@@ -16,6 +16,7 @@ HEAVY = {"torch", "transformers", "deepspeed", "boto3"}
         "gptj_serve.engine.fused.schedule.scheduler",
         "gptj_serve.launcher, gptj_serve.run_local",
         "gptj_serve.serving.http.app, gptj_serve.serving.http.protocol, gptj_serve.serving.http.__main__",
+        "gptj_serve.serving.tokenizing.prepare, gptj_serve.serving.tokenizing.convert",
         "gptj_serve.models.model_dir, gptj_serve.engine.choose, gptj_serve.engine.sampling.uniform",
     ],
 )

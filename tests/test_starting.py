@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import tokenizers
+import transformers
 
 from gptj_serve import demo
 from harness import (
@@ -107,17 +109,40 @@ def test_a_front_that_waits_does_not_outlive_serve(
     assert nothing_left(everything)
 
 
-def test_a_nested_and_read_only_model_directory_is_served(tmp_path: Path) -> None:
+def _in_old_files(directory: Path) -> None:
+    """The tokenizer as vocab.json and merges.txt; prompts begin with the end of text, a word is special."""
+    backend = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    backend.model.save(str(directory))
+    (directory / "tokenizer.json").unlink()
+    config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "add_bos_token": True,
+        "additional_special_tokens": ["Ġthe"],
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def test_a_nested_and_read_only_model_directory_with_old_files_is_served(tmp_path: Path) -> None:
     nested = tmp_path / "export" / "model-1"
     shutil.copytree(demo.MODEL_DIR, nested)
+    _in_old_files(nested)
     for folder in (nested, nested.parent, tmp_path):
         folder.chmod(0o555)
     try:
-        with serving(GPTJ_MODEL_DIR=str(tmp_path)) as server:
-            assert server.generate("In the", max_new_tokens=3).status == 200
+        with serving(GPTJ_MODEL_DIR=str(tmp_path), GPTJ_FRONT="http", GPTJ_ENGINE="fused") as server:
+            (answer,) = server.generate("In the beginning", max_new_tokens=9, details=True).json
+            assert server.events("tokenizer_converted")
+            assert server.processes_of("gptj_serve.serving.tokenizing.convert") == []
     finally:
         for folder in (tmp_path, nested.parent, nested):
             folder.chmod(0o755)
+    whole = transformers.AutoTokenizer.from_pretrained(nested)
+    assert answer["details"]["prompt_tokens"] == len(whole("In the beginning").input_ids) == 5
+    generated = [token["id"] for token in answer["details"]["tokens"]]
+    assert answer["generated_text"] == whole.decode(generated, skip_special_tokens=True)
+    assert [token["special"] for token in answer["details"]["tokens"]] == [
+        token_id in whole.all_special_ids for token_id in generated
+    ]
 
 
 def _without_config(directory: Path) -> None:
@@ -135,6 +160,11 @@ def _truncated(directory: Path) -> None:
     os.truncate(directory / "model.safetensors", 1_000_000)
 
 
+def _with_a_token_that_is_none(directory: Path) -> None:
+    config = {"added_tokens_decoder": {"0": "<|endoftext|>"}}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+
+
 def _without_tokenizer(directory: Path) -> None:
     (directory / "tokenizer.json").unlink()
 
@@ -146,6 +176,7 @@ def _without_tokenizer(directory: Path) -> None:
         (_of_another_kind, "GPTJForCausalLM"),
         (_truncated, "model.safetensors"),
         (_without_tokenizer, "tokenizer.json"),
+        (_with_a_token_that_is_none, "Transformers makes no tokenizer of"),
     ],
 )
 def test_a_broken_model_directory_is_said_and_nothing_starts(tmp_path: Path, harm, says: str) -> None:  # type: ignore[no-untyped-def]
@@ -218,10 +249,10 @@ if any(name in " ".join(sys.orig_argv) for name in ("gptj_serve.serving.http", "
     from gptj_serve import errors
     from gptj_serve.serving.text import Tokenizer
 
-    def load(model_dir):
+    def of(prepared):
         raise {error}
 
-    Tokenizer.load = load
+    Tokenizer.of = of
 """
 
 

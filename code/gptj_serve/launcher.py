@@ -29,7 +29,8 @@ from gptj_serve.serving import mms
 from gptj_serve.serving.http import front as http_front
 from gptj_serve.serving.templates.files import names_template
 from gptj_serve.serving.templates.limits import MAX_WAITING
-from gptj_serve.serving.text import Tokenizer
+from gptj_serve.serving.tokenizing import prepare
+from gptj_serve.serving.tokenizing.files import read_plain
 from gptj_serve.settings import Settings
 
 logger = logging.getLogger("gptj_serve.launcher")
@@ -73,12 +74,16 @@ class Launcher:
         check_port_is_free(self._settings.host, self._settings.port)
         self._front.check(self._env)
         model_dir = find_directory(self._settings.model_dir)
-        Tokenizer.load(model_dir)
         engine: Child | None = None
         try:
             self._start_template_process(model_dir)
-            go = self._start_waiting_front(model_dir) if self._front.CAN_WAIT else None
-            engine, info = self._start_engine()
+            tokenizer = self._start_tokenizer(model_dir)
+            loading, said = self._start_engine()
+            go = None
+            if self._has_tokenizer(tokenizer, loading) and self._front.CAN_WAIT:
+                go = self._start_waiting_front(model_dir)
+            info = self._wait_for_engine(loading, said)
+            engine = loading
             self._start_front(info, go)
             seconds = round(time.monotonic() - self._started_s, 3)
             fields = {"event": "ready", "seconds": seconds, "engine": info.engine}
@@ -107,7 +112,35 @@ class Launcher:
             command += ["--model-dir", str(model_dir), "--listen-fd", str(listener.fileno())]
             self._children.start("template process", command, self._env, pass_fds=[listener.fileno()])
 
-    def _start_engine(self) -> tuple[Child, ModelInfo]:
+    def _start_tokenizer(self, model_dir: Path) -> Child | None:
+        """Put the tokenizer where fronts find it; what does so, if Transformers has to be asked."""
+        directory = run_dir.tokenizer(self._directory)
+        plain = read_plain(model_dir)
+        if plain is not None:
+            plain.save(directory)
+            return None
+        process = self._children.start("tokenizer", prepare.command(model_dir, directory), self._env)
+        process.expected_to_end = True
+        return process
+
+    def _has_tokenizer(self, process: Child | None, engine: Child) -> bool:
+        """Wait for the tokenizer. False if the engine has died meanwhile: it says why.
+
+        Raises:
+            StartupError: There is none.
+        """
+        while process is not None and process.is_running:
+            died = self._died_within(0.05)
+            if died is not None and died.child is not engine:
+                raise self._not_started(died)
+            if died is not None:
+                return False
+        if process is not None:
+            prepare.outcome(run_dir.tokenizer(self._directory), process.exit_code)
+        return True
+
+    def _start_engine(self) -> tuple[Child, int]:
+        """The engine's process, and the descriptor on which it says whether it is ready."""
         reader, writer = os.pipe()
         command = [sys.executable, "-m", "gptj_serve.engine", "--ready-fd", str(writer)]
         command += ["--socket", str(run_dir.engine_socket(self._directory))]
@@ -116,17 +149,20 @@ class Launcher:
         )
         os.close(writer)
         os.set_blocking(reader, False)
+        return engine, reader
+
+    def _wait_for_engine(self, engine: Child, reader: int) -> ModelInfo:
         with open(reader, "rb", buffering=0) as ready:
             said = b""
             while not said.endswith(b"\n"):
-                died = self._died_within(0.05)
+                died = self._died_within(0.05) or (None if engine.is_running else ChildDied(engine))
                 said += ready.read() or b""
                 if died is not None and not said.endswith(b"\n"):
                     raise self._not_started(died)
         message = json.loads(said)
         if message["status"] != "ready":
             raise StartupError(message["message"])
-        return engine, ModelInfo.from_wire(message["model"])
+        return ModelInfo.from_wire(message["model"])
 
     def _died_within(self, timeout_s: float) -> ChildDied | None:
         # an engine that says why it ends is heard before its end is looked at

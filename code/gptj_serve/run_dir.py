@@ -91,6 +91,11 @@ def template_socket(directory: Path) -> Path:
     return directory / "template.sock"
 
 
+def tokenizer(directory: Path) -> Path:
+    """Where the model's tokenizer is, once it has been read."""
+    return directory / "tokenizer"
+
+
 def tell_start_failure(directory: Path, reason: str) -> None:
     """Leave the launcher the reason why a process of the front cannot start."""
     path = _start_failure(directory)
@@ -110,10 +115,6 @@ def start_failure(directory: Path) -> str | None:
 def _start_failure(directory: Path) -> Path:
     return directory / "start-failure"
 
-
-GIVING_MEMORY_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "2"}
-"""A front's environment: what bodies and answers took goes back to the system. Else glibc moves its threshold
-up with the first large block, and keeps those that come after it."""
 
 ENV_NAME = "SERVE_RUN_DIR"
 """How the launcher tells a front's workers where the directory is."""

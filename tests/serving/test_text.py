@@ -1,14 +1,15 @@
 """Tokens become text exactly as the tokenizer's own decoder would have it, but one by one."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from serving_fakes import END_OF_TEXT, backend, tokenizer
+from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, processors
 
 from gptj_serve.errors import StartupError
 from gptj_serve.serving.text import Detokenizer, Tokenizer
@@ -96,13 +97,14 @@ def test_a_prompt_that_spells_a_special_token_has_that_token() -> None:
     assert 0 not in tokenizer().encode("Hello")
 
 
-def test_nothing_is_added_to_a_prompt() -> None:
+def test_what_the_tokenizer_adds_to_prompts_can_be_left_out() -> None:
     copy = Backend.from_str(backend().to_str())
     copy.post_processor = processors.TemplateProcessing(
         single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, 0)]
     )
-    assert copy.encode("Hello").ids[0] == 0
-    assert Tokenizer(copy).encode("Hello") == tokenizer().encode("Hello")
+    hello = tokenizer().encode("Hello")
+    assert Tokenizer(copy).encode("Hello") == (0, *hello)
+    assert Tokenizer(copy).encode("Hello", add_special_tokens=False) == hello
 
 
 @given(st.text(max_size=80))
@@ -120,59 +122,85 @@ def test_saved_truncation_and_padding_are_off(tmp_path: Path) -> None:
     copy.enable_truncation(2)
     copy.enable_padding(length=9)
     copy.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"model_type": "gptj"}')
     text = "The cat sat on the mat"
     assert Tokenizer.load(tmp_path).encode(text) == tokenizer().encode(text)
     assert len(tokenizer().encode(text)) > 2
 
 
-@pytest.fixture
-def gpt2_files(tmp_path: Path) -> Path:
-    """The same tokenizer as vocab.json, merges.txt and added_tokens.json."""
-    backend().model.save(str(tmp_path))
-    first = backend().token_to_id("<|extratoken_1|>")
-    extra = {"<|extratoken_2|>": first + 1, "<|extratoken_1|>": first}
-    (tmp_path / "added_tokens.json").write_text(json.dumps(extra))
-    return tmp_path
-
-
-def test_vocab_and_merges_do_without_tokenizer_json(gpt2_files: Path) -> None:
-    loaded = Tokenizer.load(gpt2_files)
-    for text in ("The cat sat,  on\n\nthe mat 日本語 😀", f"a{END_OF_TEXT}b<|extratoken_1|>"):
-        assert loaded.encode(text) == tokenizer().encode(text)
-    assert loaded.is_special(0)
-    assert loaded.token_text(backend().get_vocab_size()) == "<|extratoken_2|>"
-
-
-def test_tokenizer_json_comes_first(gpt2_files: Path) -> None:
-    backend().save(str(gpt2_files / "tokenizer.json"))
-    (gpt2_files / "vocab.json").write_text("broken")
-    assert Tokenizer.load(gpt2_files).encode("Hello") == tokenizer().encode("Hello")
-
-
-@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
-def test_a_missing_file_is_named(gpt2_files: Path, name: str) -> None:
-    (gpt2_files / name).unlink()
-    with pytest.raises(StartupError, match=rf"{gpt2_files}.*tokenizer\.json.*{name}"):
-        Tokenizer.load(gpt2_files)
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"])
-@pytest.mark.parametrize("content", [b'{"a": ', b"\xff\xfe", b"[1]"])
-def test_a_corrupt_file_is_named(gpt2_files: Path, name: str, content: bytes) -> None:
-    (gpt2_files / name).write_bytes(content)
-    with pytest.raises(StartupError, match=name):
-        Tokenizer.load(gpt2_files)
-
-
-def test_added_tokens_that_leave_a_gap_are_refused(gpt2_files: Path) -> None:
-    (gpt2_files / "added_tokens.json").write_text('{"<|extratoken_1|>": 777}')
-    with pytest.raises(StartupError, match=r"added_tokens\.json.*777"):
-        Tokenizer.load(gpt2_files)
-
-
-def test_other_kinds_of_tokenizer_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [decoders.ByteLevel()],
+        [decoders.ByteLevel(), decoders.Fuse()],
+        [decoders.Replace("H", "J"), decoders.ByteLevel()],
+        [decoders.Strip("H", 1, 0), decoders.Sequence([decoders.ByteLevel(), decoders.Fuse()])],
+    ],
+)
+def test_decoders_in_sequences(parts: list[Any]) -> None:
     copy = Backend.from_str(backend().to_str())
-    copy.decoder = decoders.WordPiece()
-    copy.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(StartupError, match=r"tokenizer\.json.*WordPiece.*ByteLevel"):
-        Tokenizer.load(tmp_path)
+    copy.decoder = decoders.Sequence(parts)
+    ids = copy.encode("Hello Hello 日本 <|extratoken_1|>").ids
+    assert Tokenizer(copy).decode(ids) == copy.decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "named"),
+    [
+        (decoders.WordPiece(), "WordPiece"),
+        (decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)]), "ByteLevel, Strip"),
+        (decoders.Sequence([decoders.Fuse(), decoders.ByteLevel()]), "Fuse, ByteLevel"),
+        (None, "missing"),
+    ],
+)
+def test_other_kinds_of_decoder_are_refused(decoder: Any, named: str) -> None:
+    copy = Backend.from_str(backend().to_str())
+    copy.decoder = decoder
+    with pytest.raises(StartupError, match=f"decoder is {named}; only ByteLevel"):
+        Tokenizer(copy)
+
+
+@pytest.mark.parametrize("content", ["é", "Größe", "naïve café", "日本", "Ã©", "Ġtext", "<|im_end|>"])
+@pytest.mark.parametrize("special", [False, True])
+def test_an_added_token_has_no_broken_character(content: str, special: bool) -> None:
+    """The library reads some as bytes: where that makes no text, the token is what prompts have it for."""
+    copy = Backend.from_str(backend().to_str())
+    add = copy.add_special_tokens if special else copy.add_tokens
+    add([AddedToken(content, normalized=False, special=special)])
+    (token_id,) = Tokenizer(copy).encode(content)
+    text = copy.decode([token_id], skip_special_tokens=False)
+    assert Tokenizer(copy).token_text(token_id) == (content if "\ufffd" in text else text)
+
+
+def test_an_added_token_that_is_also_a_byte() -> None:
+    """It has the id of the byte, and is the byte only where that makes a character."""
+    copy = Backend.from_str(backend().to_str())
+    copy.add_tokens([AddedToken(char, normalized=False) for char in "é¡"])
+    added = Tokenizer(copy)
+    for text in ("é", "aé", "éb éé¡ ¡", "鷗é鷗", "é日", "x\u00a1\u2021"):
+        ids = [token_id for char in text for token_id in added.encode(char)]
+        detokenizer = Detokenizer(added)
+        assert "".join(detokenizer.push(token_id)[0] for token_id in ids) + detokenizer.finish() == text
+    unfinished = Detokenizer(added)
+    assert [unfinished.push(BYTE_IDS[bytes([byte])])[0] for byte in "日".encode()[:2]] == ["", ""]
+    assert unfinished.finish() == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda copy: copy.add_tokens([AddedToken("<mask>", lstrip=True)]),
+        lambda copy: setattr(copy, "normalizer", normalizers.Strip()),
+        lambda copy: setattr(copy, "pre_tokenizer", _leaving_out_spaces()),
+    ],
+)
+def test_there_is_no_lower_bound_where_text_is_left_out(change: Callable[[Backend], Any]) -> None:
+    copy = Backend.from_str(backend().to_str())
+    change(copy)
+    text = " " * 1000 + "<mask>"
+    assert Tokenizer(copy).min_num_tokens(text) <= len(Tokenizer(copy).encode(text)) < 20
+
+
+def _leaving_out_spaces() -> pre_tokenizers.PreTokenizer:
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "removed"), byte_level])

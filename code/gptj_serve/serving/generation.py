@@ -168,7 +168,7 @@ class SequenceAssembler:
         if self.finish_reason is not None:
             return ""
         self.finish_reason = reason
-        text = self._stop_finder.finish()
+        text = self._stop_finder.push(self._detokenizer.finish()) + self._stop_finder.finish()
         self._pieces.append(text)
         return text
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gptj_serve import run_dir
-from gptj_serve.errors import StartupError, is_failure
+from gptj_serve.errors import StartupError
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +24,7 @@ def start_failures(directory: Path) -> Iterator[None]:
     """
     try:
         yield
-    except BaseException as error:
-        if not is_failure(error):
-            raise
+    except Exception as error:
         reason = str(error)
         if not isinstance(error, StartupError):  # nothing that was foreseen: where it happened matters
             logger.exception("unexpected error")

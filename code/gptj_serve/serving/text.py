@@ -2,18 +2,16 @@
 
 import codecs
 import functools
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from gptj_serve.errors import StartupError
 from gptj_serve.serving.prompt_tail import PromptTail
+from gptj_serve.serving.tokenizing import PreparedTokenizer
+from gptj_serve.serving.tokenizing.prepare import prepare
+from gptj_serve.serving.tokenizing.spelling import BROKEN, TokenSpelling, byte_by_char, keeps_all_text
 
-END_OF_TEXT = "<|endoftext|>"
 MAX_CACHED_WORDS = 2048
 
 
@@ -22,62 +20,100 @@ class Tokenizer:
 
     Args:
         backend: A byte-level BPE tokenizer.
+        eos_token_id: The token that it names as the end of a text, if it does.
+        splits_special_tokens: A special token's text in a prompt is text like any other.
 
     Raises:
         StartupError: Tokens are not spelled in bytes, so text could not be put together from them.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        if not isinstance(backend.decoder, decoders.ByteLevel):
-            raise StartupError(f"the tokenizer's decoder is {backend.decoder!r}, only ByteLevel is supported")
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        eos_token_id: int | None = None,
+        splits_special_tokens: bool = False,
+    ) -> None:
         backend.no_truncation()
         backend.no_padding()
+        backend.encode_special_tokens = splits_special_tokens
         added = backend.get_added_tokens_decoder()
+        vocab = backend.get_vocab(with_added_tokens=False)
         self.backend = backend
+        self.eos_token_id = eos_token_id
+        self._spelling = TokenSpelling(backend)
+        self.errors = self._spelling.errors
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._bytes_by_id: dict[int, bytes] = {}
         self._longest_token_bytes = max(
-            max(map(len, backend.get_vocab(with_added_tokens=False)), default=1),
+            max(map(len, vocab), default=1),
             max((len(token.content.encode()) for token in added.values()), default=1),
         )
-        self._tail = PromptTail(backend, self.encode, self._longest_token_bytes)
+        # what a text loses on its way to tokens makes fewer of them
+        self._may_shorten = (
+            backend.normalizer is not None
+            or any(token.lstrip or token.rstrip for token in added.values())
+            or not keeps_all_text(backend.pre_tokenizer)
+            or not all(char in vocab for char in byte_by_char())
+        )
+        self._tails = {
+            added: PromptTail(
+                backend, functools.partial(self.encode, add_special_tokens=added), self._longest_token_bytes
+            )
+            for added in (False, True)
+        }
         _bound_cache(backend)
 
     @staticmethod
     def load(model_dir: Path) -> "Tokenizer":
-        """Load ``tokenizer.json``, or ``vocab.json`` and ``merges.txt`` where there is none.
+        """Load a model directory's tokenizer, as Transformers' ``AutoTokenizer`` would.
+
+        Takes seconds where Transformers itself has to be asked (`gptj_serve.serving.tokenizing`).
 
         Raises:
             StartupError: Files are missing or cannot be read; says which and why.
         """
-        path = model_dir / "tokenizer.json"
-        if not path.exists():
-            return Tokenizer(_load_gpt2_files(model_dir))
-        try:
-            return Tokenizer(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
-        except StartupError as error:
-            raise StartupError(f"{path}: {error}") from None
-        except Exception as error:  # the library raises plain `Exception`
-            raise StartupError(f"{path}: not a tokenizer: {error}") from None
+        return Tokenizer.of(prepare(model_dir))
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """The ids of well-formed Unicode; none are added to what the text says."""
+    @staticmethod
+    def of(prepared: PreparedTokenizer) -> "Tokenizer":
+        """The tokenizer that a directory's files were made.
+
+        Raises:
+            StartupError: It is none that we can read text with.
+        """
+        return Tokenizer(
+            tokenizers.Tokenizer.from_str(prepared.definition),
+            prepared.eos_token_id,
+            prepared.splits_special_tokens,
+        )
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """The ids of well-formed Unicode.
+
+        Args:
+            text: A prompt.
+            add_special_tokens: With what the tokenizer adds to prompts: as a rule nothing, or a first token.
+        """
         # `encode` would also compute offsets, which nobody reads
-        (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=False)
+        (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return tuple(encoding.ids)
 
-    def encode_tail(self, text: str, num_tokens: int) -> tuple[int, ...]:
-        """The last ids of a text, at least ``num_tokens`` if it has as many; see `PromptTail.encode`."""
-        return self._tail.encode(text, num_tokens)
+    def encode_tail(self, text: str, num_tokens: int, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """The last of the ids that `encode` gives, at least ``num_tokens`` if it has as many.
+
+        Raises:
+            ValueError: As `PromptTail.encode`.
+        """
+        return self._tails[add_special_tokens].encode(text, num_tokens)
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of ids, special tokens included; U+FFFD stands for bytes that are no character."""
-        return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", "replace")
+        return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", self.errors)
 
     def min_num_tokens(self, text: str) -> int:
         """A lower bound on ``len(encode(text))`` that costs no tokenisation."""
-        if self.backend.normalizer is not None:
-            return 0  # a normalizer may shorten the text
+        if self._may_shorten:
+            return 0
         return -(-len(text.encode()) // self._longest_token_bytes)
 
     def is_special(self, token_id: int) -> bool:
@@ -88,13 +124,13 @@ class Tokenizer:
         """The bytes a token stands for: nothing for ids that the tokenizer does not know."""
         known = self._bytes_by_id.get(token_id)
         if known is None:
-            known = _to_bytes(self.backend.id_to_token(token_id) or "")
+            known = self._spelling.to_bytes(token_id)
             self._bytes_by_id[token_id] = known
         return known
 
     def token_text(self, token_id: int) -> str:
         """One token alone as text; U+FFFD stands for bytes that are only part of a character."""
-        return self.token_bytes(token_id).decode("utf-8", "replace")
+        return self.token_bytes(token_id).decode("utf-8", self.errors)
 
 
 class Detokenizer:
@@ -107,7 +143,7 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.num_chars = 0
         self._tokenizer = tokenizer
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(tokenizer.errors)
 
     def push(self, token_id: int) -> tuple[str, int]:
         """Take the next token.
@@ -128,6 +164,12 @@ class Detokenizer:
         self.num_chars += len(text)
         return text, start
 
+    def finish(self) -> str:
+        """No more tokens come: the text of bytes that were held back, unless they are part of a character."""
+        text = self._utf8.decode(b"", final=True).rstrip(BROKEN)
+        self.num_chars += len(text)
+        return text
+
     def _is_inside_a_character(self) -> bool:
         return bool(self._utf8.getstate()[0])
 
@@ -137,54 +179,3 @@ def _bound_cache(backend: tokenizers.Tokenizer) -> None:
     resize = getattr(backend.model, "_resize_cache", None)
     if resize is not None:
         resize(MAX_CACHED_WORDS)
-
-
-def _load_gpt2_files(model_dir: Path) -> tokenizers.Tokenizer:
-    vocab_path, merges_path = model_dir / "vocab.json", model_dir / "merges.txt"
-    for path in (vocab_path, merges_path):
-        if not path.exists():
-            raise StartupError(f"{model_dir}: no tokenizer.json, and no {path.name} to do without it")
-    try:
-        backend = tokenizers.Tokenizer(models.BPE.from_file(str(vocab_path), str(merges_path)))
-    except Exception as error:  # the library raises plain `Exception`
-        raise StartupError(f"{vocab_path}, {merges_path}: not a BPE vocabulary: {error}") from None
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    if backend.token_to_id(END_OF_TEXT) is not None:
-        backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    _add_tokens(backend, model_dir / "added_tokens.json")
-    return backend
-
-
-def _add_tokens(backend: tokenizers.Tokenizer, path: Path) -> None:
-    """GPT-J's repository lists the tokens that fill its vocabulary up in a file of their own."""
-    if not path.exists():
-        return
-    try:
-        id_by_token: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        tokens = sorted(id_by_token, key=lambda token: int(id_by_token[token]))
-        backend.add_tokens([AddedToken(token, normalized=False) for token in tokens])
-    except Exception as error:
-        raise StartupError(f"{path}: not a list of added tokens: {error}") from None
-    for token, token_id in id_by_token.items():
-        if backend.token_to_id(token) != token_id:
-            raise StartupError(f"{path}: {token!r} has id {token_id}, which leaves a gap in the vocabulary")
-
-
-@functools.cache
-def _byte_by_char() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable ones stand for themselves, the rest from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in printable]
-    table = {chr(byte): byte for byte in printable}
-    table.update({chr(0x100 + index): byte for index, byte in enumerate(others)})
-    return table
-
-
-def _to_bytes(token: str) -> bytes:
-    table = _byte_by_char()
-    try:
-        return bytes([table[char] for char in token])
-    except KeyError:
-        # an added token that is spelled in characters, not bytes
-        return token.encode()

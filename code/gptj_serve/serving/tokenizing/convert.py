@@ -1,0 +1,104 @@
+"""Lets Transformers make one tokenizer of a model directory's files.
+
+Usage: python -m gptj_serve.serving.tokenizing.convert --model-dir DIR --directory DIR
+
+A process of its own: importing Transformers takes seconds, which pass while the weights load, and the
+fronts stay small. Exit codes: 0 the tokenizer is written, 1 the reason is.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gptj_serve import logs, run_dir
+from gptj_serve.errors import StartupError
+from gptj_serve.serving.text import Tokenizer
+from gptj_serve.serving.tokenizing import PreparedTokenizer
+from gptj_serve.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_CLEAN_UP = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+
+
+def convert(model_dir: Path) -> PreparedTokenizer:
+    """What ``AutoTokenizer`` makes of a model directory's files.
+
+    Raises:
+        StartupError: It makes nothing of them, or something that text cannot be read with here.
+    """
+    loaded = _load(model_dir)
+    if loaded.clean_up_tokenization_spaces and getattr(loaded, _CLEAN_UP, False):
+        raise StartupError(f"{model_dir}: tokenizer_config.json: {_CLEAN_UP}=true is not supported")
+    prepared = PreparedTokenizer(
+        _definition(loaded.backend_tokenizer),
+        eos_token_id=loaded.eos_token_id,
+        splits_special_tokens=loaded.split_special_tokens,
+    )
+    try:
+        Tokenizer.of(prepared)
+    except StartupError as error:
+        raise StartupError(f"{model_dir}: {error}") from None
+    return prepared
+
+
+def _load(model_dir: Path) -> Any:
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        loaded = AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever its many ways of reading raise
+        files = ", ".join(sorted(path.name for path in model_dir.glob("*") if _is_tokenizers(path.name)))
+        said = " ".join(str(error).split())
+        raise StartupError(
+            f"{model_dir}: Transformers makes no tokenizer of {files}: {type(error).__name__}: {said}"
+        ) from None
+    if not getattr(loaded, "is_fast", False):
+        raise StartupError(f"{model_dir}: the tokenizer is a {type(loaded).__name__}, no byte-level BPE one")
+    return loaded
+
+
+def _definition(backend: Any) -> str:
+    """The ``tokenizer.json``, whose flags say which tokens the library itself takes for special.
+
+    It goes by their text. Where files contradict each other, the flag of the last one is written.
+    """
+    saved = json.loads(backend.to_str())
+    for token in saved["added_tokens"]:
+        shown, kept = (backend.decode([token["id"]], skip_special_tokens=skip) for skip in (False, True))
+        token["special"] = bool(shown and not kept)
+    return json.dumps(saved, ensure_ascii=False)
+
+
+def _is_tokenizers(name: str) -> bool:
+    return name in ("vocab.json", "merges.txt") or ("token" in name and name.endswith((".json", ".model")))
+
+
+def main() -> int:
+    """Write the tokenizer, or why there is none; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="gptj_serve.serving.tokenizing.convert")
+    parser.add_argument("--model-dir", type=Path, required=True)
+    parser.add_argument("--directory", type=Path, required=True)
+    args = parser.parse_args()
+    started_s = time.monotonic()
+    logs.configure("tokenizer", Settings.from_env(os.environ).log_level)
+    try:
+        convert(args.model_dir).save(args.directory)
+    except StartupError as error:
+        args.directory.mkdir(exist_ok=True)
+        run_dir.tell_start_failure(args.directory, str(error))
+        return 1
+    fields = {"event": "tokenizer_converted", "seconds": round(time.monotonic() - started_s, 3)}
+    logger.info("Transformers has read the tokenizer's files", extra={"fields": fields})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

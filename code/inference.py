@@ -4,13 +4,16 @@ The model itself lives in the engine process; what is "loaded" here is a connect
 """
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptj_serve import run_dir
+from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Call
 from gptj_serve.serving.client import EngineClient
 from gptj_serve.serving.mms_handler import RequestContext
+from gptj_serve.serving.parsing import Body, parse_in_worker
 from gptj_serve.serving.service import Result, Service
 from gptj_serve.serving.templates.client import TemplateClient
 from gptj_serve.serving.text import Tokenizer
@@ -20,10 +23,11 @@ from gptj_serve.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A request as it came."""
+    """A request as it came, and when."""
 
     body: bytes
     content_type: str | None
+    arrived_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +61,14 @@ def model_fn(model_dir: str) -> Service:  # noqa: ARG001 - the engine says where
 
 def input_fn(body: bytes, content_type: str | None) -> Received:
     """Take the request as it came; what it means depends on the model, which `predict_fn` gets."""
-    return Received(body, content_type)
+    return Received(body, content_type, time.monotonic())
 
 
 def predict_fn(received: Received, service: Service, context: RequestContext) -> Reply:
     """Parse the request and generate. Raises `ServingError`."""
-    context.call = call = service.parse(received.body, received.content_type, context.accept)
+    directory = Path(os.environ[run_dir.ENV_NAME])
+    body = Body(received.body, received.content_type, context.accept, received.arrived_s, context.request_id)
+    context.call = call = parse_in_worker(service, schemas.read, body, directory)
     return Reply(service, call, service.run(call, context.request_id))
 
 

@@ -1,7 +1,7 @@
 """The same sequence as the device sampler and as the static sampler see it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -9,8 +9,12 @@ import torch
 from gptj_serve.engine.fused.sampling.sampler import DeviceSampler
 from gptj_serve.engine.fused.schedule.plan import Row
 from gptj_serve.engine.sampling.sampler import SamplerRow
+from gptj_serve.engine.sampling.score_plan import EVERY_FILTER
 from gptj_serve.engine.scheduler import Running, Sampled
 from gptj_serve.request import GenerationRequest, SamplingParams
+
+EVERYTHING = {one.name: getattr(EVERY_FILTER, one.name) for one in fields(EVERY_FILTER) if one.init}
+"""The parameters of a row that passes every filter."""
 
 STALE_ID = 1
 """What lies in the history where nothing of the sequence is: it must not count."""

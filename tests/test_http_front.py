@@ -16,9 +16,12 @@ import psutil
 import pytest
 
 from gptj_serve import demo
-from harness import WAIT_TIMEOUT_S, Server, free_port, serving, until
+from gptj_serve.serving.http.parsing import MAX_WAITING
+from gptj_serve.serving.parsing import NUM_PLACES
+from harness import WAIT_TIMEOUT_S, Server, free_port, least, serving, until
 
 PROMPTS = ["In the beginning", "And he said unto them,", "A hacker is", "The king"]
+FRONT = "gptj_serve.serving.http"
 LAST_CHUNK = b"0\r\n\r\n"
 LONG = {"max_new_tokens": 1500, "min_new_tokens": 1500}
 SHORT = {"max_new_tokens": 120, "min_new_tokens": 120}
@@ -420,6 +423,7 @@ def test_tgis_info(front: Server) -> None:
     info = front.get("/info").json
     assert (info["max_total_tokens"], info["max_input_tokens"], info["max_best_of"]) == (2048, 2047, 4)
     assert info["model_id"] == front.get("/v1/models").json["data"][0]["id"]
+    assert (info["model_name"], info["engine"]) == ("demo", front.events("ready")[0]["engine"])
 
 
 def test_metrics_name_the_engine(either: Server) -> None:
@@ -520,7 +524,7 @@ def test_a_reader_that_never_reads_holds_nothing_for_long(front: Server) -> None
     """Half a minute, and the connection is gone with all that waits for it, and a stream's sequences."""
     before = front.settle()
     given_up = metric(front, "gptj_requests_cancelled_total")
-    (process,) = front.processes_of("gptj_serve.serving.http")
+    (process,) = (one for one in front.processes_of(FRONT) if one.ppid() == front.process.pid)
     length = {"max_new_tokens": 300, "min_new_tokens": 300, "do_sample": True, "num_return_sequences": 4}
     whole = {"inputs": "And", "parameters": {**length, "details": True, "top_n_tokens": 5}}
     streamed = {
@@ -630,3 +634,70 @@ def test_a_stalled_engine_is_not_healthy() -> None:
                 assert "has not moved" in server.get("/ping").json["error"]
             until(lambda: server.get("/ping").status == 200)
             assert len(answer.read(50_000)) == 50_000  # more than could wait for it: the stream goes on
+
+
+def large(document: Any, num_bytes: int = 6_000_000) -> bytes:
+    """A body of megabytes: of a document, whose ``prompt`` is repeated until it is that long."""
+    prompts = [document["prompt"]]
+    return json.dumps({**document, "prompt": prompts * (num_bytes // len(json.dumps(prompts)))}).encode()
+
+
+TAKES_LONG = large({"prompt": [7]})
+"""Refused after a second of parsing."""
+
+
+def send_body(server: Server, body: bytes, **headers: str) -> socket.socket:
+    """A client that has sent its request and not read the answer."""
+    lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items()]
+    head = f"POST /invocations HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n{''.join(lines)}\r\n"
+    sock = socket.create_connection(("127.0.0.1", server.port), WAIT_TIMEOUT_S)
+    sock.sendall(head.encode() + body)
+    return sock
+
+
+def status_of(sock: socket.socket) -> int:
+    return int(sock.makefile("rb").readline().split()[1])
+
+
+class TestLargeBodies:
+    """They are parsed apart, under their deadline, and only while their clients are there."""
+
+    def test_nobody_else_waits_for_them(self, front: Server) -> None:
+        def longest_ping() -> float:
+            with contextlib.closing(send_body(front, TAKES_LONG)) as sock, ThreadPoolExecutor(1) as pool:
+                status = pool.submit(status_of, sock)
+                seconds = []
+                while not status.done():
+                    seconds.append(front.get("/ping").seconds)
+                assert (status.result(), len(seconds) > 10) == (400, True)
+                return max(seconds)
+
+        assert least(longest_ping, enough=0.15) < 0.15
+
+    def test_a_client_that_goes_away_is_forgotten(self, front: Server) -> None:
+        given_up = metric(front, "gptj_requests_cancelled_total")
+        for _ in range(12):
+            send_body(front, TAKES_LONG).close()
+        answer = front.post(json.dumps({"inputs": "a" + " b" * 20_000, "parameters": {"truncate": 3}}))
+        assert answer.status == 200
+        assert answer.seconds < 6  # it would have been 12 times a second and more
+        until(lambda: metric(front, "gptj_requests_cancelled_total") == given_up + 12)
+        until(lambda: len(front.processes_of(FRONT)) == 2)
+
+    def test_the_deadline_counts_from_the_head(self, front: Server) -> None:
+        with contextlib.closing(send_body(front, TAKES_LONG, X_Request_Timeout="0.2")) as sock:
+            started_s = time.monotonic()
+            assert status_of(sock) == 504
+            assert time.monotonic() - started_s < 2
+
+    def test_more_than_may_wait_are_refused(self, front: Server) -> None:
+        socks = [send_body(front, TAKES_LONG) for _ in range(NUM_PLACES + MAX_WAITING)]
+        try:
+            answer = front.post(TAKES_LONG)
+            assert (answer.status, answer.headers["retry-after"]) == (429, "1")
+            assert "large bodies wait" in answer.json["error"]["message"]
+            assert front.generate("In", max_new_tokens=1).status == 200
+        finally:
+            for sock in socks:
+                sock.close()
+        until(lambda: front.post(TAKES_LONG).status == 400)

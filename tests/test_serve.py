@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import re
 import socket
 import subprocess
@@ -32,10 +33,10 @@ def reference() -> Any:
     model = GPTJForCausalLM.from_pretrained(demo.MODEL_DIR, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(demo.MODEL_DIR)
 
-    def continue_(prompt: str, num_new: int) -> tuple[list[int], str]:
+    def continue_(prompt: str, num_new: int, **options: Any) -> tuple[list[int], str]:
         ids_1T = tokenizer(prompt, return_tensors="pt").input_ids
         out_1T = model.generate(
-            ids_1T, attention_mask=torch.ones_like(ids_1T), max_new_tokens=num_new, do_sample=False
+            ids_1T, attention_mask=torch.ones_like(ids_1T), max_new_tokens=num_new, do_sample=False, **options
         )
         new_ids = out_1T[0, ids_1T.shape[1] :].tolist()
         return new_ids, tokenizer.decode(new_ids, skip_special_tokens=True)
@@ -90,6 +91,40 @@ def test_greedy_text_is_that_of_transformers(server: Server, reference: Any, pro
     assert [token["id"] for token in details["tokens"]] == ids
     assert details["generated_tokens"] == len(ids)
     assert details["finish_reason"] in ("length", "eos_token")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"no_repeat_ngram_size": 2},
+        {"suppress_tokens": [262, 11], "begin_suppress_tokens": [13], "repetition_penalty": 1.2},
+        {"eos_token_id": [12, 13], "min_length": 16},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_changes_greedy_text_changes_it_as_in_transformers(
+    server: Server, reference: Any, options: dict[str, Any]
+) -> None:
+    prompt = PROMPTS[1]
+    ids, text = reference(prompt, 24, **options)
+    plain_ids, _ = reference(prompt, 24)
+    assert ids != plain_ids
+    answer = server.generate(prompt, max_new_tokens=24, details=True, **options)
+    assert [token["id"] for token in answer.json[0]["details"]["tokens"]] == ids
+    # its last one ends the text, and is no text here
+    assert text.startswith(answer.text)
+
+
+def test_bad_words_are_not_said(server: Server, reference: Any) -> None:
+    ids, text = reference(PROMPTS[0], 24)
+    word = max(text.split(), key=len)
+    said = server.generate(PROMPTS[0], max_new_tokens=24, bad_words=[word]).text
+    assert word not in said.split()
+    words = [ids[2:4], ids[6:9], ids[12:13]]
+    assert (
+        server.generate(PROMPTS[0], max_new_tokens=24, bad_words_ids=words).text
+        == (reference(PROMPTS[0], 24, bad_words_ids=words)[1])
+    )
 
 
 def test_a_batch_gives_each_its_own_answer_in_order(server: Server) -> None:
@@ -245,6 +280,27 @@ def test_a_body_far_beyond_the_limit_is_refused(server: Server) -> None:
     with contextlib.suppress(ConnectionError):  # it may hang up before it has read it all
         assert server.post(b"a" * (5 * BIG)).status == 413
     assert server.get("/ping").status == 200
+
+
+def test_a_prompt_of_megabytes_of_which_little_is_kept_costs_no_memory(server: Server) -> None:
+    dice, engine = random.Random(1), server.engine()
+
+    def ask(alphabet: str) -> Answer:
+        prompt = "".join(dice.choices(alphabet, k=100_000)) * 62
+        return server.generate(prompt, truncate=2, max_new_tokens=1)
+
+    def resident_mib() -> float:
+        fronts = [process for process in server.descendants() if process != engine]
+        return sum(process.memory_info().rss for process in fronts) / (1 << 20)
+
+    ask(" a")  # buffers for one are kept
+    before = resident_mib()
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask, ["abcde    ", "abcdefghij"] * 4))
+    assert [answer.status for answer in answers] == [200, 400] * 4
+    assert all("a word of more than 65536" in answer.json["error"] for answer in answers[1::2])
+    # a worker keeps the 6 MB of its last one; 700 MB each were kept when all of it was tokenised
+    assert resident_mib() - before < 250
 
 
 def test_a_client_that_goes_away_harms_nobody(server: Server) -> None:

@@ -1,9 +1,13 @@
 """Settings: what is read, from where, and what a wrong value is told."""
 
+import re
+
 import pytest
 
 from gptj_serve.errors import StartupError
+from gptj_serve.launcher import EXIT_NOT_STARTED
 from gptj_serve.settings import KEYS, Settings
+from harness import ROOT
 
 
 def test_defaults() -> None:
@@ -92,3 +96,14 @@ def test_every_key_is_read() -> None:
         with pytest.raises(StartupError, match=key):
             Settings.from_env({key: "?"})
     assert Settings.from_env({"GPTJ_HOST": "10.0.0.1"}).host == "10.0.0.1"
+
+
+def test_the_unit_of_the_docs_has_settings_that_exist_and_time_to_drain() -> None:
+    (unit,) = re.findall(r"```ini\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
+    lines = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line)
+    settings = Settings.from_env(dict(pair.split("=", 1) for pair in lines["Environment"].split()))
+    assert settings.front == "http"
+    # it ends within SageMaker's 30 s
+    assert 30 <= int(lines["TimeoutStopSec"]) < 60
+    assert settings.drain_timeout_s < 30
+    assert lines["RestartPreventExitStatus"] == str(EXIT_NOT_STARTED)

@@ -1,6 +1,7 @@
 """What goes over the engine's socket comes out as it went in."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,16 @@ from gptj_serve.request import (
 REQUEST = GenerationRequest(
     "a/0",
     (1, 2, 3),
-    SamplingParams(5, do_sample=True, temperature=0.7, seed=2**64 - 1, sequence_index=3),
+    SamplingParams(
+        5,
+        do_sample=True,
+        temperature=0.7,
+        logit_bias=((1, 2.5),),
+        bad_words=((1, 2), (3,)),
+        suppress_tokens=(4,),
+        seed=2**64 - 1,
+        sequence_index=3,
+    ),
     (50256,),
     logprobs=True,
     timeout_s=1.5,
@@ -29,10 +39,28 @@ def test_a_request_survives() -> None:
     (again,) = map(GenerationRequest.from_wire, wire.read(wire.submit([REQUEST]))["requests"])
     assert again == REQUEST
     assert hash(again)  # lists would have slipped in for tuples
+    assert again.sampling.changes_scores
+
+
+@pytest.mark.parametrize(
+    ("given", "changes"),
+    [
+        ({}, False),
+        ({"min_new_tokens": 3, "temperature": 0.5, "top_k": 3, "seed": 4}, False),
+        ({"do_sample": True}, True),
+        ({"bad_words": ((1,),)}, True),
+        ({"repetition_penalty": 1.1}, True),
+        ({"no_repeat_ngram_size": 2}, True),
+        ({"begin_suppress_tokens": (1,)}, True),
+    ],
+)
+def test_what_changes_scores(given: dict[str, Any], changes: bool) -> None:
+    assert SamplingParams(5, **given).changes_scores is changes
 
 
 def test_model_info_survives() -> None:
-    info = ModelInfo("hf", "/m", 2048, 8, 50400, (1, 2))
+    defaults = {"repetition_penalty": 1.1, "bad_words_ids": ((1, 2), (3,))}
+    info = ModelInfo("hf", "/m", 2048, 8, 50400, (1, 2), defaults=defaults)
     assert ModelInfo.from_wire(wire.read(wire.hello(info))["model"]) == info
 
 

@@ -11,6 +11,11 @@ class StartupError(Exception):
     """The service cannot start. The message is printed as it is; the exit code is non-zero."""
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether it is an error and no wish to end: a panic of a library written in Rust is no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 class ServingError(Exception):
     """A request that gets an error answer.
 

@@ -1,44 +1,87 @@
 """What a front asks of the engine: one `GenerationRequest` a sequence, whatever the client spoke."""
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from gptj_serve.errors import ServingError
 
+IdLists = tuple[tuple[int, ...], ...]
+"""Several sequences of token ids."""
 
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How the next token is chosen; the names and meanings are those of Transformers' ``generate``.
+_WHEN_DRAWING = {"when_drawing": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreParams:
+    """What changes the scores of tokens; the names and meanings are those of Transformers' ``generate``.
+
+    Each field's default changes nothing. Those up to ``typical_p`` are used when drawing only.
 
     Attributes:
-        max_new_tokens: Tokens generated at most, >= 1.
-        min_new_tokens: No end-of-sequence token before this many tokens, 0..max_new_tokens.
         do_sample: Draw from the distribution instead of taking its maximum.
-        temperature: > 0; divides the logits. Used when sampling only.
-        top_k: Keep the k most likely tokens; 0 keeps all. Used when sampling only.
+        temperature: > 0; divides the logits.
+        top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Keep the smallest set of tokens with this much probability, (0, 1]; 1 keeps all.
+        min_p: Keep tokens with at least this share of the likeliest one's probability, 0..1; 0 keeps all.
         typical_p: Keep the most typical tokens with this much probability, (0, 1]; 1 keeps all.
         repetition_penalty: > 0; 1 is none. Counts prompt and generated tokens.
         presence_penalty: -2..2, taken from the logits of tokens that were generated already.
         frequency_penalty: -2..2, the same times how often. Both are OpenAI's: the prompt does not count.
         logit_bias: Token ids and what is added to their logits, -100..100. All three come before the rest.
-        seed: 0..2**64-1. The same seed and prompt give the same tokens whatever else runs.
-        sequence_index: Which of several sequences for one prompt this is; part of the random key.
+        no_repeat_ngram_size: No sequence of so many tokens comes twice, the prompt's included; 0 lets all.
+        bad_words_ids: Sequences of at least one id that are not completed; they may begin in the prompt.
+        suppress_tokens: Ids that are never chosen.
+        begin_suppress_tokens: Ids that are not chosen first.
     """
 
-    max_new_tokens: int
-    min_new_tokens: int = 0
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    typical_p: float = 1.0
+    do_sample: bool = field(default=False, metadata=_WHEN_DRAWING)
+    temperature: float = field(default=1.0, metadata=_WHEN_DRAWING)
+    top_k: int = field(default=0, metadata=_WHEN_DRAWING)
+    top_p: float = field(default=1.0, metadata=_WHEN_DRAWING)
+    min_p: float = field(default=0.0, metadata=_WHEN_DRAWING)
+    typical_p: float = field(default=1.0, metadata=_WHEN_DRAWING)
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int = 0
-    sequence_index: int = 0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: IdLists = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+
+
+_ALWAYS = {one.name: one.default for one in fields(ScoreParams) if not one.metadata}
+ALWAYS_USED = tuple(_ALWAYS)
+"""The names of the fields of `ScoreParams` that count with and without drawing."""
+USED_WHEN_DRAWING = tuple(one.name for one in fields(ScoreParams) if one.metadata)
+"""The names of the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams(ScoreParams):
+    """How the next token is chosen.
+
+    Attributes:
+        max_new_tokens: Tokens generated at most, >= 1.
+        min_new_tokens: No end-of-sequence token before this many tokens, 0..max_new_tokens.
+        bad_words: As ``bad_words_ids``, but the whole of such a sequence has to be generated: vLLM's meaning.
+        seed: 0..2**64-1. The same seed and prompt give the same tokens whatever else runs.
+        sequence_index: Which of several sequences for one prompt this is; part of the random key.
+        changes_scores: The tokens are not simply the logits' maxima, end-of-sequence tokens apart.
+    """
+
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    bad_words: IdLists = field(default=(), kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+    sequence_index: int = field(default=0, kw_only=True)
+    changes_scores: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # asked for at every step
+        changed = any(getattr(self, name) != default for name, default in _ALWAYS.items())
+        object.__setattr__(self, "changes_scores", bool(self.do_sample or self.bad_words or changed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +124,7 @@ class GenerationRequest:
     def from_wire(wire: dict[str, Any]) -> "GenerationRequest":
         """Read back what `to_wire` made."""
         values = dict(wire)
-        sampling = values["sampling"]
-        bias = tuple((token_id, value) for token_id, value in sampling["logit_bias"])
-        values["sampling"] = SamplingParams(**{**sampling, "logit_bias": bias})
+        values["sampling"] = SamplingParams(**_frozen(values["sampling"]))
         values["prompt_ids"] = tuple(values["prompt_ids"])
         values["eos_token_ids"] = tuple(values["eos_token_ids"])
         return GenerationRequest(**values)
@@ -101,6 +142,7 @@ class ModelInfo:
         vocab_size: Number of token ids the model knows.
         eos_token_ids: Token ids that end a sequence.
         batching: "static" (a batch runs until all of it has ended) or "continuous".
+        defaults: Fields of `ScoreParams` that the model's own files set, for requests that do not.
     """
 
     engine: str
@@ -110,6 +152,7 @@ class ModelInfo:
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     batching: str = "static"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def to_wire(self) -> dict[str, Any]:
         """The information as a JSON object."""
@@ -118,7 +161,8 @@ class ModelInfo:
     @staticmethod
     def from_wire(wire: dict[str, Any]) -> "ModelInfo":
         """Read back what `to_wire` made."""
-        return ModelInfo(**{**wire, "eos_token_ids": tuple(wire["eos_token_ids"])})
+        defaults = _frozen(wire["defaults"])
+        return ModelInfo(**{**wire, "eos_token_ids": tuple(wire["eos_token_ids"]), "defaults": defaults})
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,4 +245,13 @@ class EngineStats:
 
 def _shallow(instance: GenerationRequest | SamplingParams) -> dict[str, Any]:
     # asdict would copy the prompt token by token
-    return {field.name: getattr(instance, field.name) for field in fields(instance)}
+    return {one.name: getattr(instance, one.name) for one in fields(instance) if one.init}
+
+
+def _frozen(values: Mapping[str, Any]) -> dict[str, Any]:
+    """With tuples where JSON has lists."""
+
+    def freeze(value: Any) -> Any:
+        return tuple(map(freeze, value)) if isinstance(value, list) else value
+
+    return {name: freeze(value) for name, value in values.items()}

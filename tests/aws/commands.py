@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from permissions import allowed
+from permissions import watched
 
 from harness import ROOT, WAIT_TIMEOUT_S
 
@@ -94,11 +94,11 @@ def call(module: str, *arguments: str) -> Result:
     """Run a command in this process: the same, but for signals and what happens while it is imported.
 
     Raises:
-        AssertionError: It asked for something that its IAM policy does not allow.
+        AssertionError: Its IAM policies do not allow what it did, or it changed what is not ours.
     """
     main = importlib.import_module(f"gptj_serve.aws.{module}").main
     out, err = io.StringIO(), io.StringIO()
     streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
-    with streams[0], streams[1], allowed(module):
+    with streams[0], streams[1], watched(module, arguments):
         code = main(list(arguments))
     return Result(code, out.getvalue(), err.getvalue()).check()

@@ -1,5 +1,6 @@
 """An account that ``scripts/deploy`` can work in, and how it is called there."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from commands import Result, call
 
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.endpoints import Resources, find_resources
+from gptj_serve.aws.roles import TRUST
 
 REPOSITORY = "gptj-serve"
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -22,25 +24,33 @@ ROLE = "arn:aws:iam::123456789012:role/test"
 SETTINGS = {"model_type": "gptj", "architectures": ["GPTJForCausalLM"], "n_layer": 28}
 
 
-def push_image(aws: Aws, tag: str) -> str:
+def push_image(aws: Aws, tag: str, media_type: str = MANIFEST) -> str:
     """Put an image into ECR; its address with digest."""
     ecr = aws.client("ecr")
     if not ecr.describe_repositories()["repositories"]:
         ecr.create_repository(repositoryName=REPOSITORY)
     digest = f"sha256:{hashlib.sha256(tag.encode()).hexdigest()}"
-    manifest = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "note": tag, "layers": []})
+    manifest = json.dumps({"schemaVersion": 2, "mediaType": media_type, "note": tag, "layers": []})
     ecr.put_image(repositoryName=REPOSITORY, imageManifest=manifest, imageTag=tag, imageDigest=digest)
     registry = f"123456789012.dkr.ecr.{aws.region}.amazonaws.com"
     return f"{registry}/{REPOSITORY}@{digest}"
 
 
 def upload(aws: Aws, config: Mapping[str, Any] = SETTINGS, prefix: str = "gpt-j-6b/") -> None:
-    """Put a model into S3."""
+    """Put a model into S3, and make the role that endpoints of the tests run with."""
     s3 = aws.client("s3")
     if not s3.list_buckets()["Buckets"]:
         s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": aws.region})
     s3.put_object(Bucket=BUCKET, Key=f"{prefix}config.json", Body=json.dumps(config))
     s3.put_object(Bucket=BUCKET, Key=f"{prefix}model.safetensors", Body=b"x" * 1000)
+    make_role(aws, "test")
+
+
+def make_role(aws: Aws, name: str, service: str = "sagemaker.amazonaws.com") -> None:
+    """An execution role, unless it is there."""
+    trust = json.dumps(TRUST).replace("sagemaker.amazonaws.com", service)
+    with contextlib.suppress(ClientError):
+        aws.client("iam").create_role(RoleName=name, AssumeRolePolicyDocument=trust)
 
 
 def deploy(image: str, *arguments: str, data: str = DATA, role: str | None = ROLE) -> Result:

@@ -41,6 +41,13 @@ def install() -> None:
     names["SAGEMAKER_COMPONENT"] = "sagemaker:inference-component:DesiredCopyCount"
     for module in (scaling_models, scaling_responses):
         module.ScalableDimensionValueSet = Enum("ScalableDimensionValueSet", names)  # type: ignore[attr-defined]
+    list_tags = SageMakerModelBackend.list_tags
+
+    def list_all_tags(self: SageMakerModelBackend, *, arn: str, **pages: Any) -> Any:
+        name = arn.partition(":inference-component/")[2]
+        return (_of(self)[name]["Tags"], None) if name else list_tags(self, arn=arn, **pages)
+
+    SageMakerModelBackend.list_tags = list_all_tags  # type: ignore[method-assign]
     check = SageMakerModelBackend.validate_production_variants
 
     def check_models(self: SageMakerModelBackend, variants: list[dict[str, Any]]) -> None:

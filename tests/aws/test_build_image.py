@@ -1,6 +1,7 @@
 """``scripts/build`` against a fake docker: what it is called with."""
 
 import os
+import platform
 import subprocess
 from pathlib import Path
 
@@ -71,6 +72,21 @@ class TestBuild:
         assert said["plan"][0]["program"][:2] == ["docker", "build"]
         assert "build" not in engine.commands
         assert "docker" in call("build", "--dry-run").out
+
+    @pytest.mark.parametrize("lack", ["command", "engine"])
+    def test_a_dry_run_needs_no_engine(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch, lack: str
+    ) -> None:
+        if lack == "command":
+            monkeypatch.setattr("shutil.which", lambda _: None)
+        else:
+            engine.wish(version="Cannot connect to the Docker daemon")
+        result = call("build", "--dry-run", "--json")
+        program = result.json["plan"][0]["program"]
+        assert program[:3] == ["docker", "buildx", "build"]
+        assert any(one.startswith("--platform=") for one in program) == (platform.machine() != "x86_64")
+        assert "the plan is for this processor and a docker with buildx" in result.err
+        assert call("build").code == 1
 
     def test_a_build_that_fails(self, engine: Engine) -> None:
         engine.wish(build="The command '/bin/sh -c pip' returned a non-zero code: 1")

@@ -15,20 +15,27 @@ from deploying import (
     FakeTime,
     deploy,
     failing,
+    make_role,
     push_image,
     state,
     upload,
 )
+from made import endpoint_in_moto
 from moto_sagemaker import script
 from permissions import recorded
 
 from gptj_serve.aws import deploy as deploy_module
 from gptj_serve.aws import waiting
 from gptj_serve.aws.clients import Aws
+from gptj_serve.aws.console import Console
 from gptj_serve.aws.endpoints import TAG
+from gptj_serve.aws.errors import CommandError
+from gptj_serve.aws.roles import TRUST, find_execution_role
 
 NO_CAPACITY = "Unable to provision requested ML compute capacity due to InsufficientInstanceCapacity error."
-ALARMS = ["gptj-serve/gpt-j/update-latency", "gptj-serve/gpt-j/update-server-errors"]
+ALARMS = [
+    f"gptj-serve/gpt-j/update-{kind}" for kind in ("first-chunk", "latency", "server-errors", "stream-errors")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -193,17 +200,132 @@ class TestAgain:
         deploy(image)
         assert state(aws)["alarms"] == ALARMS
         deploy(image, "--rollback-latency-s", "0")
-        assert state(aws)["alarms"] == ALARMS[1:]
+        assert state(aws)["alarms"] == ALARMS[2:]
+        deploy(image, "--env", "GPTJ_FRONT=mms")  # which has no streams
+        assert state(aws)["alarms"] == ALARMS[1:3]
 
     def test_alarms_of_others_stay(self, aws: Aws, image: str) -> None:
         deploy(image)
         cloudwatch = aws.client("cloudwatch")
-        one = cloudwatch.describe_alarms(AlarmNames=ALARMS[:1])["MetricAlarms"][0]
+        one = cloudwatch.describe_alarms(AlarmNames=ALARMS[2:3])["MetricAlarms"][0]
         keys = ("ComparisonOperator", "EvaluationPeriods", "MetricName", "Namespace", "Period", "Threshold")
         name = "gptj-serve/gpt-j/from-zero"
         cloudwatch.put_metric_alarm(AlarmName=name, Statistic="Sum", **{key: one[key] for key in keys})
         deploy(image, "--no-alarms")
-        assert state(aws)["alarms"] == [name]
+        assert [alarm["AlarmName"] for alarm in cloudwatch.describe_alarms()["MetricAlarms"]] == [name]
+
+    def test_an_alarm_of_others_is_not_overwritten(self, aws: Aws, image: str) -> None:
+        cloudwatch = aws.client("cloudwatch")
+        theirs = {"Statistic": "Sum", "Period": 60, "EvaluationPeriods": 1, "Threshold": 7.0}
+        named = {"MetricName": "a", "Namespace": "b", "ComparisonOperator": "GreaterThanThreshold"}
+        cloudwatch.put_metric_alarm(AlarmName=ALARMS[2], **theirs, **named)
+        before = cloudwatch.describe_alarms()["MetricAlarms"]
+        result = deploy(image)
+        assert result.code == 1
+        assert f"the alarm {ALARMS[2]} was not made by these commands" in result.err
+        assert "--no-alarms" in result.err
+        assert cloudwatch.describe_alarms()["MetricAlarms"] == before
+        assert deploy(image, "--no-alarms").code == 0
+        assert cloudwatch.describe_alarms()["MetricAlarms"] == before
+
+
+class TestPlan:
+    """What a dry run says is what the run does."""
+
+    @pytest.mark.parametrize(
+        ("status", "plan"),
+        [
+            ("Creating", "none"),
+            ("Updating", "none"),
+            ("SystemUpdating", "none"),
+            ("RollingBack", "none"),
+            ("Deleting", "create"),
+        ],
+    )
+    def test_of_an_endpoint_that_changes(self, aws: Aws, image: str, status: str, plan: str) -> None:
+        deploy(image)
+        endpoint_in_moto("gpt-j").endpoint_status = status
+        endpoint_in_moto("gpt-j").num_busy = 1 << 20  # of times that it is described so
+        before = state(aws)
+        found = deploy(image, "--dry-run", "--json").json
+        assert found["plan"] == plan
+        assert found["waits_for"] == [f"endpoint gpt-j is {status}"]
+        assert "delete_endpoint" not in [one["operation"] for one in found["actions"]]
+        said = deploy(push_image(aws, "two"), "--dry-run").out
+        assert said.startswith(f"# endpoint gpt-j is {status}: waits for that first.")
+        assert ("sagemaker.update_endpoint" in said) == (status != "Deleting")
+        assert state(aws) == before
+
+    def test_of_an_update_that_is_on_its_way(self, aws: Aws, image: str) -> None:
+        deploy(image)
+        two = push_image(aws, "two")
+        script.num_busy = 1 << 20
+        with failing("DescribeEndpoint", "ExpiredTokenException", "expired", times=9, skip=2):
+            deploy(two)
+        assert deploy(two, "--dry-run", "--json").json["plan"] == "none"
+        assert deploy(image, "--dry-run", "--json").json["plan"] == "update"
+
+    def test_it_says_what_it_costs_and_what_quota_it_takes(self, image: str) -> None:
+        plan = deploy(image, "--dry-run", "--count", "3")
+        assert "From here on it costs about $2.82 an hour (3 x ml.g4dn.2xlarge; list price" in plan.out
+        assert "until `scripts/delete gpt-j`" in plan.out
+        quota = (
+            '"ml.g4dn.2xlarge for endpoint usage" (Service Quotas, Amazon SageMaker) is 0 in a new account'
+        )
+        assert quota in plan.out
+        assert "it has to be 3 or more, and twice that for updates" in plan.out
+        done = deploy(image, "--count", "3")
+        assert quota in done.err
+        assert quota not in done.out
+        assert "costs" not in deploy(image, "--count", "3", "--dry-run").out
+
+    def test_an_update_costs_twice(self, aws: Aws, image: str) -> None:
+        deploy(image)
+        said = deploy(push_image(aws, "two"), "--dry-run").out
+        assert "While the update lasts, it costs in addition about $0.94 an hour" in said
+        assert "it has to be 2 or more." in said
+
+    def test_a_price_that_is_not_known(self, image: str) -> None:
+        said = deploy(image, "--dry-run", "--instance-type", "ml.p5.4xlarge").out
+        assert "an amount that is not known here an hour (1 x ml.p5.4xlarge" in said
+
+
+class TestHostImage:
+    OLDER, OLDEST = "al2-ami-sagemaker-inference-gpu-3-1", "al2-ami-sagemaker-inference-gpu-2-1"
+
+    def test_a_container_that_dies_without_a_word_names_the_next_one(self, aws: Aws, image: str) -> None:
+        script.creations = ["CannotStartContainerError"] * 3
+        said = deploy(image).err
+        assert "the host image was al2023-ami-sagemaker-inference-gpu-4-1" in said
+        assert f"--inference-ami {self.OLDER}" in said
+        assert f"--inference-ami {self.OLDEST}" in deploy(image, "--inference-ami", self.OLDER).err
+        assert f"{self.OLDEST}, the last one" in deploy(image, "--inference-ami", self.OLDEST).err
+        assert deploy(image, "--inference-ami", self.OLDER).code == 0
+        config = aws.client("sagemaker").describe_endpoint_config(EndpointConfigName=state(aws)["config"])
+        assert config["ProductionVariants"][0]["InferenceAmiVersion"] == self.OLDER
+
+    def test_one_that_has_said_why_does_not(self, aws: Aws, image: str) -> None:
+        group = "/aws/sagemaker/Endpoints/gpt-j"
+        logs = aws.client("logs")
+        logs.create_log_group(logGroupName=group)
+        logs.create_log_stream(logGroupName=group, logStreamName="main/i-1")
+        event = {"timestamp": int(time.time() * 1000), "message": "no GPU"}
+        logs.put_log_events(logGroupName=group, logStreamName="main/i-1", logEvents=[event])
+        script.creations = ["did not pass the ping health check"]
+        assert "--inference-ami" not in deploy(image).err
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (
+                ["--inference-ami", "newest"],
+                "--inference-ami newest: not one for a GPU; it looks like al2023",
+            ),
+            (["--inference-ami", OLDER, "--instance-type", "ml.m5.xlarge"], "ml.m5.xlarge has no GPU"),
+        ],
+    )
+    def test_what_it_cannot_be(self, aws: Aws, image: str, arguments: list[str], said: str) -> None:
+        assert said in refusal(aws, image, *arguments)
 
 
 class TestFailures:
@@ -273,11 +395,11 @@ class TestFailures:
 
     def test_an_alarm_that_is_on_already(self, aws: Aws, image: str) -> None:
         deploy(image)
-        aws.client("cloudwatch").set_alarm_state(AlarmName=ALARMS[1], StateValue="ALARM", StateReason="test")
+        aws.client("cloudwatch").set_alarm_state(AlarmName=ALARMS[2], StateValue="ALARM", StateReason="test")
         before = state(aws)
         result = deploy(push_image(aws, "two"))
         assert result.code == 1
-        assert f"{ALARMS[1]}: in alarm now" in result.err
+        assert f"{ALARMS[2]}: in alarm now" in result.err
         assert state(aws) == before
         assert deploy(push_image(aws, "three"), "--no-alarms").code == 0
 
@@ -334,9 +456,46 @@ class TestRole:
             )  # the user's own role does not come right by waiting
 
     def test_its_name_will_do(self, aws: Aws, image: str) -> None:
+        make_role(aws, "mine")
         deploy(image, role="mine")
         model = aws.client("sagemaker").describe_model(ModelName=state(aws)["models"][0])
         assert model["ExecutionRoleArn"] == "arn:aws:iam::123456789012:role/mine"
+
+    @pytest.mark.parametrize(
+        ("role", "said"),
+        [
+            ("NoSuchRole", "--role NoSuchRole: there is no such role\n"),
+            ("arn:aws:iam::123456789012:role/NoSuchRole", "there is no such role\n"),
+            ("arn:aws:iam::123456789012:user/me", "this is a user, and endpoints run with a role of IAM"),
+            ("arn:aws:sts::123456789012:assumed-role/test/me", "this is a assumed-role"),
+            ("arn:aws:iam::999988887777:role/test", "it is in the account 999988887777"),
+            ("arn:test", "no ARN of a role"),
+            ("ec2s", "it does not let SageMaker take it on"),
+        ],
+    )
+    def test_what_is_no_execution_role(self, aws: Aws, image: str, role: str, said: str) -> None:
+        make_role(aws, "ec2s", "ec2.amazonaws.com")
+        result = deploy(image, "--dry-run", role=role)
+        assert result.code in (1, 2)
+        assert said in result.err
+        assert "--create-role" in result.err or "--role takes" in result.err
+        assert result.out == ""
+
+    def test_one_with_a_path(self, aws: Aws, image: str) -> None:
+        trust = json.dumps(TRUST)
+        aws.client("iam").create_role(RoleName="mine", Path="/service-role/", AssumeRolePolicyDocument=trust)
+        arn = "arn:aws:iam::123456789012:role/service-role/mine"
+        for role in ("mine", arn):
+            assert f'"ExecutionRoleArn": "{arn}"' in deploy(image, "--dry-run", role=role).out
+        with pytest.raises(CommandError, match=f"there is no such role, but {arn}"):
+            find_execution_role(aws, "arn:aws:iam::123456789012:role/mine", Console())
+
+    def test_one_that_may_not_be_looked_at_is_taken_as_it_is(self, image: str) -> None:
+        with failing("GetRole", "AccessDenied", "no", times=2):
+            result = deploy(image, "--dry-run", role="mine")
+            assert "arn:aws:iam::123456789012:role/mine" in result.out
+            assert "iam:GetRole" in result.err
+            assert ROLE in deploy(image, "--dry-run").out
 
 
 def refusal(aws: Aws, image: str, *arguments: str, data: str = DATA) -> str:
@@ -398,6 +557,28 @@ class TestRefused:
         assert "not an image in ECR" in refusal(aws, "gptj-serve:latest")
         assert "SageMaker wants both in one" in refusal(aws, image.replace("eu-west-1", "us-east-1"))
         assert digest in deploy(f"{where}:one@{digest}", "--dry-run").out
+
+    @pytest.mark.parametrize(
+        ("media_type", "said"),
+        [
+            ("application/vnd.oci.image.manifest.v1+json", "it is an image with an OCI manifest"),
+            ("application/vnd.oci.image.index.v1+json", "it is an index of several images"),
+            ("application/vnd.docker.distribution.manifest.list.v2+json", "it is an index of several images"),
+        ],
+    )
+    def test_images_that_sagemaker_refuses(self, aws: Aws, image: str, media_type: str, said: str) -> None:
+        other = push_image(aws, "other", media_type)
+        for address in (other, other.split("@")[0] + ":other"):
+            refused = refusal(aws, address)
+            assert said in refused
+            assert media_type in refused
+            assert "--provenance=false" in refused
+        assert image != other
+
+    def test_images_by_their_addresses_for_ipv6(self, image: str) -> None:
+        other = image.replace("dkr.ecr.eu-west-1.amazonaws.com", "dkr-ecr.eu-west-1.on.aws")
+        assert other != image
+        assert f'"Image": "{image}"' in deploy(other, "--dry-run").out
 
     def test_model_data(self, aws: Aws, image: str) -> None:
         s3 = aws.client("s3")

@@ -41,7 +41,11 @@ def test_a_pool_without_a_model_and_the_model_on_it(aws: Aws) -> None:
     made = whole(aws)
     (model,) = made["models"]
     assert made["components"] == {"gpt-j": model}
-    assert made["alarms"] == []
+    assert len(made["alarms"]) == 4
+    alarms = aws.client("cloudwatch").describe_alarms()["MetricAlarms"]
+    assert {str(one["Dimensions"]) for one in alarms} == {
+        "[{'Name': 'InferenceComponentName', 'Value': 'gpt-j'}]"
+    }
     (variant,) = aws.client("sagemaker").describe_endpoint_config(EndpointConfigName=made["config"])[
         "ProductionVariants"
     ]
@@ -114,6 +118,7 @@ def test_a_dry_run_changes_nothing(aws: Aws) -> None:
     assert operations == [
         "create_model",
         "create_endpoint_config",
+        *["put_metric_alarm"] * 4,
         "create_endpoint",
         "create_inference_component",
     ]
@@ -205,4 +210,88 @@ def test_its_policy_says_what_it_does_and_no_more(aws: Aws) -> None:
         deploy(one, "--to-zero")
         deploy(one, "--to-zero")
         deploy(two, "--to-zero")
-    assert needed(calls) - granted("deploy") == granted("deploy --to-zero")
+    more = granted("deploy --to-zero")
+    assert needed(calls) - granted("deploy") == more - granted("deploy")
+    assert more <= needed(calls)
+
+
+UPDATE = "update_inference_component"
+
+
+def planned_update(aws: Aws, *arguments: str, copies: int = 1) -> Any:
+    """The update of a component that has so many copies, as a dry run shows it."""
+    image = push_image(aws, "one")
+    deploy(image, "--to-zero", *arguments)
+    components()["gpt-j"]["RuntimeConfig"] = {"DesiredCopyCount": copies, "CurrentCopyCount": copies}
+    result = deploy(push_image(aws, "two"), "--to-zero", *arguments, "--dry-run", "--json")
+    if result.code:
+        return result.err
+    (found,) = [one["request"] for one in result.json["actions"] if one["operation"] == UPDATE]
+    return found["DeploymentConfig"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "copies", "batch"),
+    [
+        ([], 0, 1),
+        ([], 1, 1),
+        (["--max-count", "40"], 20, 10),
+        (["--max-count", "40", "--traffic", "canary"], 20, 2),
+        (["--max-count", "22"], 20, 2),
+    ],
+)
+def test_an_update_rolls_and_is_watched(aws: Aws, arguments: list[str], copies: int, batch: int) -> None:
+    found = planned_update(aws, *arguments, copies=copies)
+    rolling = found["RollingUpdatePolicy"]
+    assert rolling["MaximumBatchSize"] == {"Type": "COPY_COUNT", "Value": batch}
+    assert rolling["WaitIntervalInSeconds"] == 300
+    names = [one["AlarmName"] for one in found["AutoRollbackConfiguration"]["Alarms"]]
+    assert len(names) == 4
+    assert set(names) == set(whole(aws)["alarms"])
+
+
+def test_without_alarms_it_only_rolls(aws: Aws) -> None:
+    assert "AutoRollbackConfiguration" not in planned_update(aws, "--no-alarms", "--bake-s", "0")
+
+
+def test_an_update_that_would_find_no_gpu(aws: Aws) -> None:
+    said = planned_update(aws, "--max-count", "3", copies=3)
+    assert "gpt-j has 3 copies, one on each of its 3 GPUs" in said
+    assert "scripts/scale gpt-j --max 2" in said
+
+
+def test_an_alarm_that_is_on_holds_an_update_up(aws: Aws) -> None:
+    deploy(push_image(aws, "one"), "--to-zero")
+    name = "gptj-serve/gpt-j/update-server-errors"
+    aws.client("cloudwatch").set_alarm_state(AlarmName=name, StateValue="ALARM", StateReason="test")
+    before = whole(aws)
+    assert f"{name}: in alarm now" in deploy(push_image(aws, "two"), "--to-zero").err
+    assert whole(aws) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--max-count", "1"], "--max-count 1: an update starts a new copy beside the old one"),
+        (["--instance-type", "ml.m5.xlarge"], "--to-zero: a copy of the model takes a GPU"),
+        (["--instance-type", "ml.g4dn.12xlarge", "--max-count", "1"], ""),
+    ],
+)
+def test_a_pool_needs_room_for_an_update(aws: Aws, arguments: list[str], said: str) -> None:
+    result = deploy(push_image(aws, "one"), "--to-zero", *arguments, "--dry-run")
+    assert result.code == (2 if said else 0)
+    assert said in result.err
+    assert "uses one of them" not in result.err  # a component is on each
+
+
+@pytest.mark.parametrize(
+    ("status", "operations"),
+    [("Creating", [UPDATE]), ("Updating", [UPDATE]), ("Deleting", ["create_inference_component"])],
+)
+def test_a_dry_run_says_what_it_waits_for(aws: Aws, status: str, operations: list[str]) -> None:
+    deploy(push_image(aws, "one"), "--to-zero")
+    components()["gpt-j"].update(InferenceComponentStatus=status, then=status)
+    plan = deploy(push_image(aws, "two"), "--to-zero", "--dry-run", "--json").json
+    assert plan["waits_for"] == [f"component gpt-j is {status}"]
+    found = [one["operation"] for one in plan["actions"] if "inference_component" in one["operation"]]
+    assert found == operations

@@ -58,11 +58,16 @@ def test_only_what_is_ours_is_found(aws: Aws) -> None:
             Period=60,
             Statistic="Sum",
             Threshold=1,
+            Tags=[{"Key": TAG, "Value": "a"}],
         )
+    theirs = {"Statistic": "Sum", "Threshold": 1, "Period": 60, "EvaluationPeriods": 1, "MetricName": "m"}
+    theirs |= {"Namespace": "n", "ComparisonOperator": "GreaterThanThreshold"}
+    cloudwatch.put_metric_alarm(AlarmName=alarm_prefix("a") + "theirs", **theirs)
     found = find_resources(sagemaker, cloudwatch, "a")
     assert found.endpoint is not None
     assert found.endpoint["EndpointConfigName"] == "a-89abcdef"
     assert found.configs == ("a-89abcdef",)
     assert found.models == ("a-0123abcd",)
     assert [alarm["AlarmName"] for alarm in found.alarms] == ["gptj-serve/a/errors"]
+    assert found.foreign_alarms == ("gptj-serve/a/theirs",)
     assert not found.is_empty

@@ -50,6 +50,49 @@ class TestErrors:
         assert said.message == f"permission is missing: ecr:CreateRepository on {arn}"
         assert "--print-iam" in str(said.hint)
 
+    @pytest.mark.parametrize(
+        ("why", "said", "hint"),
+        [
+            (
+                "with an explicit deny in a service control policy",
+                "is denied by a service control policy",
+                "deny wins",
+            ),
+            (
+                "with an explicit deny in a service control policy: arn:aws:organizations::1:policy/o-1/p-1",
+                "is denied by a service control policy arn:aws:organizations::1:policy/o-1/p-1",
+                "deny wins",
+            ),
+            (
+                "with an explicit deny in an identity-based policy",
+                "is denied by a identity-based policy",
+                "deny wins",
+            ),
+            (
+                "with an explicit deny in a permissions boundary",
+                "is denied by a permissions boundary",
+                "deny",
+            ),
+            (
+                "because no service control policy allows the sagemaker:CreateEndpoint action",
+                ": no service control policy allows it",
+                "--print-iam",
+            ),
+            (
+                "because no permissions boundary allows the sagemaker:CreateEndpoint action",
+                ": no permissions boundary allows it",
+                "--print-iam",
+            ),
+        ],
+    )
+    def test_whose_policy_refuses(self, why: str, said: str, hint: str) -> None:
+        who = "User: arn:aws:iam::123456789012:user/me is not authorized to perform: sagemaker:CreateEndpoint"
+        arn = "arn:aws:sagemaker:eu-west-1:123456789012:endpoint/gpt-j"
+        error = refused("AccessDeniedException", f"{who} on resource: {arn} {why}", "CreateEndpoint")
+        assert f"sagemaker:CreateEndpoint on {arn}" in error.message
+        assert error.message.endswith(said)
+        assert hint in str(error.hint)
+
     def test_s3_refuses_without_saying_what(self) -> None:
         assert "s3:GetObject" in refused("403", "Forbidden", "HeadObject").message
         assert "s3:PutObject" in refused("AccessDenied", "Access Denied", "CreateMultipartUpload").message

@@ -3,7 +3,16 @@
 import botocore.session
 import pytest
 
-from gptj_serve.aws.instances import DRIVER_550, all_gpu_instances, find_instance, one_gpu_sibling, why_not
+from gptj_serve.aws.instances import (
+    DRIVER_535,
+    DRIVER_550,
+    DRIVER_580,
+    all_gpu_instances,
+    find_instance,
+    next_ami,
+    one_gpu_sibling,
+    why_not,
+)
 
 
 def botocore_enum(shape: str) -> set[str]:
@@ -53,11 +62,38 @@ def test_cpu_types_are_for_tests() -> None:
         ("ml.p6-b200.48xlarge", "Blackwell"),
         ("ml.inf2.xlarge", "NVIDIA"),
         ("ml.m6g.large", "ARM"),
+        ("ml.m99.2xlarge", "no such instance type; did you mean ml."),
+        ("ml.m5.2xlrge", "did you mean ml.m5.2xlarge"),
+        ("ml.t2.huge", "no such instance type; did you mean ml.t2.large"),
+        ("ml.c5.", "no such instance type"),
     ],
 )
 def test_others_are_refused_with_a_way_out(name: str, said: str) -> None:
     assert find_instance(name) is None
     assert said in why_not(name)
+
+
+def test_every_cpu_type_that_sagemaker_hosts_is_known_and_no_other() -> None:
+    hosted = botocore_enum("ProductionVariantInstanceType")
+    known = {name for name in hosted if (found := find_instance(name)) and found.gpu is None}
+    assert {"ml.t2.medium", "ml.c6in.32xlarge", "ml.r7i.48xlarge", "ml.m5d.large"} <= known
+    for name in known:
+        assert find_instance(f"{name}r") is None
+
+
+def test_the_next_host_image() -> None:
+    def follow(name: str, used: str | None) -> str | None:
+        instance = find_instance(name)
+        assert instance is not None
+        return next_ami(instance, used)
+
+    assert follow("ml.g5.xlarge", DRIVER_580) == DRIVER_550
+    assert follow("ml.g5.xlarge", DRIVER_550) == DRIVER_535
+    assert follow("ml.g5.xlarge", DRIVER_535) is None
+    assert follow("ml.p3.2xlarge", DRIVER_550) == DRIVER_535
+    assert follow("ml.p3.2xlarge", DRIVER_580) == DRIVER_550
+    assert follow("ml.m5.large", None) is None
+    assert {DRIVER_550, DRIVER_535, DRIVER_580} <= botocore_enum("ProductionVariantInferenceAmiVersion")
 
 
 def test_one_gpu_sibling() -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import runtime as fake
 from commands import Result, call, start
+from moto.sagemaker.models import sagemaker_backends
 from runtime import Answer, Answers, Asked, Runtime, payload_part
 
-from gptj_serve.aws import plan
+from gptj_serve.aws import async_service, plan
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.plan import Action
 from gptj_serve.aws.s3 import S3Url
@@ -357,8 +358,6 @@ class TestEndpointErrors:
 
 def set_state(moto_url: str, status: str, reason: str | None) -> None:
     """Put the endpoint into a state; moto's server runs in this process."""
-    from moto.sagemaker.models import sagemaker_backends
-
     assert moto_url
     endpoint = sagemaker_backends["123456789012"]["eu-west-1"].endpoints["gpt-j"]
     endpoint.endpoint_status, endpoint.failure_reason = status, reason
@@ -448,6 +447,29 @@ class TestAsync:
         result = ask("gpt-j", "--async")
         assert result.code == 1
         assert "validation: no\n  the whole of it is at s3://mine/failures/one.out" in result.err
+
+    @pytest.mark.parametrize("status", ["Failed", "Deleting", None])
+    def test_an_endpoint_that_will_never_answer(
+        self, aws: Aws, later: Runtime, moto_url: str, monkeypatch: pytest.MonkeyPatch, status: str | None
+    ) -> None:
+        monkeypatch.setattr(async_service, "_LOOK_S", 0.2)
+        answer = self.answering(aws, "elsewhere", b"")
+
+        def answer_and_fail(asked: Asked) -> Answer:
+            if status:
+                set_state(moto_url, status, "it broke")
+            else:
+                del sagemaker_backends["123456789012"]["eu-west-1"].endpoints["gpt-j"]
+            return answer(asked)
+
+        later.answer = answer_and_fail
+        result = ask("gpt-j", "--async", "--timeout", "60")
+        assert result.code == 1
+        assert f"it is {status}: it broke" in result.err or "there is no endpoint gpt-j" in result.err
+
+    def test_failures_that_have_no_place_are_told_of(self, aws: Aws, later: Runtime) -> None:
+        later.answer = self.answering(aws, "answers/one.out", b'[{"generated_text": "late"}]')
+        assert "(no S3FailurePath), so that this waits until --timeout" in ask("gpt-j", "--async").err
 
     def test_no_answer_in_time(self, aws: Aws, later: Runtime) -> None:
         later.answer = self.answering(aws, "elsewhere", b"")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gptj_serve.aws.alarms import alarm_actions, missing_alarms
+from gptj_serve.aws.alarms import alarm_actions, missing_alarms, of_component, of_variant
 from gptj_serve.aws.errors import UsageError
 from gptj_serve.aws.fit import GPT_J_6B
 from gptj_serve.aws.instances import all_gpu_instances, find_instance
@@ -90,7 +90,7 @@ def test_names_come_from_the_whole_request() -> None:
 
 
 def test_everything_is_tagged() -> None:
-    for action in (*actions(wanted()), *alarm_actions("gpt-j", [], 55)):
+    for action in (*actions(wanted()), *alarms()):
         if action.service == "sagemaker":
             assert {"Key": "gptj-serve:endpoint", "Value": "gpt-j"} in action.request["Tags"]
             assert {"Key": "team", "Value": "search"} in action.request["Tags"]
@@ -154,16 +154,48 @@ def test_updates_move_the_traffic(traffic: str, count: int, kind: str, size: int
 
 
 def test_alarms() -> None:
-    made = alarm_actions("gpt-j", [], 55)
+    made = alarms()
     for action in made:
         validate(action)
-    assert [one.request["MetricName"] for one in made] == ["Invocation5XXErrors", "ModelLatency"]
-    assert made[1].request["Threshold"] == 55e6  # the metric is in microseconds
-    assert len(alarm_actions("gpt-j", [], 0)) == 1
+    metrics = [one.request["MetricName"] for one in made]
+    assert metrics == ["Invocation5XXErrors", "MidStreamErrors", "ModelLatency", "FirstChunkModelLatency"]
+    assert [one.request["Threshold"] for one in made] == [5, 5, 55e6, 55e6]  # latencies in microseconds
+    without = [one.request["MetricName"] for one in alarms(has_streams=False)]
+    assert without == ["Invocation5XXErrors", "ModelLatency"]
+    assert [one.request["MetricName"] for one in alarms(0)] == ["Invocation5XXErrors", "MidStreamErrors"]
     there = [dict(one.request) for one in made]
     assert missing_alarms(made, there) == []
-    assert missing_alarms(made, there[:1]) == [made[1]]
-    assert missing_alarms(alarm_actions("gpt-j", [], 40), there)[0].request["Threshold"] == 40e6
+    assert missing_alarms(made, there[:3]) == [made[3]]
+    assert missing_alarms(alarms(40), there)[0].request["Threshold"] == 40e6
+    # of a component they are other metrics, though they are called the same
+    assert missing_alarms(alarms(dimensions=of_component("gpt-j")), there) != []
+
+
+def alarms(
+    latency_s: float = 55,
+    *,
+    dimensions: dict[str, str] | None = None,
+    has_streams: bool = True,
+) -> tuple[Action, ...]:
+    return alarm_actions("gpt-j", dimensions or of_variant("gpt-j"), [], latency_s, has_streams=has_streams)
+
+
+def test_who_has_streams() -> None:
+    assert wanted(has_metrics=True).has_streams
+    assert not wanted(has_metrics=False).has_streams
+    assert not wanted(has_metrics=True, async_output="s3://answers/one/").has_streams
+
+
+def test_the_host_image_can_be_another() -> None:
+    other = "al2-ami-sagemaker-inference-gpu-3-1"
+    assert variant(wanted(inference_ami=other))["InferenceAmiVersion"] == other
+    assert variant(wanted())["InferenceAmiVersion"] != other
+
+
+def test_failures_of_asynchronous_requests_have_a_place() -> None:
+    for output in ("s3://answers/one/", "s3://answers/one"):
+        made = config_action(wanted(async_output=output), "m").request["AsyncInferenceConfig"]
+        assert made["OutputConfig"]["S3FailurePath"] == "s3://answers/one/failures/"
 
 
 @pytest.mark.parametrize("name", ["gpt-j", "a", "1a-b2", "x" * 54])

@@ -64,6 +64,9 @@ def test_a_failure_is_shown_with_its_reason() -> None:
     found = report({"EndpointStatus": "Failed", "FailureReason": "no luck"})
     assert found.failure == "no luck"
     assert any("/aws/sagemaker/Endpoints/gpt-j" in hint for hint in hints(found))
+    # its instances are described on, but there are none, and nothing is to pay
+    assert (found.usd_an_hour, found.fleets) == (0, ())
+    assert report({"EndpointStatus": "UpdateRollbackFailed"}).usd_an_hour == 0.94
 
 
 def test_instances_that_are_missing() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import tiny
+from botocore.exceptions import ClientError
 from botocore.httpsession import URLLib3Session
 from commands import Result, call
 from killing import Killer
@@ -134,6 +135,23 @@ class TestUpload:
         assert s3.get_bucket_location(Bucket=BUCKET)["LocationConstraint"] == aws.region
         assert "create_bucket" not in upload(model).err
 
+    def test_one_that_others_made_stays_as_it_is(self, aws: Aws, model: Path) -> None:
+        s3 = aws.client("s3")
+        s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": aws.region})
+        result = upload(model)
+        assert result.code == 0
+        assert (
+            f"note: public access to {BUCKET} is not blocked: `aws s3api put-public-access-block"
+            in result.err
+        )
+        with pytest.raises(ClientError, match="NoSuchPublicAccessBlockConfiguration"):
+            s3.get_public_access_block(Bucket=BUCKET)
+
+    def test_a_key_that_is_none(self, model: Path) -> None:
+        result = upload(model, "--kms-key", "my key")
+        assert result.code == 2
+        assert "--kms-key my key: no key of KMS" in result.err
+
     def test_in_us_east_1_there_is_no_constraint(self, aws: Aws, model: Path) -> None:
         assert aws.account
         result = upload(model, "--region", "us-east-1")
@@ -191,11 +209,12 @@ class TestUpload:
         }
 
     def test_a_key_of_kms(self, aws: Aws, bucket: str, model: Path) -> None:
-        result = upload(model, "--to", f"s3://{bucket}/", "--kms-key", "k1")
+        key = "1234abcd-12ab-34cd-56ef-1234567890ab"
+        result = upload(model, "--to", f"s3://{bucket}/", "--kms-key", key)
         url = S3Url.parse(result.out.strip(), "url")
         for name in (*contents(model), manifest.NAME):
             head = aws.client("s3").head_object(Bucket=url.bucket, Key=url.key + name)
-            assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "k1")
+            assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", key)
 
     def test_a_pickle_goes_up_as_safetensors(self, aws: Aws, pickled: Path, work_dir: Path) -> None:
         result = upload(pickled, "--json")
@@ -426,7 +445,6 @@ class TestInterrupted:
         assert found == contents(source, names)
         assert manifest.read(aws, self.URL) is not None
         assert aws.client("s3").list_multipart_uploads(Bucket=BUCKET).get("Uploads", []) == []
-        assert aws.client("s3").get_public_access_block(Bucket=BUCKET)
         assert upload(source, "--to", str(self.URL), "--json").json["uploaded_files"] == 0
 
     def test_killed_before_there_is_a_bucket(self, aws: Aws, run_and_kill: RunAndKill, model: Path) -> None:

@@ -48,6 +48,25 @@ def settle(*answers: Mapping[str, Any] | Exception) -> tuple[Mapping[str, Any] |
     return endpoint, [line.strip() for line in err.getvalue().splitlines()]
 
 
+@pytest.mark.parametrize(
+    ("status", "pending", "comes"),
+    [
+        ("InService", None, ("InService", "old")),
+        ("Failed", None, ("Failed", "old")),
+        ("Creating", None, ("InService", "old")),
+        ("Updating", "new", ("InService", "new")),
+        ("SystemUpdating", None, ("InService", "old")),
+        ("RollingBack", "new", ("InService", "old")),
+        ("Deleting", None, None),
+    ],
+)
+def test_how_it_will_be_when_it_has_settled(status: str, pending: str | None, comes: Any) -> None:
+    more = {"PendingDeploymentSummary": {"EndpointConfigName": pending}} if pending else {}
+    found = waiting.settled(is_(status, EndpointConfigName="old", **more))
+    assert (found and (found["EndpointStatus"], found["EndpointConfigName"])) == comes
+    assert waiting.settled(None) is None
+
+
 def test_changes_are_shown_with_the_time() -> None:
     baking = {"ProductionVariants": [{"VariantStatus": [{"Status": "Baking"}]}]}
     endpoint, lines = settle(

@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,8 +58,13 @@ def transformers_scores(model: GPTJForCausalLM, row: SamplerRow, logits_V: torch
         temperature=float(params.temperature),
         top_k=params.top_k,
         top_p=params.top_p,
+        min_p=params.min_p or None,
         typical_p=params.typical_p,
         repetition_penalty=float(params.repetition_penalty),
+        no_repeat_ngram_size=params.no_repeat_ngram_size,
+        bad_words_ids=[list(word) for word in params.bad_words_ids] or None,
+        suppress_tokens=list(params.suppress_tokens) or None,
+        begin_suppress_tokens=list(params.begin_suppress_tokens) or None,
         min_new_tokens=params.min_new_tokens,
         eos_token_id=list(row.eos_token_ids),
     )
@@ -70,10 +76,26 @@ def transformers_scores(model: GPTJForCausalLM, row: SamplerRow, logits_V: torch
     return processors(ids_1T, logits_V.float().unsqueeze(0).clone())[0]
 
 
+def random_words(rng: random.Random, ids: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Some that may be completed now, and some that may not."""
+    words = [tuple(rng.choices(range(VOCAB), k=rng.randint(1, 4))) for _ in range(rng.randint(0, 4))]
+    ends = [ids[-length:] if length else () for length in range(4)]
+    return (*words, *((*end, rng.randrange(VOCAB)) for end in ends if rng.random() < 0.4))
+
+
 def random_row(rng: random.Random) -> SamplerRow:
+    # few different ids, so that something comes twice
+    ids = rng.choice([range(VOCAB), range(8, 12)])
+    prompt_ids = tuple(rng.choices(ids, k=rng.randint(1, 12)))
+    generated_ids = tuple(rng.choices(ids, k=rng.randint(0, 8)))
     return row(
-        tuple(rng.choices(range(VOCAB), k=rng.randint(1, 12))),
-        tuple(rng.choices(range(VOCAB), k=rng.randint(0, 8))),
+        prompt_ids,
+        generated_ids,
+        no_repeat_ngram_size=rng.choice([0, 0, 1, 2, 3, 5, 30]),
+        bad_words_ids=random_words(rng, (*prompt_ids, *generated_ids)) if rng.random() < 0.5 else (),
+        suppress_tokens=tuple(rng.choices(range(VOCAB), k=rng.choice([0, 0, 3]))),
+        begin_suppress_tokens=tuple(rng.choices(range(VOCAB), k=rng.choice([0, 0, 3]))),
+        min_p=rng.choice([0.0, 0.0, 0.01, 0.2, 1.0]),
         do_sample=rng.random() < 0.8,
         min_new_tokens=rng.choice([0, 0, 4, 8]),
         temperature=rng.choice([1.0, 0.1, 0.7, 1.9]),
@@ -104,6 +126,11 @@ def test_scores_equal_transformers(model: GPTJForCausalLM, seed: int, dtype: tor
         {"top_k": 4},
         {"top_p": 0.6},
         {"typical_p": 0.4},
+        {"min_p": 0.1},
+        {"no_repeat_ngram_size": 1, "do_sample": False},
+        {"bad_words_ids": ((2, 3, 9), (3, 11), (12,)), "do_sample": False},
+        {"suppress_tokens": (5, 6), "do_sample": False},
+        {"begin_suppress_tokens": (5, 6), "do_sample": False},
         {"repetition_penalty": 1.7, "do_sample": False},
         {"min_new_tokens": 5, "do_sample": False},
     ],
@@ -126,6 +153,55 @@ def test_greedy_equals_transformers(model: GPTJForCausalLM, seed: int) -> None:
     for one, logits_V, got in zip(rows, logits_BV, chosen, strict=True):
         assert got is not None
         assert got.token_id == int(transformers_scores(model, one, logits_V).argmax())
+
+
+def test_an_ngram_of_the_prompt_is_not_said_again() -> None:
+    ids = (20, 21, 22, 30, 20, 21)
+    logits = torch.zeros(1, VOCAB)
+    logits[0, [22, 30, 21]] = torch.tensor([5.0, 4.0, 3.0])
+
+    def choose(size: int, prompt: tuple[int, ...] = ids, generated: tuple[int, ...] = ()) -> int:
+        (result,) = sample(logits, [row(prompt, generated, no_repeat_ngram_size=size)])
+        assert result is not None
+        return result.token_id
+
+    assert [choose(size) for size in (0, 1, 2, 3, 4, 100)] == [22, 0, 30, 30, 22, 22]
+    assert choose(3, ids[:3], ids[3:]) == 30
+    assert choose(2, (22, 22)) == 30
+    assert choose(2, (22,)) == 22
+
+
+def test_bad_words_have_to_be_generated_whole() -> None:
+    """vLLM's meaning; Transformers' ids may begin in the prompt."""
+    logits = torch.zeros(1, VOCAB)
+    logits[0, [9, 8, 7]] = torch.tensor([5.0, 4.0, 3.0])
+
+    def choose(prompt: tuple[int, ...], generated: tuple[int, ...], **words: Any) -> int:
+        (result,) = sample(logits, [row(prompt, generated, **words)])
+        assert result is not None
+        return result.token_id
+
+    word = ((4, 5, 9),)
+    assert choose((4, 5), (), bad_words=word) == choose((4,), (5,), bad_words=word) == 9
+    assert choose((1,), (4, 5), bad_words=word) == 8
+    assert choose((1, 4, 5), (), bad_words_ids=word) == choose((1,), (4, 5), bad_words_ids=word) == 8
+    # which Transformers lets pass: nothing is before it
+    assert choose((4, 5), (), bad_words_ids=word) == 9
+    assert choose((1,), (), bad_words=((9,), (8,))) == 7
+    assert choose((1,), (4, 5), bad_words=(*word, (5, 8), (4, 7)), bad_words_ids=((6, 6, 6, 6),)) == 7
+    # ids that the model does not know hurt nobody
+    assert choose((1, 4), (), bad_words_ids=((4, VOCAB), (VOCAB,), (VOCAB, 9))) == 9
+    # nor is the end of text a word
+    assert choose((1,), (), bad_words_ids=((9,),), eos_token_ids=(9,)) == 9
+
+
+def test_every_token_forbidden_fails_the_row_alone() -> None:
+    rows = [row(suppress_tokens=tuple(range(VOCAB))), row(no_repeat_ngram_size=2)]
+    forbidden, fine = sample(random_logits(2, 8), rows)
+    assert forbidden is not None
+    assert forbidden.error is not None
+    assert fine is not None
+    assert fine.error is None
 
 
 def test_penalty_counts_prompt_and_generated_tokens() -> None:

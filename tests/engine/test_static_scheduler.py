@@ -165,7 +165,7 @@ def test_a_full_queue_refuses_and_takes_a_group_whole_or_not_at_all() -> None:
     add(scheduler, 0)
     run_step(scheduler)
     add(scheduler, 1)
-    with pytest.raises(Overloaded, match="1 of 2 sequences wait, 2 more do not fit") as refusal:
+    with pytest.raises(Overloaded, match="1 sequences run and 1 wait, 2 more do") as refusal:
         scheduler.add([(key(2), request()), (key(3), request())], 0.0)
     assert refusal.value.retry_after_s
     assert scheduler.num_waiting == 1

@@ -13,15 +13,14 @@ import torch
 from gptj_serve.engine.fused.sampling.results import Choice
 from gptj_serve.engine.fused.sampling.sampler import DeviceSampler, warm_up
 from gptj_serve.engine.fused.schedule.plan import Row, RunnerLimits
-from gptj_serve.engine.sampling.score_plan import EVERY_FILTER
-from sampling_rows import Sampling, choose_on_device, comparable, history_of, sequence
+from gptj_serve.engine.sampling.sampler import sample
+from sampling_rows import EVERYTHING, Sampling, choose_on_device, comparable, history_of, sequence
 
 pytestmark = pytest.mark.gpu
 
 VOCAB = 50400
 NUM_SLOTS = 64
 MAX_CONTEXT = 2048
-EVERYTHING = {name: getattr(EVERY_FILTER, name) for name in EVERY_FILTER.__slots__}
 
 
 @contextmanager
@@ -59,6 +58,9 @@ def mixed_sequences(num: int) -> list[Sampling]:
         {"do_sample": True, "top_p": 0.9, "logit_bias": ((7, 3.0), (50399, -4.0))},
         {"frequency_penalty": 0.4},
         {"do_sample": True, "typical_p": 0.9},
+        {"do_sample": True, "min_p": 0.1, "no_repeat_ngram_size": 3},
+        {"bad_words_ids": ((6, 6, 7), (8,)), "bad_words": ((6, 9), (50399,))},
+        {"suppress_tokens": (1, 2), "begin_suppress_tokens": (3,), "no_repeat_ngram_size": 1},
     ]
     return [
         sequence((9, 8, 7), (6,) * (seed % 5), **{**ways[seed % len(ways)], "seed": seed})
@@ -174,6 +176,7 @@ def agreement(**sampling: Any) -> float:
         {"presence_penalty": 0.7, "frequency_penalty": 0.3, "logit_bias": ((11, 20.0), (5, 18.0))},
         {"do_sample": True},
         {"do_sample": True, "temperature": 0.7, "top_k": 50},
+        {"do_sample": True, "min_p": 0.05},
     ],
 )
 def test_a_gpu_chooses_as_a_cpu(sampling: dict[str, Any]) -> None:
@@ -184,6 +187,38 @@ def test_a_gpu_chooses_as_a_cpu(sampling: dict[str, Any]) -> None:
 def test_filters_by_mass_choose_nearly_as_on_a_cpu(sampling: dict[str, Any]) -> None:
     """Their float32 sums over the vocabulary round differently: a token more or less may stay."""
     assert agreement(do_sample=True, **sampling) >= 0.9
+
+
+LIKELY = torch.tensor([5, 6, 7, 8, 50399])
+FORBIDDING: list[dict[str, Any]] = [
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 2},
+    {"no_repeat_ngram_size": 3},
+    {"no_repeat_ngram_size": 100},
+    {"bad_words_ids": ((6,), (5, 5, 7), (5, 6, 8)), "bad_words": ((5, 8), (5, 5, 50399))},
+    {"bad_words": ((4, 5), (3, 4, 6), (5, 5, 5, 5, 7))},
+    {"suppress_tokens": (6, 50399), "begin_suppress_tokens": (7, 8)},
+    {"do_sample": True, "no_repeat_ngram_size": 2, "bad_words_ids": ((5, 6),), "min_p": 0.2},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_what_is_forbidden_on_a_gpu_is_what_both_samplers_forbid_on_a_cpu(dtype: torch.dtype) -> None:
+    """Few tokens are likely at all, so what is forbidden decides; every way beside every other."""
+    sequences = [
+        sequence(
+            (1, 2, 3, 4)[: 1 + seed % 4], (5, 6, 5, 5)[: seed // 8 % 5], seed=seed, **FORBIDDING[seed % 8]
+        )
+        for seed in range(NUM_SLOTS)
+    ]
+    logits_BV = fp16_logits(NUM_SLOTS)
+    logits_BV[:, LIKELY] = (
+        20 + torch.rand(NUM_SLOTS, len(LIKELY), generator=torch.Generator().manual_seed(1)).half()
+    )
+    static = sample(logits_BV, [one.static_row() for one in sequences])
+    on_gpu = choose_on_device(logits_BV.cuda(), sequences, history_on_gpu(sequences, dtype), range(NUM_SLOTS))
+    assert comparable(on_gpu) == comparable(static)
+    assert len({one.token_id for one in on_gpu}) > 3
 
 
 def test_a_broken_row_fails_alone() -> None:

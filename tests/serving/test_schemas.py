@@ -66,6 +66,38 @@ def test_every_parameter_arrives() -> None:
     assert tgi(frequency_penalty=-2) == Parameters(frequency_penalty=-2.0)
 
 
+def test_what_other_servers_have_arrives_in_every_schema() -> None:
+    given = {
+        "min_p": 0.05,
+        "no_repeat_ngram_size": 3,
+        "bad_words": ["a", " b"],
+        "bad_words_ids": [[1], [2, 3]],
+        "stop_token_ids": [5, 6],
+    }
+    expected = {
+        **given,
+        "bad_words": ("a", " b"),
+        "bad_words_ids": ((1,), (2, 3)),
+        "stop_token_ids": (5, 6),
+        "do_sample": True,
+    }
+    assert tgi(**given) == Parameters(**expected)
+    assert guide(**given, do_sample=True) == Parameters(**expected, return_full_text=True)
+    openai = read({"prompt": "a", **given}).parameters
+    assert openai == Parameters(**expected, top_k=0, max_new_tokens=16)
+    for none in (
+        tgi(seed=-1, top_k=-1),
+        guide(seed=-1, top_k=-1.0),
+        read({"prompt": "a", "seed": -1, "top_k": -1}).parameters,
+    ):
+        assert (none.seed, none.top_k) == (None, 0)
+    assert not tgi(top_k=-1, min_p=0, seed=-1).do_sample
+    assert tgi(suppress_tokens=[1, 2], begin_suppress_tokens=3) == Parameters(
+        suppress_tokens=(1, 2), begin_suppress_tokens=(3,)
+    )
+    assert guide(no_repeat_ngram_size=2.0).no_repeat_ngram_size == 2
+
+
 def test_null_is_the_default() -> None:
     assert tgi(**dict.fromkeys(EVERYTHING), stop=None) == Parameters()
 
@@ -85,7 +117,22 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     ("temperature", -1e-12, "from 0 to"),
     ("temperature", True, "number"),
     ("temperature", 10**400, "number"),
-    ("top_k", -1, "from 0 to"),
+    ("top_k", -2, "from 0 to 1048576, or -1, which keeps all"),
+    ("min_p", 1.1, "a number from 0 to 1"),
+    ("min_p", -0.1, "a number from 0 to 1"),
+    ("no_repeat_ngram_size", -1, "from 0 to 100"),
+    ("no_repeat_ngram_size", 101, "from 0 to 100"),
+    ("bad_words", "a", "a list of at most 128 strings of 1 to 100 characters"),
+    ("bad_words", [""], "of 1 to 100 characters"),
+    ("bad_words", ["a"] * 129, "at most 128"),
+    ("bad_words", ["\ud800"], "surrogate"),
+    ("bad_words_ids", [1], "lists of 1 to 32 token ids"),
+    ("bad_words_ids", [[]], "lists of 1 to 32 token ids"),
+    ("bad_words_ids", [[1] * 33], "lists of 1 to 32 token ids"),
+    ("bad_words_ids", [[True]], "lists of 1 to 32 token ids"),
+    ("bad_words_ids", [[1]] * 129, "at most 128 lists"),
+    ("stop_token_ids", "a", "a token id, 0 to"),
+    ("suppress_tokens", [-1], "a token id, 0 to"),
     ("top_p", 0, "above 0 and at most 1"),
     ("top_p", 1.01, "above 0 and at most 1"),
     ("top_p", "0.5", "above 0 and at most 1"),
@@ -98,7 +145,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     ("stop", [1], "must be a string"),
     ("stop", 5, "must be a string or a list"),
     ("stop", ["\ud800"], "surrogate"),
-    ("seed", -1, "from 0 to 18446744073709551615"),
+    ("seed", -2, "from 0 to 18446744073709551615, or -1, which draws one"),
     ("seed", 2**64, "from 0 to 18446744073709551615"),
     ("seed", False, "whole number"),
     ("num_return_sequences", 0, "from 1 to"),
@@ -381,7 +428,6 @@ def test_the_pipelines_harmless_parameters_change_nothing() -> None:
         "use_cache": True,
         "pad_token_id": 50256,
         "length_penalty": 2.0,
-        "no_repeat_ngram_size": 0,
         "return_tensors": False,
         "clean_up_tokenization_spaces": False,
     }
@@ -401,9 +447,9 @@ def test_the_pipelines_harmless_parameters_change_nothing() -> None:
         ("top_p", True),
         ("max_new_tokens", 20.5),
         ("max_length", 0),
-        ("no_repeat_ngram_size", 2),
+        ("no_repeat_ngram_size", 101),
         ("clean_up_tokenization_spaces", True),
-        ("bad_words_ids", [[1]]),
+        ("bad_words_ids", [1]),
         ("max_time", 3),
     ],
 )

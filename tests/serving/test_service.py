@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -217,6 +218,58 @@ def test_the_requests_own_end_of_text() -> None:
     assert client.requests[0].eos_token_ids == (sat,)
     assert (entry["generated_text"], entry["details"]["finish_reason"]) == (" cat", "eos_token")
     assert [(one["id"], one["special"]) for one in entry["details"]["tokens"]] == [(cat, False), (sat, True)]
+
+
+@pytest.mark.parametrize("ignore_eos", [False, True])
+def test_token_ids_end_the_text_like_its_end(ignore_eos: bool) -> None:
+    client = FakeClient(lambda _: say(" cat sat."))
+    (sat,) = tokenizer().encode(" sat")
+    eos = model_info().eos_token_ids
+    document = {"prompt": "The", "temperature": 0, "stop_token_ids": [sat], "ignore_eos": ignore_eos}
+    (choice,) = ask(document, client)["choices"]
+    assert client.requests[0].eos_token_ids == ((sat,) if ignore_eos else (*eos, sat))
+    assert (choice["text"], choice["finish_reason"]) == (" cat", "stop")
+
+
+def test_bad_words_are_tokens_with_and_without_a_space_before_them() -> None:
+    def words(*given: str) -> tuple[tuple[int, ...], ...]:
+        parameters = {"bad_words": list(given), "bad_words_ids": [[7]]}
+        (prompt,) = parse({"inputs": "a", "parameters": parameters}).prompts
+        assert prompt.sampling.bad_words_ids == ((7,),)
+        return prompt.sampling.bad_words
+
+    encode = tokenizer().encode
+    assert words("cat") == words(" cat") == (encode("cat"), encode(" cat"))
+    assert words("cat", "the mat", "cat") == (
+        encode("cat"),
+        encode(" cat"),
+        encode("the mat"),
+        encode(" the mat"),
+    )
+    assert words("\n") == (encode("\n"), encode(" \n"))
+    assert words() == ()
+
+
+def test_the_models_defaults_hold_unless_the_request_says_otherwise() -> None:
+    defaults = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "suppress_tokens": (1, 2)}
+    client = FakeClient(info=replace(model_info(), defaults=defaults))
+
+    def sampling(document: Any) -> Any:
+        (prompt,) = parse(document, client).prompts
+        return [getattr(prompt.sampling, name) for name in defaults]
+
+    assert sampling({"inputs": "a"}) == sampling({"prompt": "a"}) == [1.3, 3, (1, 2)]
+    assert sampling({"inputs": "a", "parameters": {"repetition_penalty": 1.0}}) == [1.0, 3, (1, 2)]
+    off = {"repetition_penalty": 1, "no_repeat_ngram_size": 0}
+    assert sampling({"prompt": "a", **off}) == [1.0, 0, (1, 2)]
+    assert sampling({"inputs": {"text_inputs": "a", "parameters": {**off, "suppress_tokens": []}}}) == [
+        1.0,
+        0,
+        (),
+    ]
+    # those that the request did not set are none of the client's errors
+    beyond = FakeClient(info=replace(model_info(), defaults={"bad_words_ids": ((99999,),)}))
+    assert parse({"inputs": "a"}, beyond).prompts
 
 
 def test_a_stop_string_ends_and_aborts_its_sequence_alone() -> None:

@@ -16,6 +16,8 @@ from gptj_serve.aws.s3 import S3Url, read_object
 from gptj_serve.aws.sagemaker_service import Service
 
 _POLL_S, _MAX_POLL_S = 0.5, 5.0
+_LOOK_S = 15.0
+"""Between two looks at the endpoint, which may fail or go while it is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class AsyncService:
         Raises:
             CommandError: The endpoint is not there, or not asynchronous.
         """
-        place = self._output_path()
+        place = S3Url.parse(self._output()["S3OutputPath"], "S3OutputPath")
         url = S3Url(place.bucket, f"{place.key.rstrip('/')}/requests/{name}.json".lstrip("/"))
         content = {"ContentType": question.content_type}
         put = {"Bucket": url.bucket, "Key": url.key, "Body": question.body, **content}
@@ -58,6 +60,11 @@ class AsyncService:
             CommandError: The endpoint takes no requests, there was no answer in time, or AWS refuses.
         """
         put, ask = self.actions(question, uuid.uuid4().hex)
+        if "S3FailurePath" not in self._output():
+            console.progress(
+                f"note: {self.service.name} tells nobody when a request fails (no S3FailurePath), so "
+                "that this waits until --timeout; scripts/deploy, run again, mends that"
+            )
         aws = self.service.aws
         put.apply(aws)
         with self.service.explained():
@@ -76,6 +83,7 @@ class AsyncService:
         output = S3Url.parse(answer["OutputLocation"], "the answer's place")
         failure = answer.get("FailureLocation")
         deadline_s = time.monotonic() + self.timeout_s
+        look_s = time.monotonic() + _LOOK_S
         while time.monotonic() < deadline_s:
             body = read_object(aws, output)
             if body is not None:
@@ -83,6 +91,10 @@ class AsyncService:
             told = read_object(aws, S3Url.parse(failure, "the failure's place")) if failure else None
             if told is not None:
                 raise refused(0, told, f"the whole of it is at {failure}")
+            if time.monotonic() >= look_s:
+                if trouble := self.service.trouble():
+                    raise trouble
+                look_s = time.monotonic() + _LOOK_S
             time.sleep(min(poll_s, max(0.0, deadline_s - time.monotonic())))
             poll_s = min(1.5 * poll_s, _MAX_POLL_S)
         raise CommandError(
@@ -90,7 +102,8 @@ class AsyncService:
             f"it will be at {output}; an endpoint at zero instances takes minutes to start one",
         )
 
-    def _output_path(self) -> S3Url:
+    def _output(self) -> Mapping[str, str]:
+        """Where answers go, and failures."""
         sagemaker, name = self.service.aws.client("sagemaker"), self.service.name
         with self.service.explained():
             found = describe_endpoint(sagemaker, name)
@@ -99,4 +112,5 @@ class AsyncService:
             raise CommandError(f"there is no endpoint {name} in {self.service.aws.region}")
         if "AsyncInferenceConfig" not in config:
             raise CommandError(f"{name} is a real-time endpoint", "leave --async out")
-        return S3Url.parse(config["AsyncInferenceConfig"]["OutputConfig"]["S3OutputPath"], "S3OutputPath")
+        output: Mapping[str, str] = config["AsyncInferenceConfig"]["OutputConfig"]
+        return output

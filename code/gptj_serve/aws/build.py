@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import platform
 import re
 import sys
 from collections.abc import Sequence
@@ -58,8 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 def _build(arguments: argparse.Namespace, console: Console) -> None:
     source = read_source()
     docker = Docker(console)
-    arch = docker.check()
-    has_buildx = os.environ.get("DOCKER_BUILDKIT") != "0" and docker.has_buildx()
+    arch, has_buildx = _engine(docker, console, arguments.dry_run)
     program = plan_build(arguments, source, has_buildx=has_buildx, is_foreign=arch != PLATFORM.split("/")[1])
     if arguments.dry_run:
         console.result({"plan": [program.to_dict()]}, show([program]))
@@ -78,6 +78,19 @@ def _build(arguments: argparse.Namespace, console: Console) -> None:
         "created": source.created,
     }
     console.result(fields, image.id)
+
+
+def _engine(docker: Docker, console: Console, dry_run: bool) -> tuple[str, bool]:
+    """The engine's processor, and whether there is BuildKit; a dry run does without an engine."""
+    wants_buildx = os.environ.get("DOCKER_BUILDKIT") != "0"
+    try:
+        return docker.check(), wants_buildx and docker.has_buildx()
+    except CommandError as error:
+        if not dry_run:
+            raise
+        console.progress(f"note: {error.message}: the plan is for this processor and a docker with buildx")
+    machine = platform.machine()
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine).lower(), wants_buildx
 
 
 def plan_build(

@@ -1,5 +1,6 @@
 """What would fail minutes later, found beforehand: instance types, memory, updates that SageMaker refuses."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from gptj_serve.aws.console import Console
 from gptj_serve.aws.endpoints import VARIANT
 from gptj_serve.aws.errors import CommandError, UsageError
 from gptj_serve.aws.fit import why_it_does_not_fit
-from gptj_serve.aws.instances import InstanceType, find_instance, one_gpu_sibling, why_not
+from gptj_serve.aws.instances import PRICES_AS_OF, InstanceType, find_instance, one_gpu_sibling, why_not
 from gptj_serve.aws.model_data import ModelData, config_or_default
 from gptj_serve.aws.plan import Action
 from gptj_serve.aws.requests import Wanted
@@ -30,11 +31,69 @@ def find_type(name: str, volume_gb: int | None) -> InstanceType:
     return instance
 
 
-def warn(instance: InstanceType, console: Console) -> None:
+def check_ami(instance: InstanceType, ami: str | None) -> None:
+    """Check that an instance type takes a host image.
+
+    Raises:
+        UsageError: It has no GPU, and so no choice; or this is no name of one.
+    """
+    if ami is None:
+        return
+    if instance.gpu is None:
+        raise UsageError(f"--inference-ami: {instance.name} has no GPU, and SageMaker no choice for it")
+    if not re.fullmatch(r"[a-z0-9]+-ami-sagemaker-inference-gpu-[0-9]+(-[0-9]+)*", ami):
+        raise UsageError(f"--inference-ami {ami}: not one for a GPU; it looks like {instance.ami}")
+
+
+def check_room(instance: InstanceType, max_count: int) -> None:
+    """Check that an endpoint for inference components has GPUs, and one more than a copy takes.
+
+    Raises:
+        UsageError: It does not.
+    """
+    if instance.gpu is None:
+        raise UsageError(
+            f"--to-zero: a copy of the model takes a GPU, and {instance.name} has none",
+            "--instance-type ml.g4dn.2xlarge has one",
+        )
+    if max_count * instance.num_gpus < 2:
+        raise UsageError(
+            f"--max-count {max_count}: an update starts a new copy beside the old one, and "
+            f"{max_count} x {instance.name} has one GPU; the limit itself can never be changed",
+            "--max-count 2, or more; what is not needed is not started",
+        )
+
+
+def costs(wanted: Wanted, kind: str) -> tuple[str, ...]:
+    """What is to be known before anything that costs is made, a sentence each; nothing if nothing is.
+
+    Args:
+        wanted: The endpoint.
+        kind: Of the `rollout.Rollout`.
+    """
+    if kind == "none":
+        return ()
+    count, name = wanted.num_instances, wanted.instance.name
+    price = wanted.instance.price_usd_hour
+    money = "an amount that is not known here" if price is None else f"about ${price * count:.2f}"
+    where = (
+        f"{count} x {name}; list price in us-east-1, {PRICES_AS_OF}; see aws.amazon.com/sagemaker/ai/pricing"
+    )
+    while_ = "While the update lasts, it costs in addition" if kind == "update" else "From here on it costs"
+    until = "" if kind == "update" else f", until `scripts/delete {wanted.name}`"
+    num_needed = 2 * count if kind == "update" else count
+    return (
+        f"{while_} {money} an hour ({where}){until}.",
+        f'The quota "{name} for endpoint usage" (Service Quotas, Amazon SageMaker) is 0 in a new account: '
+        f"it has to be {num_needed} or more{'' if kind == 'update' else ', and twice that for updates'}.",
+    )
+
+
+def warn(instance: InstanceType, console: Console, *, uses_all_gpus: bool) -> None:
     """Say what is to be known of an instance type."""
     if instance.warning:
         console.progress(f"Warning: {instance.name}: {instance.warning}.")
-    if instance.num_gpus > 1:
+    if instance.num_gpus > 1 and not uses_all_gpus:
         sibling = one_gpu_sibling(instance)
         better = f": {sibling.name} does the same for less" if sibling else ""
         has = f"{instance.name} has {instance.num_gpus} GPUs"

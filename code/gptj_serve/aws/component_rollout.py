@@ -17,7 +17,6 @@ from gptj_serve.aws.components import component_config, component_request
 from gptj_serve.aws.console import Console
 from gptj_serve.aws.endpoints import Resources
 from gptj_serve.aws.errors import CommandError
-from gptj_serve.aws.failure import hint, last_log_lines
 from gptj_serve.aws.inventory import Description, describe_component
 from gptj_serve.aws.plan import Action
 from gptj_serve.aws.removal import remove
@@ -46,28 +45,87 @@ def pool_action(config: Action, model: Action, name: str, max_instances: int) ->
     )
 
 
+class ComponentFailed(Exception):
+    """The component did not come up, or its update was called off.
+
+    Args:
+        component: Its description, None if it is gone.
+    """
+
+    def __init__(self, component: Description | None) -> None:
+        self.component = component
+        self.reason = str((component or {}).get("FailureReason", "no reason given"))
+        super().__init__(self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Rolling:
+    """How a component that serves is changed: new copies beside old ones, some at a time.
+
+    Attributes:
+        traffic: One of `requests.TRAFFIC`: a tenth of the copies at a time with "canary", else half of them,
+            which is the most that SageMaker takes.
+        bake_s: How long new copies are watched before the next ones come, 0..3600.
+        alarms: Names of the alarms that call it off.
+        most: Copies that the instances have GPUs for, the old ones included.
+    """
+
+    traffic: str
+    bake_s: int
+    alarms: tuple[str, ...]
+    most: int
+
+    def config(self, name: str, num_copies: int) -> dict[str, Any]:
+        """The update's ``DeploymentConfig``.
+
+        Args:
+            name: The component's.
+            num_copies: Copies that there are by now, from 0.
+
+        Raises:
+            CommandError: They leave no GPU free.
+        """
+        if num_copies >= self.most:
+            raise CommandError(
+                f"{name} has {num_copies} copies, one on each of its {self.most} GPUs: an update starts "
+                "new ones beside them, and finds none free",
+                f"make room first: scripts/scale {name} --max {self.most - 1}",
+            )
+        share = 10 if self.traffic == "canary" else 2
+        batch = min(max(1, num_copies // share), self.most - num_copies)
+        policy = {
+            "MaximumBatchSize": {"Type": "COPY_COUNT", "Value": batch},
+            "WaitIntervalInSeconds": self.bake_s,
+            "RollbackMaximumBatchSize": {"Type": "CAPACITY_PERCENT", "Value": 100},
+        }
+        alarms = {"AutoRollbackConfiguration": {"Alarms": [{"AlarmName": one} for one in self.alarms]}}
+        return {"RollingUpdatePolicy": policy, **(alarms if self.alarms else {})}
+
+
 @dataclass(frozen=True, slots=True)
 class ComponentGoal:
     """The component as it shall be.
 
     Attributes:
         create: The call that makes it from nothing.
+        rolling: How one that is there gets so.
     """
 
     create: Action
+    rolling: Rolling
 
     @staticmethod
-    def of(name: str, config: Action) -> "ComponentGoal":
+    def of(name: str, config: Action, rolling: Rolling) -> "ComponentGoal":
         """For an endpoint.
 
         Args:
             name: The endpoint's, and the component's.
             config: The call for a configuration with the model.
+            rolling: How it is updated.
         """
         request = component_request(name, name, config.request)
-        return ComponentGoal(
-            Action("sagemaker", "create_inference_component", request, "the model, on one of the GPUs")
-        )
+        note = "the model, on one of the GPUs"
+        return ComponentGoal(Action("sagemaker", "create_inference_component", request, note), rolling)
 
     @property
     def name(self) -> str:
@@ -91,6 +149,9 @@ class ComponentGoal:
         Args:
             found: The component, None if there is none.
             endpoint_is_new: It belongs to an endpoint that is no more.
+
+        Raises:
+            CommandError: There is no room for an update.
         """
         if found is None:
             return [self.create]
@@ -98,8 +159,14 @@ class ComponentGoal:
             return [self.delete, self.create]
         if contains(found["Specification"], self.specification):
             return []
-        update = {_KEY: self.name, "Specification": self.specification}
-        return [Action("sagemaker", "update_inference_component", update, "the new model in its place")]
+        num_copies = int(found.get("RuntimeConfig", {}).get("DesiredCopyCount", 1))
+        update = {
+            _KEY: self.name,
+            "Specification": self.specification,
+            "DeploymentConfig": self.rolling.config(self.name, num_copies),
+        }
+        note = "new copies beside the old ones, some at a time, then the traffic"
+        return [Action("sagemaker", "update_inference_component", update, note)]
 
 
 def check_pool(name: str, found: Resources, current: Mapping[str, Any] | None, config_name: str) -> None:
@@ -121,6 +188,14 @@ def check_pool(name: str, found: Resources, current: Mapping[str, Any] | None, c
         f"{name} {wrong}: --to-zero cannot change that",
         f"give the new endpoint another name, or delete this one first: scripts/delete {name}",
     )
+
+
+def settled_component(component: Description | None) -> Description | None:
+    """A component as it will be when what it does by itself has ended well; None if it will be gone."""
+    status = (component or {}).get("InferenceComponentStatus")
+    if component is None or status == "Deleting":
+        return None
+    return {**component, "InferenceComponentStatus": "InService"} if status in BUSY else component
 
 
 class ComponentRoller:
@@ -153,7 +228,8 @@ class ComponentRoller:
         """Make the calls.
 
         Raises:
-            CommandError: The component did not come up.
+            ComponentFailed: The component did not come up.
+            CommandError: One that is to be deleted stays.
         """
         for action in actions:
             if action.operation.startswith("delete_"):
@@ -163,7 +239,7 @@ class ComponentRoller:
         found = self.settle()
         is_up = found is not None and found.get("InferenceComponentStatus") == "InService"
         if not (found and is_up and contains(found["Specification"], self._goal.specification)):
-            raise self._failure(found)
+            raise ComponentFailed(found)
 
     def _make(self, action: Action) -> None:
         self._console.progress(f"{action.operation.replace('_', ' ')}: {self._goal.name}")
@@ -177,14 +253,3 @@ class ComponentRoller:
     def take_away(self) -> None:
         """Delete the component."""
         remove(self._aws, self._console, self._goal.delete)
-
-    def _failure(self, found: Description | None) -> CommandError:
-        if found is None:
-            return CommandError(f"the component {self._goal.name} was deleted by somebody else meanwhile")
-        reason = str(found.get("FailureReason", "no reason given"))
-        group = f"/aws/sagemaker/InferenceComponents/{self._goal.name}"
-        lines = "\n    ".join(last_log_lines(self._aws, group))
-        status = found.get("InferenceComponentStatus")
-        what = "the update was called off" if status == "InService" else status
-        advice = f"{hint(reason)}\n  {group}:\n    {lines}".lstrip("\n ")
-        return CommandError(f"the component {self._goal.name}: {what}: {reason}", advice)

@@ -12,7 +12,7 @@ from gptj_serve.aws.command import make_parser, run
 from gptj_serve.aws.console import Console
 from gptj_serve.aws.endpoints import check_ours, endpoint_name
 from gptj_serve.aws.errors import CommandError, UsageError, is_denied
-from gptj_serve.aws.inventory import Inventory, take_inventory
+from gptj_serve.aws.inventory import Inventory, check_component, take_inventory
 from gptj_serve.aws.plan import Action, show
 from gptj_serve.aws.removal import describe, endpoint_actions, remove, rest_actions, scaling_actions
 from gptj_serve.aws.roles import ROLE_NAME, removal_actions
@@ -58,6 +58,10 @@ def _delete(arguments: argparse.Namespace, console: Console) -> None:
     inventory = take_inventory(aws, arguments.name)
     hint = f"`aws sagemaker delete-endpoint --endpoint-name {arguments.name}` deletes it"
     check_ours(aws.client("sagemaker"), arguments.name, inventory.resources.endpoint, hint)
+    for component in inventory.components:
+        also = component["InferenceComponentName"]
+        hint = f"`aws sagemaker delete-inference-component --inference-component-name {also}` deletes it"
+        check_component(aws, arguments.name, component, hint)
     more = Belongings()
     if arguments.all:
         more = find_belongings(aws, inventory, arguments.model_data, arguments.repository)

@@ -9,19 +9,45 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from gptj_serve.aws import deploy_options, iam
-from gptj_serve.aws.alarms import alarm_actions
-from gptj_serve.aws.checks import check_alarms, check_fit, check_traffic, check_update, find_type, warn
+from gptj_serve.aws.alarms import alarm_actions, of_component, of_variant
+from gptj_serve.aws.checks import (
+    check_alarms,
+    check_ami,
+    check_fit,
+    check_room,
+    check_traffic,
+    check_update,
+    costs,
+    find_type,
+    warn,
+)
 from gptj_serve.aws.clients import Aws, connect
 from gptj_serve.aws.command import run
-from gptj_serve.aws.component_rollout import ComponentGoal, ComponentRoller, check_pool, pool_action
+from gptj_serve.aws.component_rollout import (
+    ComponentFailed,
+    ComponentGoal,
+    ComponentRoller,
+    Rolling,
+    check_pool,
+    pool_action,
+    settled_component,
+)
 from gptj_serve.aws.console import Console
-from gptj_serve.aws.deploy_failure import explain_failure
-from gptj_serve.aws.endpoints import BUSY, TAG, Resources, check_ours, describe_config, find_resources
+from gptj_serve.aws.deploy_failure import explain_component_failure, explain_failure
+from gptj_serve.aws.endpoints import (
+    BUSY,
+    TAG,
+    Resources,
+    check_alarms_ours,
+    check_ours,
+    describe_config,
+    find_resources,
+)
 from gptj_serve.aws.environment import container_environment
 from gptj_serve.aws.errors import CommandError, redact
 from gptj_serve.aws.image_uri import ImageUri, find_image
 from gptj_serve.aws.instances import PRICES_AS_OF
-from gptj_serve.aws.inventory import describe_component
+from gptj_serve.aws.inventory import check_component, describe_component
 from gptj_serve.aws.model_data import look, parse_place
 from gptj_serve.aws.plan import Action, show, validate
 from gptj_serve.aws.print_iam import print_iam, scope_of
@@ -36,10 +62,10 @@ from gptj_serve.aws.requests import (
     num_desired,
     update_action,
 )
-from gptj_serve.aws.roles import ROLE_NAME, plan_role, role_arn
+from gptj_serve.aws.roles import find_execution_role, our_role_arn, plan_role
 from gptj_serve.aws.rollout import CallRefused, Goal, Roller, Rollout, RolloutFailed, plan_rollout
 from gptj_serve.aws.tags import to_dict, to_list
-from gptj_serve.aws.waiting import Waiter, duration
+from gptj_serve.aws.waiting import Waiter, duration, settled
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,19 +93,16 @@ def _handle(arguments: argparse.Namespace, console: Console) -> None:
         print_iam(arguments, console)
         return
     made = _begin(arguments, console)
-    sagemaker, found = made.aws.client("sagemaker"), made.find()
-    check_ours(sagemaker, arguments.name, found.endpoint, "give the new endpoint another name")
-    if found.endpoint and found.endpoint["EndpointStatus"] in BUSY and not arguments.dry_run:
-        console.progress(f"{arguments.name} is {found.endpoint['EndpointStatus']}: waiting for that first.")
-        made.waiter.settle()
-        found = made.find()
+    sagemaker = made.aws.client("sagemaker")
+    found, waits = _find_settled(made)
     name = (found.endpoint or {}).get("EndpointConfigName")
     current = describe_config(sagemaker, name) if name else None
     goal = _goal(made, found.endpoint, current)
+    wanted_alarms = [one.request["AlarmName"] for one in goal.alarms]
+    check_alarms_ours(wanted_alarms, found.foreign_alarms, "--no-alarms does without")
     if arguments.to_zero:
-        component = ComponentGoal.of(arguments.name, config_action(made.wanted, goal.model_name))
         check_pool(arguments.name, found, current, goal.config_name)
-        _deploy_component(made, goal, plan_rollout(goal, found), component)
+        _deploy_component(made, goal, found, waits)
         return
     rollout = plan_rollout(goal, found)
     if rollout.kind == "update":
@@ -88,9 +111,27 @@ def _handle(arguments: argparse.Namespace, console: Console) -> None:
         check_update(made.aws, made.wanted, current)
         check_traffic(arguments.traffic, goal.update)
     if arguments.dry_run:
-        _show_plan(made, rollout)
+        _show_plan(made, rollout, waits)
     else:
         _show_end(made, rollout, goal, _roll_out(made, goal, rollout))
+
+
+def _find_settled(made: _Run) -> tuple[Resources, list[str]]:
+    """What there is when the endpoint does nothing by itself any more, and what has to be waited for.
+
+    A dry run does not wait: it takes what the endpoint does now for done.
+    """
+    name, found = made.wanted.name, made.find()
+    hint = "give the new endpoint another name"
+    check_ours(made.aws.client("sagemaker"), name, found.endpoint, hint)
+    status = found.endpoint["EndpointStatus"] if found.endpoint else None
+    if status not in BUSY:
+        return found, []
+    if made.arguments.dry_run:
+        return replace(found, endpoint=settled(found.endpoint)), [f"endpoint {name} is {status}"]
+    made.console.progress(f"{name} is {status}: waiting for that first.")
+    made.waiter.settle()
+    return made.find(), []
 
 
 def _begin(arguments: argparse.Namespace, console: Console) -> _Run:
@@ -100,21 +141,25 @@ def _begin(arguments: argparse.Namespace, console: Console) -> _Run:
     is_async = bool(arguments.async_output)
     environment, settings = container_environment(arguments.env, is_async=is_async)
     instance = find_type(arguments.instance_type, arguments.volume_gb)
+    check_ami(instance, arguments.inference_ami)
+    if arguments.to_zero:
+        check_room(instance, deploy_options.max_count(arguments))
     tags = to_dict(arguments.tag)
     parse_place(arguments.model_data)
     ImageUri.parse(arguments.image)
     aws = connect(arguments.region, arguments.profile)
-    warn(instance, console)
+    warn(instance, console, uses_all_gpus=arguments.to_zero)
     image = find_image(aws, arguments.image, console)
     data = look(aws, arguments.model_data, console)
     check_fit(instance, data, settings)
+    role = find_execution_role(aws, arguments.role, console) if arguments.role else our_role_arn(aws)
     wanted = Wanted(
         name=arguments.name,
         image=image,
         data=data,
         instance=instance,
         num_instances=arguments.count,
-        role_arn=role_arn(aws, arguments.role or ROLE_NAME),
+        role_arn=role,
         environment=environment,
         has_metrics=settings.front == "http",
         tags=tags,
@@ -126,6 +171,7 @@ def _begin(arguments: argparse.Namespace, console: Console) -> _Run:
         subnets=tuple(arguments.subnets),
         security_groups=tuple(arguments.security_groups),
         is_isolated=arguments.isolated,
+        inference_ami=arguments.inference_ami,
     )
     return _Run(arguments, console, aws, wanted, Waiter(aws.client("sagemaker"), arguments.name, console))
 
@@ -137,9 +183,13 @@ def _goal(made: _Run, endpoint: Mapping[str, Any] | None, current: Mapping[str, 
     if arguments.to_zero:
         config = pool_action(config, model, wanted.name, deploy_options.max_count(arguments))
     alarms: tuple[Action, ...] = ()
-    if not (arguments.no_alarms or arguments.to_zero):  # these look at the variant, and undo its updates
+    if not arguments.no_alarms:
         alarms = alarm_actions(
-            wanted.name, to_list({**wanted.tags, TAG: wanted.name}), deploy_options.latency_s(arguments)
+            wanted.name,
+            of_component(wanted.name) if arguments.to_zero else of_variant(wanted.name),
+            to_list({**wanted.tags, TAG: wanted.name}),
+            deploy_options.latency_s(arguments),
+            has_streams=wanted.has_streams,
         )
     # scaling may have changed the number since; another --count is an order to change it
     keeps_count = _initial_count(current) == wanted.num_instances
@@ -168,29 +218,53 @@ def _initial_count(config: Mapping[str, Any] | None) -> int | None:
 
 def _execution_policy(made: _Run) -> dict[str, Any]:
     aws = made.aws
-    return iam.execution_policy(scope_of(made.arguments, aws.partition, aws.region, aws.account))
+    key = made.arguments.kms_key or made.wanted.data.kms_key
+    return iam.execution_policy(scope_of(made.arguments, aws.partition, aws.region, aws.account, key))
 
 
-def _deploy_component(made: _Run, goal: Goal, rollout: Rollout, component: ComponentGoal) -> None:
+def _deploy_component(made: _Run, goal: Goal, found: Resources, waits: list[str]) -> None:
+    rollout, component = plan_rollout(goal, found), _component_goal(made, goal)
     roller = ComponentRoller(made.aws, component, made.console)
     there = describe_component(made.aws.client("sagemaker"), component.name)
-    if not made.arguments.dry_run:
+    check_component(made.aws, made.wanted.name, there, "give the new endpoint another name")
+    if made.arguments.dry_run:
+        comes = settled_component(there)
+        if there and comes is not there:
+            waits.append(f"component {component.name} is {there['InferenceComponentStatus']}")
+        there = comes
+    else:
         there = roller.settle()
     actions = component.plan(there, endpoint_is_new=rollout.kind != "none")
+    is_update = "update_inference_component" in {one.operation for one in actions}
+    if is_update and not made.arguments.no_alarms:
+        check_alarms(made.wanted.name, found.alarms)
+    kind = rollout.kind if rollout.kind != "none" or not actions else "update"
     if made.arguments.dry_run:
-        _show_plan(made, replace(rollout, switch=(*rollout.switch, *actions)))
+        _show_plan(made, replace(rollout, kind=kind, switch=(*rollout.switch, *actions)), waits)
         return
     endpoint = _roll_out(made, goal, replace(rollout, tidy=()))
     try:
         roller.apply(actions)
-    except CommandError:
-        is_update = "update_inference_component" in {one.operation for one in actions}
+    except (ComponentFailed, CommandError) as failed:
+        error = failed
+        if isinstance(failed, ComponentFailed):
+            error = explain_component_failure(made.aws, made.wanted, failed)
         _undo_component(made, goal, roller, is_update=is_update)
-        raise
+        raise error from None
     for action in rollout.tidy:
         remove(made.aws, made.console, action)
-    kind = rollout.kind if rollout.kind != "none" or not actions else "update"
     _show_end(made, replace(rollout, kind=kind), goal, endpoint)
+
+
+def _component_goal(made: _Run, goal: Goal) -> ComponentGoal:
+    arguments = made.arguments
+    rolling = Rolling(
+        traffic=arguments.traffic,
+        bake_s=arguments.bake_s,
+        alarms=tuple(one.request["AlarmName"] for one in goal.alarms),
+        most=deploy_options.max_count(arguments) * made.wanted.instance.num_gpus,
+    )
+    return ComponentGoal.of(made.wanted.name, config_action(made.wanted, goal.model_name), rolling)
 
 
 def _undo_component(made: _Run, goal: Goal, roller: ComponentRoller, *, is_update: bool) -> None:
@@ -202,6 +276,8 @@ def _undo_component(made: _Run, goal: Goal, roller: ComponentRoller, *, is_updat
 
 def _roll_out(made: _Run, goal: Goal, rollout: Rollout) -> Mapping[str, Any]:
     roller = _roller(made)
+    for line in costs(made.wanted, rollout.kind):
+        made.console.progress(line)
     try:
         return roller.apply(rollout, goal)
     except KeyboardInterrupt:
@@ -243,11 +319,21 @@ def _undo(made: _Run, goal: Goal, roller: Roller, endpoint: Mapping[str, Any] | 
         made.console.progress(f"Not all could be taken away ({why}); scripts/delete does it.")
 
 
-def _show_plan(made: _Run, rollout: Rollout) -> None:
+def _show_plan(made: _Run, rollout: Rollout, waits: list[str]) -> None:
     for action in rollout.actions:
         validate(action)
-    fields = {"plan": rollout.kind, "actions": [action.to_dict() for action in rollout.actions]}
-    made.console.result(fields, show(rollout.actions))
+    notes = costs(made.wanted, rollout.kind)
+    fields = {
+        "plan": rollout.kind,
+        "waits_for": waits,
+        "actions": [action.to_dict() for action in rollout.actions],
+        "notes": notes,
+    }
+    first = [f"# {one}: waits for that first. If it ends well, this comes then:" for one in waits]
+    last = [f"# {one}" for one in notes]
+    made.console.result(
+        fields, "\n\n".join([*first, show(rollout.actions), *(["\n".join(last)] if last else [])])
+    )
 
 
 def _show_end(made: _Run, rollout: Rollout, goal: Goal, endpoint: Mapping[str, Any]) -> None:

@@ -1,9 +1,11 @@
-"""What ``scripts/deploy`` says when the endpoint did not come up."""
+"""What ``scripts/deploy`` says when the endpoint, or the component on it, did not come up."""
 
 from gptj_serve.aws.clients import Aws
+from gptj_serve.aws.component_rollout import ComponentFailed
 from gptj_serve.aws.errors import CommandError
-from gptj_serve.aws.failure import has_no_capacity, hint, last_log_lines, log_group
+from gptj_serve.aws.failure import has_no_capacity, hint, log_group, read_log
 from gptj_serve.aws.fit import fitting_types
+from gptj_serve.aws.instances import next_ami
 from gptj_serve.aws.model_data import config_or_default
 from gptj_serve.aws.requests import Wanted
 from gptj_serve.aws.rollout import RolloutFailed
@@ -18,9 +20,34 @@ def explain_failure(aws: Aws, wanted: Wanted, failed: RolloutFailed) -> CommandE
     message = f"{wanted.name}: {what}: {failed.reason}"
     if has_no_capacity(failed.endpoint):
         return CommandError(message, _others(wanted))
-    lines = "\n    ".join(last_log_lines(aws, log_group(wanted.name)))
-    advice = hint(failed.reason)
-    return CommandError(message, f"{advice}\n  {log_group(wanted.name)}:\n    {lines}".lstrip("\n "))
+    return CommandError(message, _advice(aws, wanted, failed.reason, log_group(wanted.name)))
+
+
+def explain_component_failure(aws: Aws, wanted: Wanted, failed: ComponentFailed) -> CommandError:
+    """The same for the component, which has the endpoint's name."""
+    if failed.component is None:
+        return CommandError(f"the component {wanted.name} was deleted by somebody else meanwhile")
+    status = failed.component.get("InferenceComponentStatus")
+    what = "the update was called off" if status == "InService" else status
+    group = log_group(wanted.name, "InferenceComponents")
+    message = f"the component {wanted.name}: {what}: {failed.reason}"
+    return CommandError(message, _advice(aws, wanted, failed.reason, group))
+
+
+def _advice(aws: Aws, wanted: Wanted, reason: str, group: str) -> str:
+    log = read_log(aws, group)
+    lines = "\n    ".join(log.lines)
+    advice = [one for one in (hint(reason), _other_host(wanted) if log.is_empty else "") if one]
+    return "\n  ".join([*advice, f"{group}:\n    {lines}"])
+
+
+def _other_host(wanted: Wanted) -> str:
+    """What to try when a container could not even write a line: the host's driver may not go with it."""
+    if wanted.ami is None:
+        return ""
+    other = next_ami(wanted.instance, wanted.ami)
+    ran = f"the host image was {wanted.ami}"
+    return f"{ran}; the next one to try: --inference-ami {other}" if other else f"{ran}, the last one to try"
 
 
 def _others(wanted: Wanted) -> str:

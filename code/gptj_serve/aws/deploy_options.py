@@ -7,6 +7,7 @@ from gptj_serve.aws import alarms, tags
 from gptj_serve.aws.command import make_parser
 from gptj_serve.aws.errors import UsageError
 from gptj_serve.aws.grants import COMMANDS
+from gptj_serve.aws.iam import check_key
 from gptj_serve.aws.requests import TRAFFIC
 from gptj_serve.aws.roles import ROLE_NAME
 from gptj_serve.aws.s3 import S3Url
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
         f"commands and the execution role need, or one of: {', '.join(COMMANDS)}, execution-role",
     )
     _add_role(made.add_argument_group("execution role (one of the two)").add_mutually_exclusive_group())
+    _add_role_needs(made.add_argument_group("what the role of --create-role, or of --print-iam, may besides"))
     _add_instances(made.add_argument_group("instances"))
     tags.add_option(made)
     _add_container(made.add_argument_group("container"))
@@ -62,6 +64,21 @@ def parser() -> argparse.ArgumentParser:
 def _add_role(group: argparse._MutuallyExclusiveGroup) -> None:
     group.add_argument("--role", metavar="ARN", help="ARN or name of the role that the endpoint runs with")
     group.add_argument("--create-role", action="store_true", help=f"make, or complete, a role {ROLE_NAME}")
+
+
+def _add_role_needs(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--kms-key",
+        metavar="KEY",
+        help="KMS key that the model's files are encrypted with: id, ARN or alias/NAME (default: as S3 says)",
+    )
+    group.add_argument(
+        "--async-input",
+        action="append",
+        default=[],
+        metavar="S3_URI",
+        help="where requests are read from besides below --async-output (repeatable)",
+    )
 
 
 def _add_instances(group: argparse._ArgumentGroup) -> None:
@@ -86,7 +103,12 @@ def _add_instances(group: argparse._ArgumentGroup) -> None:
         "--max-count",
         type=values.whole(1, 1000),
         metavar="N",
-        help=f"with --to-zero: instances at most (default: {MAX_COUNT})",
+        help=f"with --to-zero: instances at most, for good (default: {MAX_COUNT})",
+    )
+    group.add_argument(
+        "--inference-ami",
+        metavar="VERSION",
+        help="host image, by which goes the GPU's driver (default: by the instance type)",
     )
     group.add_argument(
         "--subnets", type=values.texts, default=(), metavar="ID,…", help="network of the containers"
@@ -137,8 +159,8 @@ def _add_update(group: argparse._ArgumentGroup) -> None:
         "--rollback-latency-s",
         type=values.number(0, 3600),
         metavar="S",
-        help="an update is called off when the slowest 1 %% take longer (default: 55, and never with "
-        "--async-output; 0: never)",
+        help="an update is called off when the slowest 1 %% of answers, or of first pieces of streams, take "
+        "longer (default: 55, and never with --async-output; 0: never)",
     )
     group.add_argument("--no-alarms", action="store_true", help="no alarms: no update is called off")
     group.add_argument(
@@ -180,10 +202,16 @@ def check(arguments: argparse.Namespace) -> None:
         )
     if bool(arguments.subnets) != bool(arguments.security_groups):
         raise UsageError("--subnets and --security-groups: both or neither")
-    if arguments.traffic == "canary" and arguments.count < 2:
+    if arguments.traffic == "canary" and arguments.count < 2 and not arguments.to_zero:
         raise UsageError("--traffic canary: needs --count 2 or more, one instance cannot be divided")
     if arguments.async_output:
         S3Url.parse(arguments.async_output, "--async-output")
+    for place in arguments.async_input:
+        S3Url.parse(place, "--async-input")
+    if arguments.async_input and not arguments.async_output:
+        raise UsageError("--async-input: only with --async-output")
+    if arguments.kms_key:
+        check_key(arguments.kms_key)
     _check_to_zero(arguments)
     if arguments.async_concurrency and not arguments.async_output:
         raise UsageError("--async-concurrency: only with --async-output")

@@ -1,12 +1,12 @@
 """What exists of an endpoint: each description or None, and everything that belongs to it.
 
-Models and endpoint configurations are ours when they are called ``NAME-`` plus eight hexadecimal digits and
-carry the tag `TAG` with the endpoint's name; nothing else is ever changed or deleted.
+Whatever is ours carries the tag `TAG` with the endpoint's name, models and endpoint configurations a name of
+``NAME-`` plus eight hexadecimal digits as well; nothing else is ever changed or deleted.
 """
 
 import argparse
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,12 +36,14 @@ class Resources:
         configs: Endpoint configurations.
         models: Models.
         alarms: CloudWatch alarms, each with its description.
+        foreign_alarms: Names of alarms that are called as ours are, and that somebody else made.
     """
 
     endpoint: Mapping[str, Any] | None
     configs: tuple[str, ...]
     models: tuple[str, ...]
     alarms: tuple[Mapping[str, Any], ...]
+    foreign_alarms: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -84,11 +86,13 @@ def find_resources(sagemaker: Any, cloudwatch: Any, name: str) -> Resources:
         cloudwatch: boto3 client.
         name: The endpoint's name; it need not exist (any more).
     """
+    alarms, foreign = find_alarms(cloudwatch, name)
     return Resources(
         endpoint=describe_endpoint(sagemaker, name),
         configs=tuple(_ours(sagemaker, "list_endpoint_configs", "EndpointConfig", name)),
         models=tuple(_ours(sagemaker, "list_models", "Model", name)),
-        alarms=find_alarms(cloudwatch, name),
+        alarms=alarms,
+        foreign_alarms=foreign,
     )
 
 
@@ -97,10 +101,34 @@ def alarm_prefix(name: str) -> str:
     return f"gptj-serve/{name}/"
 
 
-def find_alarms(cloudwatch: Any, name: str) -> tuple[Mapping[str, Any], ...]:
-    """The alarms of an endpoint."""
+def find_alarms(cloudwatch: Any, name: str) -> tuple[tuple[Mapping[str, Any], ...], tuple[str, ...]]:
+    """The alarms of an endpoint, and the names of others' that are called as if they were."""
     pages = cloudwatch.get_paginator("describe_alarms").paginate(AlarmNamePrefix=alarm_prefix(name))
-    return tuple(alarm for page in pages for alarm in page["MetricAlarms"])
+    found = [alarm for page in pages for alarm in page["MetricAlarms"]]
+    tags = [cloudwatch.list_tags_for_resource(ResourceARN=alarm["AlarmArn"])["Tags"] for alarm in found]
+    ours = [{"Key": TAG, "Value": name} in one for one in tags]
+    return (
+        tuple(alarm for alarm, is_ours in zip(found, ours, strict=True) if is_ours),
+        tuple(alarm["AlarmName"] for alarm, is_ours in zip(found, ours, strict=True) if not is_ours),
+    )
+
+
+def check_alarms_ours(wanted: Iterable[str], foreign: Iterable[str], hint: str) -> None:
+    """Check that no alarm of somebody else's has a name that ours would get.
+
+    Args:
+        wanted: Names of alarms that are about to be made.
+        foreign: Names of `Resources.foreign_alarms`.
+        hint: What to do besides deleting it.
+
+    Raises:
+        CommandError: One has.
+    """
+    if taken := sorted({*wanted} & {*foreign}):
+        raise CommandError(
+            f"the alarm {taken[0]} was not made by these commands (it has no tag {TAG}), so it is left alone",
+            f"`aws cloudwatch delete-alarms --alarm-names {taken[0]}` takes it out of the way; {hint}",
+        )
 
 
 def _ours(sagemaker: Any, operation: str, kind: str, name: str) -> Iterator[str]:

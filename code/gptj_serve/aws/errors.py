@@ -150,5 +150,13 @@ def _denied(operation: str, message: str) -> CommandError:
     resource = re.search(r"on resource:? (\S+)", message)
     name = action[1] if action else _S3_ACTIONS.get(operation, operation)
     where = f" on {resource[1].rstrip('.,')}" if resource else ""
-    said = "" if action else f": {message}" if message else ""
+    if policy := re.search(r"with an explicit deny in an? ([\w -]+?policy|[\w -]+)(?:: (\S+))?", message):
+        which = f" {policy[2].rstrip('.,')}" if policy[2] else ""
+        return CommandError(
+            f"{name}{where} is denied by a {policy[1].strip()}{which}",
+            "a deny wins over every permission: whoever administers that policy has to make an exception",
+        )
+    boundary = re.search(r"because no (?!identity-based)([\w -]+?) allows", message)
+    said = f": {message}" if message and not action else ""
+    said = f": no {boundary[1]} allows it" if boundary else said
     return CommandError(f"permission is missing: {name}{where}{said}", NOTICE)

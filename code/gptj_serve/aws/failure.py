@@ -1,6 +1,7 @@
 """Why an endpoint did not come up: SageMaker's reason, a way out, and the container's last words."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -38,13 +39,26 @@ def hint(reason: str) -> str:
     return next(found, "")
 
 
-def log_group(name: str) -> str:
-    """Where the containers of an endpoint log to."""
-    return f"/aws/sagemaker/Endpoints/{name}"
+def log_group(name: str, kind: str = "Endpoints") -> str:
+    """Where the containers of an endpoint log to, or with "InferenceComponents" those of a component."""
+    return f"/aws/sagemaker/{kind}/{name}"
 
 
-def last_log_lines(aws: Aws, group: str) -> list[str]:
-    """The last lines in a container's log group; a line that says why when there are none."""
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The end of a container's log.
+
+    Attributes:
+        lines: Its last lines, or one that says why there are none.
+        is_empty: It wrote nothing.
+    """
+
+    lines: tuple[str, ...]
+    is_empty: bool = False
+
+
+def read_log(aws: Aws, group: str) -> Log:
+    """The last lines in a container's log group."""
     logs = aws.client("logs")
     try:
         answer = logs.describe_log_streams(
@@ -52,15 +66,16 @@ def last_log_lines(aws: Aws, group: str) -> list[str]:
         )
         streams = answer["logStreams"]
         if not streams:
-            return [f"({group} is empty: the container never ran)"]
+            return Log((f"({group} is empty: the container never ran)",), is_empty=True)
         stream = streams[0]["logStreamName"]
         events = logs.get_log_events(
             logGroupName=group, logStreamName=stream, limit=NUM_LINES, startFromHead=False
         )
-        return [redact(event["message"].rstrip()) for event in events["events"]]
+        lines = tuple(redact(event["message"].rstrip()) for event in events["events"])
+        return Log(lines or (f"({group} is empty)",), is_empty=not lines)
     except ClientError as error:
         if is_missing(error):
-            return [f"(there is no log {group}: the container never ran)"]
-        return [f"(its log {group} cannot be read: {error.response['Error']['Code']})"]
+            return Log((f"(there is no log {group}: the container never ran)",), is_empty=True)
+        return Log((f"(its log {group} cannot be read: {error.response['Error']['Code']})",))
     except BotoCoreError as error:
-        return [f"(its log {group} cannot be read: {redact(str(error))})"]
+        return Log((f"(its log {group} cannot be read: {redact(str(error))})",))

@@ -12,8 +12,11 @@ from gptj_serve.aws.iam import (
     ANSWERS_BUCKET,
     BUCKET,
     COMPONENT,
+    COMPONENTS,
     CONFIG,
+    CONFIGS,
     ENDPOINT,
+    KEY,
     LOGS,
     MODEL,
     MODELS,
@@ -37,6 +40,7 @@ WHAT_EXISTS = (
     Grant(("sagemaker:ListModels", "sagemaker:ListEndpointConfigs")),
     Grant(("sagemaker:ListTags",), ENDPOINT + MODEL + CONFIG),
     Grant(("cloudwatch:DescribeAlarms",)),
+    Grant(("cloudwatch:ListTagsForResource",), ALARM),
 )
 """What `endpoints.find_resources` asks."""
 
@@ -44,6 +48,8 @@ _DEPLOY = (
     Grant(("ecr:DescribeImages",), REPOSITORY),
     Grant(("s3:ListBucket",), BUCKET),
     Grant(("s3:GetObject",), OBJECTS),
+    Grant(("kms:Decrypt",), KEY, calls=False),
+    Grant(("iam:GetRole",), ROLE),
     *WHAT_EXISTS,
     Grant(("sagemaker:CreateModel", "sagemaker:DeleteModel"), MODEL),
     Grant(("sagemaker:CreateEndpointConfig", "sagemaker:DeleteEndpointConfig"), CONFIG),
@@ -104,11 +110,13 @@ _UPLOAD_MODEL = (
         BUCKET,
     ),
     Grant(("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"), OBJECTS),
+    # S3's own calls: it decrypts the parts of a file to put them together
+    Grant(("kms:GenerateDataKey", "kms:Decrypt"), KEY, calls=False),
 )
 
 _SCALING_EXISTS = (
     Grant(("sagemaker:ListInferenceComponents",)),
-    Grant(("sagemaker:DescribeInferenceComponent",), COMPONENT),
+    Grant(("sagemaker:DescribeInferenceComponent",), COMPONENTS),  # others' may be on the endpoint too
     Grant(
         ("application-autoscaling:DescribeScalableTargets", "application-autoscaling:DescribeScalingPolicies")
     ),
@@ -119,7 +127,9 @@ _SCALE = (
     Grant(("sagemaker:DescribeEndpoint",), ENDPOINT),
     Grant(("sagemaker:DescribeEndpointConfig",), CONFIG),
     Grant(("sagemaker:DescribeModel",), MODEL),
+    Grant(("sagemaker:ListTags",), ENDPOINT + COMPONENTS),
     Grant(("cloudwatch:DescribeAlarms",)),
+    Grant(("cloudwatch:ListTagsForResource",), ALARM),
     *_SCALING_EXISTS,
     Grant(
         (
@@ -152,19 +162,22 @@ _SCALE = (
 _STATUS = (
     Grant(("sagemaker:ListEndpoints",)),
     *WHAT_EXISTS,
-    Grant(("sagemaker:DescribeModel",), MODEL),
+    # of any endpoint that is named
+    Grant(("sagemaker:DescribeEndpointConfig",), CONFIGS),
+    Grant(("sagemaker:DescribeModel",), MODELS),
     *_SCALING_EXISTS,
 )
 
 _DELETE = (
     *WHAT_EXISTS,
     *_SCALING_EXISTS,
+    Grant(("sagemaker:ListTags",), COMPONENTS),
     Grant(("sagemaker:DeleteEndpoint",), ENDPOINT),
     Grant(("sagemaker:DeleteEndpointConfig",), CONFIG),
     Grant(("sagemaker:DeleteModel",), MODEL),
     Grant(("sagemaker:DeleteInferenceComponent",), COMPONENT),
     Grant(("cloudwatch:DeleteAlarms",), ALARM),
-    Grant(("iam:GetRolePolicy", "iam:DeleteRolePolicy"), OUR_ROLE),
+    Grant(("iam:GetRole", "iam:GetRolePolicy", "iam:DeleteRolePolicy"), OUR_ROLE),
     Grant(
         ("application-autoscaling:DeregisterScalableTarget", "application-autoscaling:DeleteScalingPolicy"),
         SCALING,
@@ -175,6 +188,7 @@ _DELETE_ALL = (
     Grant(("sagemaker:DescribeModel",), MODELS),  # whether others use the same
     Grant(("s3:ListBucket",), BUCKET),
     Grant(("s3:GetObject", "s3:DeleteObject"), OBJECTS),
+    Grant(("kms:Decrypt",), KEY, calls=False),
     Grant(
         (
             "ecr:DescribeRepositories",
@@ -188,7 +202,7 @@ _DELETE_ALL = (
 
 _INVOKE_ASYNC = (
     Grant(("sagemaker:InvokeEndpointAsync",), ENDPOINT),
-    Grant(("sagemaker:DescribeEndpointConfig",), CONFIG),
+    Grant(("sagemaker:DescribeEndpointConfig",), CONFIGS),
     Grant(("s3:GetObject", "s3:PutObject", "s3:DeleteObject"), ANSWERS),
     Grant(("s3:ListBucket",), ANSWERS_BUCKET, calls=False),  # else what is not there yet looks forbidden
 )
@@ -199,6 +213,7 @@ COMMANDS: dict[str, tuple[Grant, ...]] = {
     "deploy": _DEPLOY,
     "deploy --create-role": (
         Grant(("iam:GetRole", "iam:CreateRole"), OUR_ROLE),
+        Grant(("iam:TagRole",), OUR_ROLE, calls=False),
         Grant(("iam:GetRolePolicy", "iam:PutRolePolicy", "iam:DeleteRolePolicy"), OUR_ROLE),
     ),
     "deploy --to-zero": (
@@ -211,11 +226,12 @@ COMMANDS: dict[str, tuple[Grant, ...]] = {
             ),
             COMPONENT + ENDPOINT + MODEL,
         ),
+        Grant(("sagemaker:ListTags",), COMPONENT),
         Grant(("sagemaker:AddTags",), COMPONENT, calls=False),
     ),
     "invoke": (
         Grant(
-            ("sagemaker:InvokeEndpoint", "sagemaker:InvokeEndpointWithResponseStream"), ENDPOINT + COMPONENT
+            ("sagemaker:InvokeEndpoint", "sagemaker:InvokeEndpointWithResponseStream"), ENDPOINT + COMPONENTS
         ),
         Grant(("sagemaker:DescribeEndpoint",), ENDPOINT),
         Grant(("sagemaker:ListInferenceComponents",)),

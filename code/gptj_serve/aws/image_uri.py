@@ -10,8 +10,17 @@ from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.console import Console
 from gptj_serve.aws.errors import CommandError, UsageError
 
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+"""Media type of the one kind of images that SageMaker takes."""
+
+_SUFFIXES = {"cn": "amazonaws.com.cn", "eusc": "amazonaws.eu"}
+"""What hosts end with in China and in the European Sovereign Cloud, by the regions' beginnings."""
+
 _ECR = re.compile(
-    r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?/"
+    r"(?P<account>\d{12})\."
+    r"(dkr\.ecr(?P<fips>-fips)?\.(?P<region>[a-z0-9-]+)\.amazonaws\.(com|com\.cn|eu)"
+    # for IPv6: other names of the same registries
+    r"|dkr-ecr(?P<fips6>-fips)?\.(?P<region6>[a-z0-9-]+)\.on\.(aws|amazonwebservices\.(com\.cn|eu)))/"
     r"(?P<repository>[a-z0-9][a-z0-9._/-]+)(:(?P<tag>[\w][\w.-]*))?(@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
 
@@ -21,7 +30,7 @@ class ImageUri:
     """An image in ECR.
 
     Attributes:
-        registry: Its host.
+        registry: Its host, as SageMaker wants it.
         account, region, repository: Where it is.
         tag: None if none is named.
         digest: "sha256:…"; None if none is named.
@@ -56,19 +65,26 @@ class ImageUri:
         found = _ECR.fullmatch(uri)
         if not found:
             return None
-        where = found["account"], found["region"], found["repository"]
-        return ImageUri(uri.split("/")[0], *where, tag=found["tag"], digest=found["digest"])
+        account, region = found["account"], found["region"] or found["region6"]
+        host = registry(account, region, fips=found["fips"] or found["fips6"] or "")
+        return ImageUri(host, account, region, found["repository"], tag=found["tag"], digest=found["digest"])
 
     def __str__(self) -> str:
         address = f"{self.registry}/{self.repository}"
         return f"{address}@{self.digest}" if self.digest else f"{address}:{self.tag or 'latest'}"
 
 
+def registry(account: str, region: str, fips: str = "") -> str:
+    """The host of an account's registry; ``fips`` is "-fips" for the one with FIPS cryptography."""
+    suffix = _SUFFIXES.get(region.partition("-")[0], "amazonaws.com")
+    return f"{account}.dkr.ecr{fips}.{region}.{suffix}"
+
+
 def find_image(aws: Aws, uri: str, console: Console) -> str:
     """The address of an image with its digest; a tag is looked up.
 
     Raises:
-        CommandError: There is no such image, or it is in another region.
+        CommandError: There is no such image, it is in another region, or of a kind that SageMaker refuses.
     """
     image = ImageUri.parse(uri)
     if image.region != aws.region:
@@ -99,4 +115,18 @@ def _look_up(ecr: Any, image: ImageUri, console: Console) -> str:
             console.progress(f"Whether {image} exists could not be checked (ecr:DescribeImages).")
             return image.digest
         raise
-    return str(answer["imageDetails"][0]["imageDigest"])
+    found = answer["imageDetails"][0]
+    _check_media_type(image, found.get("imageManifestMediaType", DOCKER_MANIFEST))
+    return str(found["imageDigest"])
+
+
+def _check_media_type(image: ImageUri, media_type: str) -> None:
+    if media_type == DOCKER_MANIFEST:
+        return
+    is_index = "index" in media_type or "list" in media_type
+    what = "an index of several images" if is_index else "an image with an OCI manifest"
+    raise CommandError(
+        f"--image {image}: it is {what} ({media_type}), and SageMaker takes a plain Docker image alone",
+        "scripts/build and scripts/push make one; with docker itself: "
+        "docker buildx build --provenance=false --output=type=docker",
+    )

@@ -9,6 +9,7 @@ one: https://aws.amazon.com/sagemaker/ai/pricing/
 import difflib
 import re
 from dataclasses import dataclass
+from functools import cache
 
 PRICES_AS_OF = "2026-11"
 
@@ -18,6 +19,11 @@ DRIVER_580 = "al2023-ami-sagemaker-inference-gpu-4-1"
 DRIVER_550 = "al2-ami-sagemaker-inference-gpu-3-1"
 """Host image with driver 550, for GPUs that the newer one does not have: the image's CUDA compatibility
 libraries make up for the rest."""
+
+DRIVER_535 = "al2-ami-sagemaker-inference-gpu-2-1"
+"""Host image with driver 535, the oldest."""
+
+_AMIS = (DRIVER_580, DRIVER_550, DRIVER_535)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +166,7 @@ _FAMILIES = {
 
 _CPU_PRICES = {"ml.m5.large": 0.115, "ml.m5.xlarge": 0.23, "ml.m5.2xlarge": 0.461}
 
-_X86_CPUS = re.compile(r"t[23]\w*|[mcr]\d(?!g)[\w-]*")
+_X86_CPUS = re.compile(r"t2|[mcr]\d+(?!g)\w*")
 
 _UNSUPPORTED = {
     r"p2": "its K80 has no kernels in PyTorch any more",
@@ -180,6 +186,15 @@ def all_gpu_instances() -> tuple[InstanceType, ...]:
     )
 
 
+@cache
+def _hosting_types() -> frozenset[str]:
+    """The names of all types that SageMaker has for endpoints, as far as botocore knows."""
+    from botocore.session import get_session  # which reads megabytes: only those pay who ask for a CPU type
+
+    shape = get_session().get_service_model("sagemaker").shape_for("ProductionVariantInstanceType")
+    return frozenset(shape.enum)
+
+
 def find_instance(name: str) -> InstanceType | None:
     """The instance type of a name; None if it is not known, or known not to work.
 
@@ -189,7 +204,7 @@ def find_instance(name: str) -> InstanceType | None:
         if instance.name == name:
             return instance
     found = re.fullmatch(r"ml\.([\w-]+)\.\w+", name)
-    if found and _X86_CPUS.fullmatch(found[1]):
+    if found and _X86_CPUS.fullmatch(found[1]) and name in _hosting_types():
         return InstanceType(
             name,
             gpu=None,
@@ -210,8 +225,21 @@ def why_not(name: str) -> str:
             if re.fullmatch(pattern, found[1]):
                 return f"{name} does not work: {reason}"
     known = [instance.name for instance in all_gpu_instances()]
+    if found and _X86_CPUS.fullmatch(found[1]):
+        known = [one for one in sorted(_hosting_types()) if _X86_CPUS.fullmatch(one.split(".")[1])]
     near = difflib.get_close_matches(name if name.startswith("ml.") else f"ml.{name}", known, n=3, cutoff=0.5)
     return f"{name}: no such instance type; did you mean {', '.join(near or ['ml.g4dn.2xlarge'])}?"
+
+
+def next_ami(instance: InstanceType, used: str | None) -> str | None:
+    """The host image to try when a container dies on the one that was used; None if there is no other.
+
+    The newest is first, as each type's own choice is; after one that is not among them comes the type's own.
+    """
+    if instance.ami is None:
+        return None
+    ways = _AMIS[_AMIS.index(instance.ami) :]
+    return next(iter(ways[ways.index(used) + 1 :]), None) if used in ways else instance.ami
 
 
 def one_gpu_sibling(instance: InstanceType) -> InstanceType | None:

@@ -1,6 +1,6 @@
 """Everything that belongs to an endpoint: what `endpoints` finds, its components and its scaling."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,17 @@ from botocore.exceptions import ClientError
 
 from gptj_serve.aws import autoscaling
 from gptj_serve.aws.clients import Aws
-from gptj_serve.aws.endpoints import Resources, find_alarms, find_resources, is_missing, or_none
+from gptj_serve.aws.endpoints import (
+    TAG,
+    Resources,
+    check_alarms_ours,
+    find_alarms,
+    find_resources,
+    has_tag,
+    is_missing,
+    or_none,
+)
+from gptj_serve.aws.errors import CommandError
 
 Description = Mapping[str, Any]
 
@@ -51,11 +61,14 @@ def take_inventory(aws: Aws, name: str) -> Inventory:
         name: The endpoint's.
     """
     components = find_components(aws, name)
+    names = {one["InferenceComponentName"] for one in components}
+    if describe_component(aws.client("sagemaker"), name) is None:
+        names.add(name)  # the scaling of one that is gone may be left; another endpoint's is not ours
     return Inventory(
         name=name,
         resources=find_resources(aws.client("sagemaker"), aws.client("cloudwatch"), name),
         components=components,
-        scaling=find_scaling(aws, name, [found["InferenceComponentName"] for found in components]),
+        scaling=find_scaling(aws, name, names),
     )
 
 
@@ -78,16 +91,45 @@ def describe_component(sagemaker: Any, name: str) -> Description | None:
     return or_none(sagemaker.describe_inference_component, InferenceComponentName=name)
 
 
-def find_scaling(aws: Aws, name: str, components: list[str]) -> tuple[Scaling, ...]:
+def check_component(aws: Aws, endpoint: str, component: Description | None, hint: str) -> None:
+    """Check that an inference component, if there is one, was made by us for an endpoint.
+
+    Args:
+        aws: Where.
+        endpoint: The endpoint's name.
+        component: Its description.
+        hint: What to do if it was not.
+
+    Raises:
+        CommandError: Somebody else made it, or it is another endpoint's.
+    """
+    if component is None:
+        return
+    name = component["InferenceComponentName"]
+    if component["EndpointName"] != endpoint:
+        raise CommandError(
+            f"the inference component {name} belongs to the endpoint {component['EndpointName']}, "
+            "so it is left alone",
+            hint,
+        )
+    if not has_tag(aws.client("sagemaker"), component["InferenceComponentArn"], endpoint):
+        raise CommandError(
+            f"the inference component {name} was not made by scripts/deploy (it has no tag {TAG}), "
+            "so it is left alone",
+            hint,
+        )
+
+
+def find_scaling(aws: Aws, name: str, components: Iterable[str]) -> tuple[Scaling, ...]:
     """What scales of an endpoint: its variants and components.
 
     Args:
         aws: Where.
         name: The endpoint's.
-        components: Names of its components; the one of its own name is looked for even if it is gone.
+        components: Names of its components.
     """
     client = aws.client(autoscaling.SERVICE)
-    ids = {f"inference-component/{one}" for one in (name, *components)}
+    ids = {f"inference-component/{one}" for one in components}
     pages = client.get_paginator("describe_scalable_targets").paginate(ServiceNamespace="sagemaker")
     targets = [
         target
@@ -103,7 +145,8 @@ def existing(aws: Aws, it: autoscaling.Scalable) -> autoscaling.Existing:
     client = aws.client(autoscaling.SERVICE)
     request = {key: value for key, value in it.key.items() if key != "ResourceId"}
     found = client.describe_scalable_targets(ResourceIds=[it.resource_id], **request)["ScalableTargets"]
-    alarms = find_alarms(aws.client("cloudwatch"), it.endpoint)
+    alarms, foreign = find_alarms(aws.client("cloudwatch"), it.endpoint)
+    check_alarms_ours([it.alarm], foreign, f"`scripts/status {it.endpoint}` shows what is ours")
     return autoscaling.Existing(
         target=found[0] if found else None,
         policies=_policies(client, it.key),

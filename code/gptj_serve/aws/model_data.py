@@ -34,12 +34,14 @@ class ModelData:
         num_bytes: Size of all files.
         fingerprint: Changes when the files do; None if they could not be read.
         config: The model's dimensions; None if there is no telling.
+        kms_key: ARN of the KMS key of the files; None for S3's own, or if there is no telling.
     """
 
     uri: str
     num_bytes: int
     fingerprint: str | None
     config: ModelConfig | None
+    kms_key: str | None = None
 
     @property
     def is_archive(self) -> bool:
@@ -113,23 +115,30 @@ def _summarise(s3: Any, uri: str, bucket: str, objects: Sequence[dict[str, Any]]
             "download fails over it",
             f"aws s3 rm s3://{bucket}/{folders[0]}",
         )
-    config = None if uri.endswith(ARCHIVE) else _read_config(s3, uri, bucket, objects)
-    return ModelData(uri, sum(item["Size"] for item in objects), _fingerprint(objects), config)
+    if uri.endswith(ARCHIVE):
+        config, key = None, s3.head_object(Bucket=bucket, Key=objects[0]["Key"]).get("SSEKMSKeyId")
+    else:
+        config, key = _read_config(s3, uri, bucket, objects)
+    return ModelData(uri, sum(item["Size"] for item in objects), _fingerprint(objects), config, key)
 
 
-def _read_config(s3: Any, uri: str, bucket: str, objects: Sequence[dict[str, Any]]) -> ModelConfig:
+def _read_config(
+    s3: Any, uri: str, bucket: str, objects: Sequence[dict[str, Any]]
+) -> tuple[ModelConfig, str | None]:
+    """The model's dimensions, and the KMS key that they are encrypted with."""
     keys = [item["Key"] for item in objects if item["Key"].rsplit("/", 1)[-1] == CONFIG]
     if not keys:
         raise CommandError(
             f"--model-data {uri}: there is no {CONFIG}", "give the prefix that scripts/upload-model printed"
         )
     key = min(keys, key=lambda one: (one.count("/"), one))  # as the server looks: the nearest first
-    body = s3.get_object(Bucket=bucket, Key=key)["Body"].read(MAX_CONFIG_BYTES)
+    answer = s3.get_object(Bucket=bucket, Key=key)
+    body = answer["Body"].read(MAX_CONFIG_BYTES)
     try:
         raw = json.loads(body)
         if not isinstance(raw, dict):
             raise ValueError("not an object")
-        return parse_config(raw, Path(CONFIG))
+        return parse_config(raw, Path(CONFIG)), answer.get("SSEKMSKeyId")
     except (ValueError, StartupError) as error:
         raise CommandError(f"--model-data: s3://{bucket}/{key}: {error}") from error
 

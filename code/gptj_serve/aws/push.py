@@ -99,6 +99,8 @@ def _to_ecr(aws: Aws, image: Image, tag: str, arguments: argparse.Namespace, con
     upload = Upload(image, given, uri, tag)
     there = repository.find_pushed(aws, name, tag) if found else None
     check_same(upload, there)
+    if found and not found.is_ours and arguments.tag:
+        console.progress(f"note: scripts/push did not make the repository {name}: it gets no --tag")
     if arguments.dry_run:
         sending = [AUTHORIZE, upload.login, *upload.steps, repository.look_up(name, tag)]
         _show_plan([*changes, *(upload.leftover if there else sending)], console)

@@ -102,7 +102,9 @@ def make_report(inventory: Inventory, config: Description | None, models: tuple[
     endpoint = inventory.resources.endpoint or {}
     variants = (config or {}).get("ProductionVariants", [])
     types = {one["VariantName"]: one.get("InstanceType") for one in variants}
-    fleets = tuple(_fleet(one, types) for one in endpoint.get("ProductionVariants", []))
+    # SageMaker ends the instances of one that never came up, but describes them on
+    running = [] if endpoint.get("EndpointStatus") == "Failed" else endpoint.get("ProductionVariants", [])
+    fleets = tuple(_fleet(one, types) for one in running)
     changed = endpoint.get("LastModifiedTime")
     return Report(
         name=inventory.name,

@@ -10,6 +10,7 @@ from botocore.exceptions import ClientError
 from gptj_serve.aws import tags
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.docker import Manifest
+from gptj_serve.aws.image_uri import DOCKER_MANIFEST, registry
 from gptj_serve.aws.plan import Action
 
 DEFAULT_NAME = "gptj-serve"
@@ -19,7 +20,7 @@ UNTAGGED_DAYS = 7
 """Days after which images that no tag names are removed."""
 
 MEDIA_TYPES = (
-    "application/vnd.docker.distribution.manifest.v2+json",
+    DOCKER_MANIFEST,
     "application/vnd.docker.distribution.manifest.list.v2+json",
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.oci.image.index.v1+json",
@@ -86,12 +87,13 @@ def find_repository(aws: Aws, name: str) -> Repository | None:
 
 def expected_uri(aws: Aws, name: str) -> str:
     """Where a repository will be that does not exist yet."""
-    suffix = "amazonaws.com.cn" if aws.partition == "aws-cn" else "amazonaws.com"
-    return f"{aws.account}.dkr.ecr.{aws.region}.{suffix}/{name}"
+    return f"{registry(aws.account, aws.region)}/{name}"
 
 
 def plan_repository(name: str, found: Repository | None, users_tags: Mapping[str, str]) -> list[Action]:
     """What it takes until it is there, with a policy and with its tags; nothing if all is so already.
+
+    One that somebody else made stays as it is.
 
     Args:
         name: The repository's.
@@ -107,7 +109,7 @@ def plan_repository(name: str, found: Repository | None, users_tags: Mapping[str
         actions = [_create(name, {**users_tags, TAG: name}), expire]
     else:
         missing = {key: value for key, value in users_tags.items() if found.tags.get(key) != value}
-        if missing:
+        if missing and found.is_ours:
             request = {"resourceArn": found.arn, "tags": tags.to_list(missing)}
             actions.append(Action("ecr", "tag_resource", request, "tags"))
         # an interrupted run made the repository and no more

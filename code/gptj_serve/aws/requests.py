@@ -45,6 +45,7 @@ class Wanted:
         async_concurrency: Requests that an instance of an asynchronous endpoint gets at once.
         subnets, security_groups: The network; both or neither.
         is_isolated: The container has no network.
+        inference_ami: Host image; None for the one that goes with the instance type.
     """
 
     name: str
@@ -64,6 +65,17 @@ class Wanted:
     subnets: tuple[str, ...] = ()
     security_groups: tuple[str, ...] = ()
     is_isolated: bool = False
+    inference_ami: str | None = None
+
+    @property
+    def ami(self) -> str | None:
+        """The host image; None for types without a GPU."""
+        return self.inference_ami or self.instance.ami
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether clients can have streams: the front with metrics has them, on real-time endpoints."""
+        return self.has_metrics and not self.async_output
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +152,10 @@ def config_action(wanted: Wanted, model: str) -> Action:
     if wanted.async_output:
         concurrency = wanted.async_concurrency
         request["AsyncInferenceConfig"] = {
-            "OutputConfig": {"S3OutputPath": wanted.async_output},
+            "OutputConfig": {
+                "S3OutputPath": wanted.async_output,
+                "S3FailurePath": f"{wanted.async_output.rstrip('/')}/failures/",
+            },
             **({"ClientConfig": {"MaxConcurrentInvocationsPerInstance": concurrency}} if concurrency else {}),
         }
     what = f"{wanted.num_instances} x {wanted.instance.name}"
@@ -206,8 +221,8 @@ def _variant(wanted: Wanted, model: str) -> dict[str, Any]:
         "ContainerStartupHealthCheckTimeoutInSeconds": wanted.startup_timeout_s or startup_timeout_s(data),
         "RoutingConfig": {"RoutingStrategy": "LEAST_OUTSTANDING_REQUESTS"},
     }
-    if instance.ami:
-        variant["InferenceAmiVersion"] = instance.ami
+    if wanted.ami:
+        variant["InferenceAmiVersion"] = wanted.ami
     if instance.takes_volume:
         variant["VolumeSizeInGB"] = wanted.volume_gb or _volume_gb(data)
     return variant

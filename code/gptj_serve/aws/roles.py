@@ -1,6 +1,7 @@
 """The role that an endpoint runs with: what it may do, and making it when asked to."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,11 +9,16 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from gptj_serve.aws.clients import Aws
-from gptj_serve.aws.endpoints import is_missing
+from gptj_serve.aws.console import Console
+from gptj_serve.aws.endpoints import or_none
+from gptj_serve.aws.errors import CommandError, UsageError, is_denied
 from gptj_serve.aws.plan import Action
 
 ROLE_NAME = "gptj-serve-execution"
 """The role that ``--create-role`` makes; endpoints share it, each has a policy of its own in it."""
+
+TAG = "gptj-serve:role"
+"""Key of the tag that marks a role as made by us."""
 
 TRUST: Mapping[str, Any] = {
     "Version": "2012-10-17",
@@ -22,9 +28,63 @@ TRUST: Mapping[str, Any] = {
 }
 
 
-def role_arn(aws: Aws, role: str) -> str:
-    """A role's ARN, from itself or from its name."""
-    return role if role.startswith("arn:") else f"arn:{aws.partition}:iam::{aws.account}:role/{role}"
+def our_role_arn(aws: Aws) -> str:
+    """ARN of the role that ``--create-role`` makes."""
+    return f"arn:{aws.partition}:iam::{aws.account}:role/{ROLE_NAME}"
+
+
+def find_execution_role(aws: Aws, role: str, console: Console) -> str:
+    """The ARN of a role that SageMaker may take on.
+
+    Args:
+        aws: Where.
+        role: Its ARN or its name.
+        console: Where to say that it could not be checked.
+
+    Raises:
+        UsageError: It is no role of this account.
+        CommandError: There is no such role, or it does not trust SageMaker.
+        ClientError: AWS refuses for another reason than that its caller may not look.
+    """
+    if role.startswith("arn:"):
+        _check_arn(aws, role)
+    name = role.rpartition("/")[2]
+    try:
+        found = find_role(aws, name)
+    except ClientError as error:
+        if not is_denied(error):
+            raise
+        console.progress(f"Whether there is a role {name} could not be checked (iam:GetRole).")
+        return role if role.startswith("arn:") else f"arn:{aws.partition}:iam::{aws.account}:role/{role}"
+    arn = str(found["Arn"]) if found else role
+    if found is None or (role.startswith("arn:") and arn != role):
+        raise CommandError(
+            f"--role {role}: there is no such role" + (f", but {arn}" if found else ""),
+            "--role takes the ARN or the name of one that is there; --create-role makes one",
+        )
+    if "sagemaker." not in json.dumps(found.get("AssumeRolePolicyDocument", "sagemaker.")):
+        raise CommandError(
+            f"--role {role}: it does not let SageMaker take it on",
+            "scripts/deploy --print-iam execution-role prints the trust policy that it needs; "
+            "--create-role makes a role that has it",
+        )
+    return arn
+
+
+def _check_arn(aws: Aws, arn: str) -> None:
+    found = re.fullmatch(r"arn:aws[a-z-]*:iam::(\d{12}):role/[\w+=,.@/-]+", arn)
+    if not found:
+        kind = re.match(r"arn:aws[a-z-]*:(?:iam|sts)::\d*:([\w-]+)", arn)
+        raise UsageError(
+            f"--role {arn}: {f'this is a {kind[1]}' if kind else 'no ARN of a role'}, "
+            "and endpoints run with a role of IAM",
+            f"it looks like arn:{aws.partition}:iam::{aws.account}:role/NAME; --create-role makes one",
+        )
+    if found[1] != aws.account:
+        raise UsageError(
+            f"--role {arn}: it is in the account {found[1]}, the endpoint in {aws.account}",
+            "--role takes one of the endpoint's account, --profile another account",
+        )
 
 
 def policy_name(endpoint: str, region: str) -> str:
@@ -46,20 +106,28 @@ class RoleChange:
 
 
 def plan_role(aws: Aws, endpoint: str, policy: Mapping[str, Any]) -> RoleChange:
-    """Compare the role with what an endpoint needs."""
-    iam = aws.client("iam")
+    """Compare the role with what an endpoint needs.
+
+    Raises:
+        CommandError: The role is there, and somebody else made it.
+        ClientError: AWS refuses to tell.
+    """
     actions = []
-    try:
-        iam.get_role(RoleName=ROLE_NAME)
-    except ClientError as error:
-        if not is_missing(error):
-            raise
+    role = find_role(aws, ROLE_NAME)
+    if role is None:
         request = {
             "RoleName": ROLE_NAME,
             "AssumeRolePolicyDocument": json.dumps(TRUST),
             "Description": "Runs endpoints of gptj-serve",
+            "Tags": [{"Key": TAG, "Value": ROLE_NAME}],
         }
         actions.append(Action("iam", "create_role", request, "the endpoint's role"))
+    elif not _is_ours(role):
+        raise CommandError(
+            f"--create-role: the role {ROLE_NAME} has no tag {TAG}: somebody else made it",
+            f"--role {ROLE_NAME} uses it as it is; if it is ours all the same: "
+            f"`aws iam tag-role --role-name {ROLE_NAME} --tags Key={TAG},Value={ROLE_NAME}`",
+        )
     before = None if actions else _policy_of(aws, endpoint)
     if before == policy:
         return RoleChange()
@@ -69,12 +137,28 @@ def plan_role(aws: Aws, endpoint: str, policy: Mapping[str, Any]) -> RoleChange:
 
 
 def removal_actions(aws: Aws, endpoint: str) -> list[Action]:
-    """The calls that take an endpoint's policy out of the role; none if there is none.
+    """The calls that take an endpoint's policy out of our role; none if there is none.
 
     Raises:
         ClientError: AWS refuses to tell.
     """
-    return [] if _policy_of(aws, endpoint) is None else [_delete(aws, endpoint)]
+    if _policy_of(aws, endpoint) is None or not _is_ours(find_role(aws, ROLE_NAME) or {}):
+        return []
+    return [_delete(aws, endpoint)]
+
+
+def find_role(aws: Aws, name: str) -> Mapping[str, Any] | None:
+    """A role's description, None if there is none.
+
+    Raises:
+        ClientError: AWS refuses to tell.
+    """
+    answer = or_none(aws.client("iam").get_role, RoleName=name)
+    return answer["Role"] if answer else None
+
+
+def _is_ours(role: Mapping[str, Any]) -> bool:
+    return {"Key": TAG, "Value": ROLE_NAME} in role.get("Tags", [])
 
 
 def _put(aws: Aws, endpoint: str, policy: Mapping[str, Any], note: str) -> Action:
@@ -91,9 +175,5 @@ def _key(aws: Aws, endpoint: str) -> dict[str, str]:
 
 
 def _policy_of(aws: Aws, endpoint: str) -> Any:
-    try:
-        return aws.client("iam").get_role_policy(**_key(aws, endpoint))["PolicyDocument"]
-    except ClientError as error:
-        if is_missing(error):
-            return None
-        raise
+    answer = or_none(aws.client("iam").get_role_policy, **_key(aws, endpoint))
+    return answer["PolicyDocument"] if answer else None

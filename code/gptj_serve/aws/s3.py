@@ -8,9 +8,12 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from gptj_serve.aws.clients import Aws
+from gptj_serve.aws.console import Console
 from gptj_serve.aws.errors import CommandError, UsageError
 from gptj_serve.aws.plan import Action
 
+_BLOCKS = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+_BLOCKED = ",".join(f"{one}=true" for one in _BLOCKS)
 _URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", re.DOTALL)
 
 
@@ -56,10 +59,11 @@ def default_bucket(aws: Aws) -> str:
     return f"sagemaker-{aws.region}-{aws.account}"
 
 
-def bucket_actions(aws: Aws, bucket: str) -> list[Action]:
+def bucket_actions(aws: Aws, bucket: str, console: Console) -> list[Action]:
     """What has to be done before objects can be put into a bucket: nothing, as a rule.
 
-    Only the default bucket is ever made. Its name can be guessed, so it has to belong to this account.
+    Only the default bucket is ever made. Its name can be guessed, so it has to belong to this account. One
+    that is there stays as it is: SageMaker's own tools make it as well.
 
     Raises:
         CommandError: The bucket is not there, in another region, or somebody else's.
@@ -74,7 +78,12 @@ def bucket_actions(aws: Aws, bucket: str) -> list[Action]:
     region = answer.get("BucketRegion") or aws.region
     if region != aws.region:
         raise _elsewhere(bucket, region, aws.region)
-    return [_block_public_access(bucket)] if is_default and not _is_blocked(s3, bucket) else []
+    if is_default and not _is_blocked(s3, bucket):
+        console.progress(
+            f"note: public access to {bucket} is not blocked: `aws s3api put-public-access-block --bucket "
+            f"{bucket} --public-access-block-configuration {_BLOCKED}` does that"
+        )
+    return []
 
 
 def owner(aws: Aws, bucket: str) -> dict[str, str]:
@@ -127,8 +136,8 @@ def _is_blocked(s3: Any, bucket: str) -> bool:
 
 
 def _block_public_access(bucket: str) -> Action:
-    names = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
-    request = {"Bucket": bucket, "PublicAccessBlockConfiguration": dict.fromkeys(names, True)}
+    # S3 does so by itself with new buckets, unless an account's own template says otherwise
+    request = {"Bucket": bucket, "PublicAccessBlockConfiguration": dict.fromkeys(_BLOCKS, True)}
     return Action("s3", "put_public_access_block", request, "nothing in it may be made public")
 
 

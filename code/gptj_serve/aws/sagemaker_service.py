@@ -115,9 +115,9 @@ class Service:
             return CommandError(f"{self.name} is not ready: {message}", "try again in some seconds")
         if not _is_invalid(error):
             return explain(error)
-        return self._state() or CommandError(f"{self.name}: {message}", _hint(message))
+        return self.trouble() or CommandError(f"{self.name}: {message}", _hint(message))
 
-    def _state(self) -> CommandError | None:
+    def trouble(self) -> CommandError | None:
         """Why the endpoint takes no requests at all; None if it should, or nobody may know."""
         try:
             found = describe_endpoint(self.aws.client("sagemaker"), self.name)

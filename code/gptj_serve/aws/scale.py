@@ -14,10 +14,17 @@ from gptj_serve.aws.clients import Aws, connect
 from gptj_serve.aws.command import make_parser, run
 from gptj_serve.aws.components import most_copies, obstacle
 from gptj_serve.aws.console import Console
-from gptj_serve.aws.endpoints import TAG, describe_config, describe_endpoint, describe_model, endpoint_name
+from gptj_serve.aws.endpoints import (
+    TAG,
+    check_ours,
+    describe_config,
+    describe_endpoint,
+    describe_model,
+    endpoint_name,
+)
 from gptj_serve.aws.errors import CommandError, UsageError
 from gptj_serve.aws.instances import find_instance
-from gptj_serve.aws.inventory import existing, find_components
+from gptj_serve.aws.inventory import check_component, existing, find_components
 from gptj_serve.aws.plan import Action, show
 
 DESCRIPTION = """\
@@ -141,6 +148,7 @@ def _find(aws: Aws, name: str) -> _Found:
         raise CommandError(
             f"there is no endpoint {name} in {aws.region}", "`scripts/status` shows those there are"
         )
+    check_ours(sagemaker, name, endpoint, "deploy one with scripts/deploy, or scale it as it was made")
     config = describe_config(sagemaker, endpoint["EndpointConfigName"])
     if config is None:
         raise CommandError(
@@ -153,6 +161,7 @@ def _find(aws: Aws, name: str) -> _Found:
     elif "ModelName" in variant:
         it = autoscaling.variant(name, variant["VariantName"])
     elif len(components) == 1:
+        check_component(aws, name, components[0], "scale it as it was made")
         it = autoscaling.component(name, components[0]["InferenceComponentName"])
     else:
         raise CommandError(f"{name} hosts {len(components)} inference components; it must have one")

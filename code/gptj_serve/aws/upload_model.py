@@ -13,6 +13,7 @@ from gptj_serve.aws.clients import Aws, connect
 from gptj_serve.aws.command import make_parser, run
 from gptj_serve.aws.console import Console, size
 from gptj_serve.aws.errors import UsageError
+from gptj_serve.aws.iam import check_key
 from gptj_serve.aws.manifest import Manifest
 from gptj_serve.aws.model_files import ModelFile, left_out, read_all, serving_paths
 from gptj_serve.aws.model_prepare import Unprepared, Wanted, prepare
@@ -104,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         help="size of converted files at most, 0.001 to 50 (default: 2)",
     )
     add("--work-dir", type=Path, help="where converted files go, and stay (default: ~/.cache/gptj-serve)")
-    add("--kms-key", help="id or ARN of the KMS key to encrypt with (default: S3's own)")
+    add("--kms-key", help="KMS key to encrypt with: id, ARN or alias/NAME (default: S3's own)")
     return parser
 
 
@@ -123,11 +124,13 @@ def _upload_model(arguments: argparse.Namespace, console: Console) -> None:
     if local is not None and arguments.revision:
         raise UsageError(f"--revision: {arguments.source} is a directory; only the hub has revisions")
     to = S3Url.parse(arguments.to, "--to") if arguments.to else None
+    if arguments.kms_key:
+        check_key(arguments.kms_key)
     name = model_source.model_name(arguments.name or arguments.source, None if arguments.name else local)
     aws = connect(arguments.region, arguments.profile)
     # all that can be wrong there is said before gigabytes are fetched
     to = to or S3Url(default_bucket(aws), "")
-    making = bucket_actions(aws, to.bucket)
+    making = bucket_actions(aws, to.bucket, console)
     wanted = _wanted(arguments)
     checkpoint = prepare(wanted, name, console, arguments.dry_run)
     if isinstance(checkpoint, Unprepared):

@@ -94,6 +94,18 @@ class Waiter:
                 self.clock.sleep(POLL_S)
 
 
+def settled(endpoint: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """An endpoint as it will be when what it does by itself has ended well; None if it will be gone."""
+    status = endpoint["EndpointStatus"] if endpoint else None
+    if endpoint is None or status == "Deleting":
+        return None
+    if status not in BUSY:
+        return endpoint
+    pending = endpoint.get("PendingDeploymentSummary", {}).get("EndpointConfigName")
+    comes = pending if pending and status != "RollingBack" else endpoint["EndpointConfigName"]
+    return {**endpoint, "EndpointStatus": "InService", "EndpointConfigName": comes}
+
+
 def duration(seconds: float) -> str:
     """Minutes and seconds: "7:05"."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

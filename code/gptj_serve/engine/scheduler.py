@@ -184,8 +184,8 @@ class Scheduler(ABC):
             self._check(request)
         if len(group) > self._room():
             raise Overloaded(
-                f"the queue is full: {len(self._waiting)} of {self._max_queue} sequences wait, "
-                f"{len(group)} more do not fit; try again later",
+                f"the queue is full: {self.num_running} sequences run and {len(self._waiting)} wait, "
+                f"{len(group)} more do not fit (GPTJ_MAX_QUEUE={self._max_queue}); try again later",
                 retry_after_s=1,
             )
         call = next(self._calls)

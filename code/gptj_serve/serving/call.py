@@ -77,7 +77,7 @@ class Call:
     Attributes:
         ask: What the body said.
         prompts: In the client's order.
-        eos_token_ids: Ids that end a sequence, unless that is ignored; they are no text.
+        eos_token_ids: The end of the text, unless that is ignored.
         accept: Its ``Accept`` header.
         arrived_s: When it came, on the service's clock.
     """
@@ -92,6 +92,12 @@ class Call:
     def parameters(self) -> Parameters:
         """How to generate."""
         return self.ask.parameters
+
+    @property
+    def ending_ids(self) -> tuple[int, ...]:
+        """Token ids that end a sequence."""
+        eos = () if self.parameters.ignore_eos else self.eos_token_ids
+        return (*eos, *self.parameters.stop_token_ids)
 
     @property
     def num_sequences(self) -> int:
@@ -127,7 +133,7 @@ class Call:
                     request_id=f"{request_id}/{prompt_index}.{sequence_index}",
                     prompt_ids=prompt.token_ids,
                     sampling=replace(prompt.sampling, sequence_index=sequence_index),
-                    eos_token_ids=() if self.parameters.ignore_eos else self.eos_token_ids,
+                    eos_token_ids=self.ending_ids,
                     logprobs=self.parameters.needs_logprobs,
                     num_top_logprobs=self.parameters.num_top_logprobs,
                     timeout_s=timeout_s,

@@ -226,6 +226,7 @@ def _worker_env(env: Mapping[str, str], directory: Path, home: Path) -> dict[str
         "PYTHONPATH": os.pathsep.join(python_path),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",  # a pool of threads for one text is only a detour
+        **run_dir.GIVING_MEMORY_BACK,
         run_dir.ENV_NAME: str(directory),
         "LOG_LOCATION": str(home),
         "METRICS_LOCATION": str(home),

@@ -18,6 +18,7 @@ from typing import Any
 from sagemaker_inference.transformer import Transformer
 
 from gptj_serve import logs, run_dir
+from gptj_serve.errors import is_failure
 from gptj_serve.serving import mms, schemas
 from gptj_serve.serving.call import Call
 from gptj_serve.serving.service import ErrorAnswer
@@ -58,7 +59,9 @@ class GptjTransformer(Transformer):  # type: ignore[misc]
         try:
             body, content_type = self._run(request, headers, about)
             answer = ErrorAnswer(200, body, content_type, {})
-        except Exception as error:
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             schema = schemas.guess(bytes(request.get("body") or b""))
             answer = self._model.render_error(error, about.request_id, about.call, schema)
         context.set_response_status(code=answer.status, phrase=_reason(answer.status), idx=index)

@@ -12,13 +12,24 @@ from types import MappingProxyType
 from typing import Any
 
 from gptj_serve.errors import BadRequest
-from gptj_serve.request import ModelInfo, SamplingParams
+from gptj_serve.request import (
+    ALWAYS_USED,
+    USED_WHEN_DRAWING,
+    IdLists,
+    ModelInfo,
+    SamplingParams,
+    ScoreParams,
+)
 
 DEFAULT_MAX_NEW_TOKENS = 100
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1000
 MAX_TOKENS = 1 << 20
 MAX_TOKEN_IDS = 128
+MAX_NGRAM = 100
+MAX_BAD_WORDS = 128
+MAX_BAD_WORD_CHARS = 100
+MAX_BAD_WORD_IDS = 32
 NEAR = 0.82
 """How alike (0 to 1) a wrong name and a suggestion are: a slip of the pen, not ``top_n`` and ``top_p``."""
 MAX_LISTED = 8
@@ -44,8 +55,8 @@ class Check:
         return self.read(value)
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters(ScoreParams):
     """What a client asked for, checked one by one; `sampling` adds what depends on the prompt.
 
     Attributes:
@@ -56,6 +67,8 @@ class Parameters:
         eos_token_ids: Token ids that end the text in place of the model's own; None keeps those.
         ignore_eos: The end of text, where it is chosen, ends nothing.
         stop: Strings that end the answer.
+        stop_token_ids: Token ids that end it as the end of text does, even where that is ignored.
+        bad_words: Words that are not said.
         include_stop_str_in_output: The answer ends after the stop string, or the token that ended it.
         skip_special_tokens: The answer has no special tokens.
         seed: None draws one.
@@ -70,6 +83,7 @@ class Parameters:
             log-probabilities.
         include_usage: End a stream with the counts of tokens.
         continuous_usage: Tell them with every token, too, those without text included; with `include_usage`.
+        given: The fields that the client set; the model's own defaults are for the others.
         names: What the client's schema calls our fields, where it has other names; for errors.
     """
 
@@ -79,16 +93,10 @@ class Parameters:
     min_length: int = 0
     eos_token_ids: tuple[int, ...] | None = None
     ignore_eos: bool = False
-    do_sample: bool = False
-    temperature: float = 1.0
     top_k: int = 50
-    top_p: float = 1.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
     stop: tuple[str, ...] = field(default=(), repr=False)
+    stop_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = field(default=(), repr=False)
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     seed: int | None = None
@@ -101,6 +109,7 @@ class Parameters:
     num_top_logprobs: int = 0
     include_usage: bool = False
     continuous_usage: bool = False
+    given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
     names: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -117,12 +126,17 @@ class Parameters:
         """Token ids that are the end of the text: the request's, else the model's own."""
         return info.eos_token_ids if self.eos_token_ids is None else self.eos_token_ids
 
+    def with_defaults(self, info: ModelInfo) -> "Parameters":
+        """These, and the model's own where the client said nothing."""
+        defaults = {name: value for name, value in info.defaults.items() if name not in self.given}
+        return replace(self, **defaults) if defaults else self
+
     def check_against(self, info: ModelInfo, where: str) -> None:
         """Check what depends on the engine or on several fields.
 
         Raises:
             BadRequest: More answers a prompt than the engine's batch holds, or than greedy search has; a
-                bias for a token that the model does not have.
+                bias for a token, or a bad word of tokens, that the model does not have.
         """
         name = f"{where}.{self._called('num_return_sequences')}={self.num_return_sequences}"
         if self.num_return_sequences > info.max_batch_size:
@@ -135,14 +149,21 @@ class Parameters:
             raise BadRequest(
                 f"{where}.best_of={self.best_of}: must be a whole number from 1 to {info.max_batch_size}"
             )
-        for token_id, _ in self.logit_bias:
-            if token_id >= info.vocab_size:
+        named = {
+            "logit_bias": [token_id for token_id, _ in self.logit_bias],
+            "bad_words_ids": [token_id for word in self.bad_words_ids for token_id in word],
+        }
+        for field_name, token_ids in named.items():
+            unknown = max(token_ids, default=0)
+            if unknown >= info.vocab_size and field_name in self.given:
                 raise BadRequest(
-                    f"{where}.logit_bias: has token id {token_id}, and the model knows ids below"
+                    f"{where}.{field_name}: has token id {unknown}, and the model knows ids below"
                     f" {info.vocab_size}"
                 )
 
-    def sampling(self, num_prompt_tokens: int, info: ModelInfo, seed: int, where: str) -> SamplingParams:
+    def sampling(
+        self, num_prompt_tokens: int, info: ModelInfo, seed: int, where: str, bad_words: IdLists = ()
+    ) -> SamplingParams:
         """How one prompt's tokens are chosen.
 
         Args:
@@ -150,30 +171,21 @@ class Parameters:
             info: The engine's limits.
             seed: Used when sampling.
             where: The prompt's name in errors.
+            bad_words: What the tokenizer makes of the words that are not to be said.
 
         Raises:
             BadRequest: Prompt and new tokens do not fit, or the limits contradict each other.
         """
         max_new_tokens, min_new_tokens = self._lengths(num_prompt_tokens, info.max_context, where)
-        greedy = SamplingParams(
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            repetition_penalty=self.repetition_penalty,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            logit_bias=self.logit_bias,
+        used = (*ALWAYS_USED, *(USED_WHEN_DRAWING if self.do_sample else ()))
+        asked = SamplingParams(
+            max_new_tokens,
+            min_new_tokens,
+            **{name: getattr(self, name) for name in used},
+            bad_words=bad_words,
+            seed=seed if self.do_sample else 0,
         )
-        if not self.do_sample:
-            return greedy
-        return replace(
-            greedy,
-            do_sample=True,
-            temperature=self.temperature,
-            top_k=self.top_k if self.top_k < info.vocab_size else 0,
-            top_p=self.top_p,
-            typical_p=self.typical_p,
-            seed=seed,
-        )
+        return asked if asked.top_k < info.vocab_size else replace(asked, top_k=0)
 
     def _lengths(self, num_prompt_tokens: int, max_context: int, where: str) -> tuple[int, int]:
         min_new_tokens = max(self.min_new_tokens, self.min_length - num_prompt_tokens)
@@ -273,7 +285,8 @@ def to_parameters(fields: Mapping[str, Any]) -> Parameters:
         given["eos_token_ids"] = given["eos_token_id"]
     if given.get("temperature") == 0:
         given |= {"do_sample": False, "temperature": 1.0}
-    return Parameters(**{name: given[name] for name in given if name in Parameters.__dataclass_fields__})
+    known = {name: given[name] for name in given if name in Parameters.__dataclass_fields__}
+    return Parameters(**known, given=frozenset(fields))
 
 
 def join_stops(fields: dict[str, Any], where: str) -> dict[str, Any]:
@@ -420,6 +433,52 @@ token_ids = Check(
 """Check for one token id or a list of them. The vocabulary may lack some: the model never chooses those."""
 
 
+def _or_minus_1(check: Check, stands_for: Any, says: str) -> Check:
+    """The same check, but for -1, other servers' way to say something."""
+
+    def read_value(value: Any) -> Any:
+        if type(value) is int and value == -1:
+            return stands_for
+        try:
+            return check(value)
+        except ValueError as error:
+            raise ValueError(f"{error}, or -1, which {says}") from None
+
+    return Check(read_value, {**check.schema, "minimum": -1})
+
+
+def _bad_words(value: Any) -> tuple[str, ...]:
+    is_list = isinstance(value, list) and len(value) <= MAX_BAD_WORDS
+    if not is_list or not all(isinstance(one, str) and 1 <= len(one) <= MAX_BAD_WORD_CHARS for one in value):
+        raise ValueError(
+            f"must be a list of at most {MAX_BAD_WORDS} strings of 1 to {MAX_BAD_WORD_CHARS} characters"
+        )
+    return tuple(map(check_text, value))
+
+
+def _bad_words_ids(value: Any) -> IdLists:
+    words: list[Any] = value if isinstance(value, list) and len(value) <= MAX_BAD_WORDS else [None]
+    for word in words:
+        is_word = isinstance(word, list) and 1 <= len(word) <= MAX_BAD_WORD_IDS
+        if not is_word or not all(type(one) is int and 0 <= one <= MAX_TOKENS for one in word):
+            raise ValueError(
+                f"must be a list of at most {MAX_BAD_WORDS} lists of 1 to {MAX_BAD_WORD_IDS} token ids"
+            )
+    return tuple(map(tuple, words))
+
+
+_WORDS = {
+    "type": "array",
+    "items": {"type": "string", "minLength": 1, "maxLength": MAX_BAD_WORD_CHARS},
+    "maxItems": MAX_BAD_WORDS,
+}
+_WORDS_IDS = {
+    "type": "array",
+    "items": {"type": "array", "items": _TOKEN_ID, "minItems": 1, "maxItems": MAX_BAD_WORD_IDS},
+    "maxItems": MAX_BAD_WORDS,
+}
+
+
 def _early_stopping(value: Any) -> Any:
     return value if value == "never" else boolean(value)
 
@@ -430,20 +489,32 @@ early_stopping = Check(_early_stopping, {"anyOf": [boolean.schema, {"enum": ["ne
 NEW_TOKENS = integer(1, MAX_TOKENS, "what the context holds")
 """Check for a number of new tokens; prompt and context are not known yet."""
 
+EVERYWHERE: Mapping[str, Check] = {
+    "top_k": _or_minus_1(integer(0, MAX_TOKENS), 0, "keeps all"),
+    "top_p": probability,
+    "min_p": number(0, 1),
+    "typical_p": probability,
+    "repetition_penalty": _SCALE,
+    "no_repeat_ngram_size": integer(0, MAX_NGRAM),
+    "bad_words": Check(_bad_words, _WORDS),
+    "bad_words_ids": Check(_bad_words_ids, _WORDS_IDS),
+    "stop_token_ids": token_ids,
+    "seed": _or_minus_1(integer(0, (1 << 64) - 1), None, "draws one"),
+}
+"""The fields that every JSON schema has under these names; `Parameters` calls them so too."""
+
 COMMON: Mapping[str, Check] = {
+    **EVERYWHERE,
     "max_new_tokens": NEW_TOKENS,
     "min_new_tokens": integer(0, MAX_TOKENS),
     "do_sample": boolean,
     "temperature": temperature(1e6),
-    "top_k": integer(0, MAX_TOKENS),
-    "top_p": probability,
-    "typical_p": probability,
-    "repetition_penalty": _SCALE,
+    "suppress_tokens": token_ids,
+    "begin_suppress_tokens": token_ids,
     "stop": stops,
     "stop_sequences": stops,
     "include_stop_str_in_output": boolean,
     "skip_special_tokens": boolean,
-    "seed": integer(0, (1 << 64) - 1),
     "num_return_sequences": integer(1, MAX_TOKENS),
     "return_full_text": boolean,
     "truncate": integer(1, MAX_TOKENS),
@@ -463,7 +534,6 @@ COMMON: Mapping[str, Check] = {
     "synced_gpus": boolean,
     "remove_invalid_values": boolean,
     # taken at the value that asks for nothing
-    "no_repeat_ngram_size": only(0),
     "encoder_no_repeat_ngram_size": only(0),
     "clean_up_tokenization_spaces": only(False),
     "output_attentions": only(False),

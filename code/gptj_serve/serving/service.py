@@ -11,10 +11,11 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
 from gptj_serve.errors import BadRequest, DeadlinePassed, InternalError, Overloaded, ServingError
-from gptj_serve.request import EndEvent, GenerationRequest, ModelInfo, TokenEvent
+from gptj_serve.request import EndEvent, GenerationRequest, IdLists, ModelInfo, TokenEvent
 from gptj_serve.serving import body, schemas
 from gptj_serve.serving.call import Ask, Call, Prompt
 from gptj_serve.serving.generation import Answer, Generation, SequenceAssembler
@@ -25,6 +26,9 @@ from gptj_serve.serving.text import Tokenizer
 logger = logging.getLogger(__name__)
 
 MAX_SEQUENCES = 64
+
+Read = Callable[[bytes, str | None, int], Ask]
+"""Reads a body: its bytes, its content type, and the bytes that it may have."""
 
 
 class KnowsEngine(Protocol):
@@ -116,26 +120,35 @@ class Service:
     ) -> None:
         self._client = client
         self._tokenizer = tokenizer
-        self._max_payload_bytes = max_payload_bytes
-        self._request_timeout_s = request_timeout_s
+        self.max_payload_bytes = max_payload_bytes
+        self.request_timeout_s = request_timeout_s
         self._streaming = streaming
         self._max_sequences = max_sequences
         self._clock = clock
         self._template = template
 
-    def parse(self, data: bytes, content_type: str | None, accept: str | None = None) -> Call:
+    def parse(
+        self,
+        data: bytes,
+        content_type: str | None,
+        accept: str | None = None,
+        read: Read = schemas.read,
+        arrived_s: float | None = None,
+    ) -> Call:
         """Read and check a body; nothing has reached the engine yet.
 
         Args:
             data: The body.
             content_type: Its ``Content-Type``; None means JSON.
             accept: The ``Accept`` header.
+            read: Reads it, in whatever schemas there may be.
+            arrived_s: When its request came, on the service's clock; None means now.
 
         Raises:
             ServingError: The body is wrong (400, 413, 415), or the engine is gone (503).
         """
-        arrived_s = self._clock()
-        ask = schemas.read(data, content_type, self._max_payload_bytes)
+        arrived_s = self._clock() if arrived_s is None else arrived_s
+        ask = read(data, content_type, self.max_payload_bytes)
         if ask.messages is not None:
             if self._template is None:
                 raise BadRequest(NO_TEMPLATE)
@@ -156,10 +169,13 @@ class Service:
         if ask.stream and not self._streaming:
             raise BadRequest("stream=true: must be false here; GPTJ_FRONT=http is the setting that streams")
         info = self._info()
+        ask = replace(ask, parameters=ask.parameters.with_defaults(info))
         ask.parameters.check_against(info, ask.parameters_field)
         self._check_num_sequences(ask)
+        bad_words = self._bad_words(ask.parameters.bad_words)
         prompts = [
-            self._prompt(text, ask, info, ask.prompt_name(index)) for index, text in enumerate(ask.texts)
+            self._prompt(text, ask, info, ask.prompt_name(index), bad_words)
+            for index, text in enumerate(ask.texts)
         ]
         return Call(
             ask=ask,
@@ -168,6 +184,11 @@ class Service:
             accept=accept,
             arrived_s=arrived_s,
         )
+
+    @property
+    def info(self) -> ModelInfo:
+        """What runs in the engine. Raises `ServingError` when it is gone."""
+        return self._client.info
 
     def start(self, call: Call, request_id: str, limit_s: float | None = None) -> Generation:
         """What to ask the engine, and where its events go.
@@ -180,7 +201,7 @@ class Service:
         Raises:
             DeadlinePassed: No time is left.
         """
-        limit_s = self._request_timeout_s if limit_s is None else limit_s
+        limit_s = self.request_timeout_s if limit_s is None else limit_s
         timeout_s = limit_s - (self._clock() - call.arrived_s)
         if timeout_s <= 0:
             raise DeadlinePassed(f"no answer within {limit_s:g} s")
@@ -260,7 +281,7 @@ class Service:
         )
 
     def render_error(
-        self, error: Exception, request_id: str, call: Call | None = None, schema: str | None = None
+        self, error: BaseException, request_id: str, call: Call | None = None, schema: str | None = None
     ) -> ErrorAnswer:
         """`render_error` on the service's clock."""
         return render_error(error, request_id, call, self._clock, schema)
@@ -295,7 +316,17 @@ class Service:
             return info
         return replace(info, eos_token_ids=(*info.eos_token_ids, own))
 
-    def _prompt(self, given: str | tuple[int, ...], ask: Ask, info: ModelInfo, where: str) -> Prompt:
+    def _bad_words(self, words: Sequence[str]) -> IdLists:
+        """The ids of words that are not to be said, at the beginning of a text and inside it."""
+        encode = partial(self._tokenizer.encode, add_special_tokens=False)
+        bare = [word.lstrip() or word for word in words]
+        # with the space before it a word has other tokens, or begins with a token of its own for the space
+        found = [ids for word in bare for ids in (encode(word), encode(f" {word}"))]
+        return tuple(ids for ids in dict.fromkeys(found) if ids)
+
+    def _prompt(
+        self, given: str | tuple[int, ...], ask: Ask, info: ModelInfo, where: str, bad_words: IdLists
+    ) -> Prompt:
         seed = ask.parameters.seed
         if seed is None:
             # for each prompt its own: equal prompts are to differ. What a double holds exactly, so that
@@ -308,7 +339,8 @@ class Service:
             text, token_ids = self._tokenizer.decode(given), given
         if ask.parameters.truncate is not None:
             token_ids = token_ids[-ask.parameters.truncate :]
-        return Prompt(text, token_ids, ask.parameters.sampling(len(token_ids), info, seed, where))
+        sampling = ask.parameters.sampling(len(token_ids), info, seed, where, bad_words)
+        return Prompt(text, token_ids, sampling)
 
     def _encode(self, text: str, ask: Ask, info: ModelInfo, where: str) -> tuple[int, ...]:
         if not text:
@@ -346,7 +378,7 @@ def _check_ids(token_ids: Sequence[int], info: ModelInfo, where: str) -> None:
 
 
 def render_error(
-    error: Exception,
+    error: BaseException,
     request_id: str,
     call: Call | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -362,7 +394,7 @@ def render_error(
         schema: What the client seems to speak, if the body was not parsed.
     """
     if not isinstance(error, ServingError):
-        _log_unexpected(error, request_id)
+        log_unexpected(error, request_id)
         error = InternalError("internal error")
     _log(call, clock(), request_id=request_id, status=error.status, error_type=error.kind)
     retry_after_s = error.retry_after_s
@@ -387,7 +419,8 @@ def _log(call: Call | None, now_s: float, **fields: Any) -> None:
     logger.info("request", extra={"fields": known})
 
 
-def _log_unexpected(error: Exception, request_id: str) -> None:
+def log_unexpected(error: BaseException, request_id: str) -> None:
+    """Log what was not foreseen, without its message."""
     # the message of an exception may quote a prompt; where it was raised may be told
     fields = {
         "request_id": request_id,

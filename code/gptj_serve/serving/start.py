@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gptj_serve import run_dir
-from gptj_serve.errors import StartupError
+from gptj_serve.errors import StartupError, is_failure
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,9 @@ def start_failures(directory: Path) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         reason = str(error)
         if not isinstance(error, StartupError):  # nothing that was foreseen: where it happened matters
             logger.exception("unexpected error")

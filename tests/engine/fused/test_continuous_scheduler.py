@@ -352,7 +352,7 @@ class TestIntake:
         add(scheduler, "a", request(2, 9))
         run_step(scheduler)
         scheduler.add([((0, "b"), request()), ((0, "c"), request())], 0.0)
-        with pytest.raises(Overloaded, match="2 of 1 sequences wait, 1 more do not fit"):
+        with pytest.raises(Overloaded, match="1 sequences run and 2 wait, 1 more do not"):
             add(scheduler, "d", request())
 
     def test_closing_refuses_the_new_and_keeps_the_old(self) -> None:

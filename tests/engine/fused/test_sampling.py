@@ -15,7 +15,7 @@ from gptj_serve.engine.fused.sampling.sampler import DeviceSampler, warm_up
 from gptj_serve.engine.fused.schedule.plan import RunnerLimits
 from gptj_serve.engine.sampling import score_filters, score_plan
 from gptj_serve.engine.sampling.sampler import sample
-from sampling_rows import STALE_ID, Sampling, choose_on_device, comparable, history_of, sequence
+from sampling_rows import EVERYTHING, STALE_ID, Sampling, choose_on_device, comparable, history_of, sequence
 
 VOCAB = 40
 NUM_SLOTS = 6
@@ -28,6 +28,9 @@ def _one_thread() -> None:
 
 
 TOKEN_IDS = st.integers(0, VOCAB - 1)
+FEW_IDS = st.integers(8, 10) | st.integers(0, VOCAB + 1)
+"""Often the same ones, so that something is said twice."""
+WORDS = st.lists(FEW_IDS, min_size=1, max_size=4).map(tuple)
 SAMPLINGS = st.fixed_dictionaries(
     {
         "min_new_tokens": st.sampled_from([0, 0, 3, 8]),
@@ -42,6 +45,12 @@ SAMPLINGS = st.fixed_dictionaries(
         "logit_bias": st.lists(
             st.tuples(st.integers(0, VOCAB + 3), st.floats(-100, 100, width=32)), max_size=4
         ).map(tuple),
+        "min_p": st.sampled_from([0.0, 0.0, 0.05, 1.0]),
+        "no_repeat_ngram_size": st.sampled_from([0, 0, 1, 2, 3, 9]),
+        "bad_words_ids": st.lists(WORDS, max_size=3).map(tuple),
+        "bad_words": st.lists(WORDS, max_size=3).map(tuple),
+        "suppress_tokens": st.lists(st.integers(0, VOCAB + 3), max_size=3).map(tuple),
+        "begin_suppress_tokens": st.lists(st.integers(0, VOCAB + 3), max_size=3).map(tuple),
         "seed": st.integers(0, 2**64 - 1),
         "sequence_index": st.integers(0, 3),
     }
@@ -49,8 +58,8 @@ SAMPLINGS = st.fixed_dictionaries(
 SEQUENCES = st.builds(
     lambda sampling, **others: sequence(**sampling, **others),
     SAMPLINGS,
-    prompt_ids=st.lists(TOKEN_IDS, min_size=1, max_size=12),
-    generated_ids=st.lists(TOKEN_IDS, max_size=10),
+    prompt_ids=st.lists(st.integers(8, 10) | TOKEN_IDS, min_size=1, max_size=12),
+    generated_ids=st.lists(st.integers(8, 10) | TOKEN_IDS, max_size=10),
     eos_token_ids=st.lists(st.integers(-2, VOCAB + 3), max_size=3).map(tuple),
     logprobs=st.booleans(),
     num_top_logprobs=st.sampled_from([0, 0, 3, VOCAB + 5]),
@@ -118,6 +127,13 @@ def random_logits(num_rows: int, seed: int, vocab: int = VOCAB) -> torch.Tensor:
         (sequence((12,), logit_bias=((11, 1.5),)), 11),
         (sequence((12,), (1,), min_new_tokens=2, eos_token_ids=(10, 11)), 12),
         (sequence((12,), (1, 1), min_new_tokens=2, eos_token_ids=(10, 11)), 10),
+        (sequence((1, 10), (1,), no_repeat_ngram_size=2), 11),
+        (sequence((1, 1, 10), (1,), no_repeat_ngram_size=3), 10),
+        (sequence((5, 1), (), bad_words_ids=((1, 10),)), 11),
+        (sequence((5, 1), (), bad_words=((1, 10),)), 10),
+        (sequence((5,), (1, 2), bad_words=((1, 2, 10), (11,))), 12),
+        (sequence((5,), (), begin_suppress_tokens=(10,), suppress_tokens=(11,)), 12),
+        (sequence((5,), (1,), begin_suppress_tokens=(10,)), 10),
     ],
 )
 def test_each_setting_counts_what_it_should(one: Sampling, chosen: int) -> None:
@@ -228,10 +244,9 @@ ALLOCATIONS_AND_VIEWS = ("empty", "slice", "view", "detach", "resolve_")
 @pytest.fixture
 def mixed() -> list[Sampling]:
     """Every filter, on some rows and not on others."""
-    everything = {name: getattr(score_plan.EVERY_FILTER, name) for name in score_plan.EVERY_FILTER.__slots__}
     return [
         sequence(),
-        sequence((1, 2), (3,), **everything, logprobs=True, num_top_logprobs=4),
+        sequence((1, 2), (3,), **EVERYTHING, logprobs=True, num_top_logprobs=4),
         sequence(do_sample=True, top_k=3),
         sequence((9,), min_new_tokens=4),
     ]

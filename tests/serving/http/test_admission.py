@@ -9,7 +9,7 @@ from gptj_serve.serving.http.admission import WINDOW_S, Admission
 def test_calls_are_let_in_whole_or_not_at_all() -> None:
     admission = Admission(4)
     admission.enter(3, 0.0)
-    with pytest.raises(Overloaded, match="3 of 4 sequences are here, 2 more do not fit"):
+    with pytest.raises(Overloaded, match="3 sequences run or wait, 2 more do not fit into the 4 that"):
         admission.enter(2, 0.0)
     admission.enter(1, 0.0)
     admission.leave(3, 1.0)

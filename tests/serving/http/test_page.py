@@ -29,6 +29,7 @@ DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not on PATH")
 
 PAGE = resources.files("gptj_serve.serving.http").joinpath("page.html").read_bytes()
+INFO = {"model_name": "gpt-j-6b", "engine": "fused", "max_total_tokens": 2048}
 WORDS = [" the", " Word", ",", " and", " <b>the</b>", " W\u00f6rter", "."]
 
 Answer = Callable[["Handler"], None]
@@ -38,16 +39,21 @@ class Handler(BaseHTTPRequestHandler):
     """Serves the page and what the test has set as answer."""
 
     answer: ClassVar[Answer]
+    below: ClassVar[str]
+    """The path at which the service is, with a slash at its end."""
     bodies: ClassVar[list[Any]] = []
     client_gone: ClassVar[threading.Event]
     go_on: ClassVar[threading.Event]
     """A stream that `pauses` waits for it after its first word."""
 
     def do_GET(self) -> None:
-        self._start(200, "text/html; charset=utf-8", PAGE)
+        if self.path == self.below + "info":
+            self._start(200, "application/json", json.dumps(INFO).encode())
+        else:
+            self._start(200, "text/html; charset=utf-8", PAGE)
 
     def do_POST(self) -> None:
-        assert self.path == "/invocations"
+        assert self.path == self.below + "invocations"
         assert self.headers["Content-Type"] == "application/json"
         self.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         with suppress(ConnectionError):
@@ -127,11 +133,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(browser: Any, origin: str) -> Iterator["Page"]:
+def page(browser: Any, origin: str, request: pytest.FixtureRequest) -> Iterator["Page"]:
     Handler.bodies.clear()
     Handler.client_gone, Handler.go_on = threading.Event(), threading.Event()
     Handler.answer = lambda handler: handler.stream(WORDS)
-    browser.get(origin + "/")
+    Handler.below = getattr(request, "param", "/")
+    browser.get(origin + Handler.below)
     yield Page(browser)
     Handler.go_on.set()
 
@@ -242,6 +249,41 @@ def test_what_is_sent(page: Page) -> None:
         },
         "stream": True,
     }
+
+
+def test_what_answers_is_named(page: Page) -> None:
+    said = "Model gpt-j-6b, engine fused, context 2048 tokens"
+    page.wait(lambda: page.text("about") == said, "not named")
+
+
+@pytest.mark.parametrize("page", ["/proxy/gptj/"], indirect=True)
+def test_below_a_path_of_a_proxy(page: Page, origin: str) -> None:
+    page.generate()
+    assert page.text("made") == "".join(WORDS)
+    assert f"'{origin}/proxy/gptj/invocations'" in page.text("curl")
+    page.wait(lambda: "gpt-j-6b" in page.text("about"), "not named")
+
+
+@pytest.mark.parametrize("has_clipboard", [True, False])
+@pytest.mark.parametrize("name", ["text", "curl", "boto3"])
+def test_copying(page: Page, name: str, has_clipboard: bool) -> None:
+    page.browser.execute_script("window.copied = null")
+    if has_clipboard:
+        page.browser.execute_script(
+            "Object.defineProperty(navigator, 'clipboard', {configurable: true, value: "
+            "{writeText: async text => { window.copied = text; }}})"
+        )
+    else:  # a page that comes over plain HTTP from another machine
+        page.browser.execute_script(
+            "Object.defineProperty(navigator, 'clipboard', {configurable: true, value: undefined});"
+            "document.addEventListener('copy', () => { window.copied = getSelection().toString(); })"
+        )
+    page.generate()
+    button = page.browser.find_element(By.CSS_SELECTOR, f".copy[data-of={name}]")
+    button.click()
+    page.wait(lambda: button.text == "Copied", "not copied")
+    assert page.browser.execute_script("return window.copied").rstrip("\n") == page.text(name).rstrip("\n")
+    page.wait(lambda: button.text == "Copy", "cannot be copied again")
 
 
 def test_greedy(page: Page) -> None:
@@ -382,7 +424,8 @@ def test_every_field_has_a_label(page: Page) -> None:
 def test_nothing_comes_from_elsewhere(page: Page, origin: str) -> None:
     page.generate()
     names = page.browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
-    assert {name for name in names if not name.startswith("data:")} == {f"{origin}/invocations"}
+    asked = {name for name in names if not name.startswith("data:")}
+    assert asked == {f"{origin}/info", f"{origin}/invocations"}
     assert "innerHTML" not in PAGE.decode()
 
 

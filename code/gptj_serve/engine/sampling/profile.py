@@ -1,12 +1,47 @@
 """What the parameters of one sequence mean for its scores, worked out once and not at every step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gptj_serve.engine.sampling.uniform import sequence_state
-from gptj_serve.request import SamplingParams
+from gptj_serve.request import IdLists, SamplingParams
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Words:
+    """Sequences of at least two token ids whose last one must not follow the others.
+
+    Shape suffixes: N words, P ids before the last one in the longest of them.
+
+    Attributes:
+        prefixes: int64 [N, P], all but the last id, at the row's end; what is before them means nothing.
+        lengths: int64 [N], how many of those there are, 1..P.
+        last_ids: int64 [N], the last id.
+        starts: int64 [N], the earliest position of a sequence that the first id may have.
+    """
+
+    prefixes: np.ndarray
+    lengths: np.ndarray
+    last_ids: np.ndarray
+    starts: np.ndarray
+
+    @staticmethod
+    def of(words: Sequence[tuple[int, ...]], starts: Sequence[int]) -> "Words":
+        """From whole words, and where each may begin."""
+        lengths = [len(word) - 1 for word in words]
+        prefixes_NP = np.zeros((len(words), max(lengths, default=0)), np.int64)
+        for n, word in enumerate(words):
+            prefixes_NP[n, prefixes_NP.shape[1] - lengths[n] :] = word[:-1]
+        last = [word[-1] for word in words]
+        return Words(prefixes_NP, *(np.array(values, np.int64) for values in (lengths, last, starts)))
+
+    def that_fit(self, end: int) -> "Words":
+        """Those that may be completed by the token at position ``end``."""
+        fits_N = end - self.lengths >= self.starts
+        columns = (self.prefixes, self.lengths, self.last_ids, self.starts)
+        return Words(*(one[fits_N] for one in columns))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -15,7 +50,11 @@ class Profile:
 
     Attributes:
         num_prompt: Tokens of its prompt.
-        changes_scores: Its tokens are not simply the logits' maximum.
+        changes_scores: See `SamplingParams`.
+        never_ids: Ids that are never chosen, of those that the vocabulary has.
+        never_first_ids: Ids that are not chosen first, the same.
+        words: Longer sequences that are not completed; None if there are none.
+        no_repeat_ngram_size: See `SamplingParams`.
         min_new_tokens: 0 if there is no end of sequence to hold back.
         eos_token_ids: Those that the vocabulary has.
         bias_ids: int64, each once; those that the vocabulary has.
@@ -27,12 +66,17 @@ class Profile:
         temperature: See `SamplingParams`.
         last_of_top_k: k - 1.
         rest_of_top_p: 1 - p.
+        min_p: See `SamplingParams`.
         typical_p: See `SamplingParams`.
         draw_state: What its random numbers have in common; None if it does not sample.
     """
 
     num_prompt: int
     changes_scores: bool
+    never_ids: tuple[int, ...]
+    never_first_ids: tuple[int, ...]
+    words: Words | None
+    no_repeat_ngram_size: int | None
     min_new_tokens: int
     eos_token_ids: tuple[int, ...]
     bias_ids: np.ndarray
@@ -44,15 +88,33 @@ class Profile:
     temperature: float | None
     last_of_top_k: int | None
     rest_of_top_p: float | None
+    min_p: float | None
     typical_p: float | None
     draw_state: int | None
+
+    @property
+    def reads_history(self) -> bool:
+        """What a filter does depends on the tokens so far."""
+        return (
+            self.penalises_generated
+            or self.repetition_penalty is not None
+            or self.no_repeat_ngram_size is not None
+            or self.words is not None
+        )
 
 
 def profile(
     sampling: SamplingParams, num_prompt: int, eos_token_ids: Sequence[int], vocab_size: int
 ) -> Profile:
     """Work out a sequence's constants. Token ids outside the vocabulary are dropped."""
-    eos = tuple(token_id for token_id in eos_token_ids if 0 <= token_id < vocab_size)
+
+    def known(token_ids: Iterable[int]) -> tuple[int, ...]:
+        return tuple(token_id for token_id in token_ids if 0 <= token_id < vocab_size)
+
+    eos = known(eos_token_ids)
+    # Transformers does not let bad words forbid the end of text
+    bad_words_ids = [word for word in sampling.bad_words_ids if word not in {(one,) for one in eos}]
+    single = [word[0] for word in (*bad_words_ids, *sampling.bad_words) if len(word) == 1]
     # of several values for one token the last one counts
     bias = {
         token_id: value for token_id, value in dict(sampling.logit_bias).items() if 0 <= token_id < vocab_size
@@ -62,7 +124,11 @@ def profile(
     draws = sampling.do_sample
     return Profile(
         num_prompt=num_prompt,
-        changes_scores=draws or penalises_generated or repetition is not None or bool(bias),
+        changes_scores=sampling.changes_scores,
+        never_ids=known([*sampling.suppress_tokens, *single]),
+        never_first_ids=known(sampling.begin_suppress_tokens),
+        words=_words(bad_words_ids, sampling.bad_words, num_prompt, vocab_size),
+        no_repeat_ngram_size=sampling.no_repeat_ngram_size or None,
         min_new_tokens=sampling.min_new_tokens if eos else 0,
         eos_token_ids=eos,
         bias_ids=np.array(list(bias), dtype=np.int64),
@@ -74,6 +140,17 @@ def profile(
         temperature=sampling.temperature if draws and sampling.temperature != 1.0 else None,
         last_of_top_k=sampling.top_k - 1 if draws and 0 < sampling.top_k < vocab_size else None,
         rest_of_top_p=1 - sampling.top_p if draws and sampling.top_p < 1.0 else None,
+        min_p=sampling.min_p if draws and sampling.min_p > 0.0 else None,
         typical_p=sampling.typical_p if draws and sampling.typical_p < 1.0 else None,
         draw_state=sequence_state(sampling.seed, sampling.sequence_index) if draws else None,
     )
+
+
+def _words(
+    anywhere: Sequence[tuple[int, ...]], generated: IdLists, num_prompt: int, vocab_size: int
+) -> Words | None:
+    """Those of several ids, if the vocabulary has all of them."""
+    # Transformers lets a word pass that would fill the whole sequence
+    starts = [(word, 1) for word in anywhere] + [(word, num_prompt) for word in generated]
+    longer = [one for one in starts if len(one[0]) > 1 and all(0 <= id_ < vocab_size for id_ in one[0])]
+    return Words.of(*zip(*longer, strict=True)) if longer else None

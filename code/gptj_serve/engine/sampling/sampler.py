@@ -88,7 +88,7 @@ def warm_up(device: torch.device, limits: BackendLimits) -> None:
     for num_rows in {1, limits.max_batch_size}:
         logits_BV = torch.randn(num_rows, limits.vocab_size, device=device)
         for sampling in (SamplingParams(1), EVERY_FILTER):
-            row = SamplerRow(sampling, (0,), (), eos_token_ids=(0,), logprobs=True, num_top_logprobs=2)
+            row = SamplerRow(sampling, (0, 0), (), eos_token_ids=(0,), logprobs=True, num_top_logprobs=2)
             sample(logits_BV, [row] * num_rows)
 
 

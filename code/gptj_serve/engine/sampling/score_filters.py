@@ -5,7 +5,8 @@ values. So none of them makes the host wait (`torch.where` with a number, indexi
 ``nonzero`` would). None changes its input.
 
 Shape suffixes: F rows that a filter works on, S rows of the history, V vocabulary, C positions of a
-history, T positions read of it, 1 a column of one value a row.
+history, T positions read of it, N words and P ids before the last of the longest, 1 a column of one value a
+row.
 """
 
 import torch
@@ -65,6 +66,69 @@ def penalise_repetition(
     return scores_FV.scatter(1, ids_FT, penalised_FT)
 
 
+def forbid_repeated_ngrams(
+    scores_FV: torch.Tensor,
+    ids_FT: torch.Tensor,
+    ends_F1: torch.Tensor,
+    sizes_F1: torch.Tensor,
+    num_before: int,
+) -> torch.Tensor:
+    """Forbid every token that would end a sequence of so many tokens that is there already.
+
+    Args:
+        scores_FV: float32.
+        ids_FT: int64, as `read_history` gives them from position 0 on.
+        ends_F1: int64, how many of them count.
+        sizes_F1: int64, tokens of such a sequence, 1 to the row's end.
+        num_before: At least 1, and the largest size less one.
+    """
+    num_read, device = ids_FT.shape[1], ids_FT.device
+    position_T, before_K = torch.arange(num_read, device=device), torch.arange(num_before, device=device)
+    padded = torch.nn.functional.pad(ids_FT, (num_before, 0))
+    # of each position the ids before it, beside those before the token to be chosen
+    before_FTK = padded.unfold(1, num_before, 1)[:, :num_read]
+    last_F1K = padded.gather(1, ends_F1 + before_K).unsqueeze(1)
+    does_not_count_F1K = (before_K <= num_before - sizes_F1).unsqueeze(1)
+    is_same_FT = ((before_FTK == last_F1K) | does_not_count_F1K).all(dim=-1)
+    is_forbidden_FT = is_same_FT & (position_T >= sizes_F1 - 1) & (position_T < ends_F1)
+    return scores_FV.scatter_reduce(1, ids_FT, _ceilings(is_forbidden_FT, scores_FV), "amin")
+
+
+def forbid_words(
+    scores_FV: torch.Tensor,
+    history_SC: torch.Tensor,
+    prefixes_NP: torch.Tensor,
+    slots_N: torch.Tensor,
+    ends_N: torch.Tensor,
+    lengths_N: torch.Tensor,
+    places_N: torch.Tensor,
+) -> torch.Tensor:
+    """Forbid the last token of each word whose other tokens are the last ones of its row.
+
+    Args:
+        scores_FV: float32.
+        history_SC: Integers, ids of the vocabulary at all positions below the rows' ends.
+        prefixes_NP: int64, the other tokens, right-aligned.
+        slots_N: int64, which row of the history.
+        ends_N: int64, the position after its last token, at least the word's length.
+        lengths_N: int64, how many other tokens, 1..P.
+        places_N: int64, where the last token is in the flat scores.
+    """
+    num_before = prefixes_NP.shape[1]
+    before_P = torch.arange(num_before, device=prefixes_NP.device)
+    position_NP = (ends_N.unsqueeze(1) + before_P - num_before).clamp(min=0)
+    last_NP = history_SC[slots_N.unsqueeze(1), position_NP]
+    does_not_count_NP = before_P < num_before - lengths_N.unsqueeze(1)
+    is_forbidden_N = ((last_NP == prefixes_NP) | does_not_count_NP).all(dim=-1)
+    ceilings_N = _ceilings(is_forbidden_N, scores_FV)
+    return scores_FV.flatten().scatter_reduce(0, places_N, ceilings_N, "amin").view_as(scores_FV)
+
+
+def _ceilings(is_forbidden: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """What a score may be at most: -inf where it is forbidden, else anything."""
+    return like.new_full(is_forbidden.shape, float("inf")).masked_fill(is_forbidden, float("-inf"))
+
+
 def divide_by_temperature(scores_FV: torch.Tensor, temperatures_F1: torch.Tensor) -> torch.Tensor:
     """Temperatures are float32."""
     return scores_FV / temperatures_F1
@@ -93,6 +157,13 @@ def keep_top_p(scores_FV: torch.Tensor, rests_F1: torch.Tensor) -> torch.Tensor:
     drop_FV = sorted_FV.softmax(dim=-1).cumsum(dim=-1) <= rests_F1
     drop_FV[:, -1].fill_(False)
     return _drop(scores_FV, order_FV, drop_FV)
+
+
+def keep_min_p(scores_FV: torch.Tensor, shares_F1: torch.Tensor) -> torch.Tensor:
+    """Drop tokens that have less than this share of the likeliest one's probability, float32."""
+    probs_FV = scores_FV.softmax(dim=-1)
+    limit_F1 = shares_F1 * probs_FV.amax(dim=-1, keepdim=True)
+    return scores_FV.masked_fill(probs_FV < limit_F1, float("-inf"))
 
 
 def keep_typical(scores_FV: torch.Tensor, masses_F1: torch.Tensor) -> torch.Tensor:

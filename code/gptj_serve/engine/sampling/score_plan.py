@@ -1,8 +1,9 @@
 """Which filters the rows of a step pass, in which order, and with which parameters.
 
 Order: what OpenAI's API adds to logits (bias, presence and frequency penalties); then that of
-``GenerationMixin._get_logits_processor``: repetition penalty, no end of sequence before
-``min_new_tokens``; then, when sampling, temperature, top-k, top-p, typical-p; then the draw.
+``GenerationMixin._get_logits_processor``: repetition penalty, no n-gram twice, bad words, no end of sequence
+before ``min_new_tokens``, suppressed tokens; then, when sampling, temperature, top-k, top-p, min-p,
+typical-p; then the draw.
 
 The host plans, knowing parameters and lengths and no token ids; all numbers go to the device in one
 transfer (`gptj_serve.engine.sampling.packing`); the device works, each filter on the rows that asked for it
@@ -32,8 +33,11 @@ EVERY_FILTER = SamplingParams(
     temperature=0.9,
     top_k=5,
     top_p=0.9,
+    min_p=0.01,
     typical_p=0.9,
     repetition_penalty=1.1,
+    no_repeat_ngram_size=2,
+    bad_words_ids=((0, 0),),
     presence_penalty=0.1,
     frequency_penalty=0.1,
     logit_bias=((0, 1.0),),
@@ -67,8 +71,10 @@ class PlannedRow:
 
     @property
     def held_back(self) -> tuple[int, ...]:
-        """Ids that must not be chosen yet."""
-        return self.profile.eos_token_ids if self.num_generated < self.profile.min_new_tokens else ()
+        """Ids that must not be chosen now, whatever the tokens so far are."""
+        profile, num_generated = self.profile, self.num_generated
+        eos = profile.eos_token_ids if num_generated < profile.min_new_tokens else ()
+        return (*profile.never_ids, *(profile.never_first_ids if num_generated == 0 else ()), *eos)
 
 
 Apply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -138,15 +144,16 @@ def plan_scores(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> 
     filters = (
         _additions(rows, vocab_size, upload),
         _repetition(rows, upload),
+        _ngrams(rows, upload),
+        _words(rows, vocab_size, upload),
         _held_back(rows, vocab_size, upload),
         _by_value(rows, "temperature", upload, score_filters.divide_by_temperature),
         _top_k(rows, upload),
         _by_value(rows, "rest_of_top_p", upload, score_filters.keep_top_p),
+        _by_value(rows, "min_p", upload, score_filters.keep_min_p),
         _by_value(rows, "typical_p", upload, score_filters.keep_typical),
     )
-    reads_history = any(
-        row.profile.penalises_generated or row.profile.repetition_penalty is not None for row in rows
-    )
+    reads_history = any(row.profile.reads_history for row in rows)
     return ScorePlan(tuple(filter(None, filters)), _draw(rows, upload), reads_history)
 
 
@@ -211,6 +218,58 @@ def _repetition(rows: Sequence[PlannedRow], upload: Upload) -> _Filter | None:
         return score_filters.penalise_repetition(scores_FV, ids_FT, _column(penalties, words_W))
 
     return _Filter(PickedRows.of(wanted, len(rows), upload), apply)
+
+
+def _ngrams(rows: Sequence[PlannedRow], upload: Upload) -> _Filter | None:
+    # of shorter sequences than that nothing can come twice
+    sizes = {
+        r: size
+        for r, row in enumerate(rows)
+        if (size := row.profile.no_repeat_ngram_size) is not None and size <= row.end
+    }
+    if not sizes:
+        return None
+    field = upload.add(list(sizes.values()), torch.int64)
+    window = _Window.of([rows[r] for r in sizes], [0] * len(sizes), upload)
+    num_before = max(2, *sizes.values()) - 1
+
+    def apply(scores_FV: torch.Tensor, words_W: torch.Tensor, history_SC: torch.Tensor) -> torch.Tensor:
+        ids_FT, _ = window.read(words_W, history_SC)
+        columns = (_column(window.ends, words_W), _column(field, words_W))
+        return score_filters.forbid_repeated_ngrams(scores_FV, ids_FT, *columns, num_before)
+
+    return _Filter(PickedRows.of(list(sizes), len(rows), upload), apply)
+
+
+def _words(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> _Filter | None:
+    fitting = {
+        r: words
+        for r, row in enumerate(rows)
+        if row.profile.words is not None and len((words := row.profile.words.that_fit(row.end)).last_ids)
+    }
+    if not fitting:
+        return None
+    width = max(words.prefixes.shape[1] for words in fitting.values())
+    num_words = [len(words.last_ids) for words in fitting.values()]
+    prefixes = [
+        np.pad(words.prefixes, ((0, 0), (width - words.prefixes.shape[1], 0))) for words in fitting.values()
+    ]
+    prefix_field = upload.add(np.concatenate(prefixes).reshape(-1), torch.int64)
+    columns = (
+        np.repeat([rows[r].slot for r in fitting], num_words),
+        np.repeat([rows[r].end for r in fitting], num_words),
+        np.concatenate([words.lengths for words in fitting.values()]),
+        np.concatenate([f * vocab_size + words.last_ids for f, words in enumerate(fitting.values())]),
+    )
+    fields = [upload.add(column, torch.int64) for column in columns]
+
+    def apply(scores_FV: torch.Tensor, words_W: torch.Tensor, history_SC: torch.Tensor) -> torch.Tensor:
+        prefixes_NP = prefix_field.of(words_W).view(-1, width)
+        return score_filters.forbid_words(
+            scores_FV, history_SC, prefixes_NP, *(field.of(words_W) for field in fields)
+        )
+
+    return _Filter(PickedRows.of(list(fitting), len(rows), upload), apply)
 
 
 def _additions(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> _Filter | None:

@@ -20,11 +20,13 @@ import uvloop
 
 from gptj_serve import logs, run_dir
 from gptj_serve.children import END_SIGNAL
+from gptj_serve.serving.forks import ForkServer
 from gptj_serve.serving.http.admission import Admission
 from gptj_serve.serving.http.app import build
 from gptj_serve.serving.http.generate import Shared
 from gptj_serve.serving.http.link import EngineLink
 from gptj_serve.serving.http.metrics import Metrics
+from gptj_serve.serving.http.parsing import Parser, work
 from gptj_serve.serving.http.protocol import SOCKET_BUFFER_BYTES, LimitedProtocol
 from gptj_serve.serving.service import Service
 from gptj_serve.serving.start import start_failures
@@ -34,7 +36,7 @@ from gptj_serve.serving.tokenizing import PreparedTokenizer
 from gptj_serve.settings import Settings
 
 
-async def serve(settings: Settings, directory: Path, tokenizer: Tokenizer) -> None:
+async def serve(settings: Settings, directory: Path, tokenizer: Tokenizer, forks: ForkServer) -> None:
     """Answer requests until the launcher's signal comes. The engine must be ready."""
     link = await EngineLink.connect(run_dir.engine_socket(directory))
     max_bytes = settings.max_payload_mb * 1024 * 1024
@@ -45,7 +47,7 @@ async def serve(settings: Settings, directory: Path, tokenizer: Tokenizer) -> No
         service=service,
         admission=Admission(link.info.max_batch_size + settings.max_queue),
         metrics=Metrics(link.info, lambda: link.stats),
-        template=TemplateClient(run_dir.template_socket(directory)),
+        parser=Parser(service, forks, TemplateClient(run_dir.template_socket(directory))),
     )
     config = uvicorn.Config(
         build(shared),
@@ -82,8 +84,11 @@ def main() -> int:
     directory = Path(os.environ[run_dir.ENV_NAME])
     with start_failures(directory):
         tokenizer = Tokenizer.of(PreparedTokenizer.load(run_dir.tokenizer(directory)))
+        max_bytes = settings.max_payload_mb * 1024 * 1024
+        template = TemplateClient(run_dir.template_socket(directory))
+        forks = ForkServer(work(tokenizer, template, max_bytes, settings.request_timeout_s))
         if os.read(args.go_fd, 1):  # else the launcher is gone
-            uvloop.run(serve(settings, directory, tokenizer))
+            uvloop.run(serve(settings, directory, tokenizer, forks))
     return 0
 
 

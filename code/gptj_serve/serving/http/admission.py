@@ -33,8 +33,8 @@ class Admission:
         too_many = self.num_inside + num_sequences - self._capacity
         if too_many > 0 and self.num_inside > 0:
             raise Overloaded(
-                f"the queue is full: {self.num_inside} of {self._capacity} sequences are here, "
-                f"{num_sequences} more do not fit; try again later",
+                f"the queue is full: {self.num_inside} sequences run or wait, {num_sequences} more "
+                f"do not fit into the {self._capacity} that may; try again later",
                 retry_after_s=self._retry_after_s(too_many, now_s),
             )
         self.num_inside += num_sequences

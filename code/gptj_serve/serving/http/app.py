@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -16,6 +17,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 import gptj_serve
+from gptj_serve import demo
 from gptj_serve.errors import ServingError
 from gptj_serve.serving import schemas
 from gptj_serve.serving.http import openapi
@@ -99,6 +101,8 @@ async def _info(shared: Shared, _: Request) -> Response:
         return _json(error.status, {"error": error.message, "error_type": error.kind})
     told = {
         "model_id": MODEL_NAME,
+        "model_name": "demo" if Path(info.model_dir) == demo.MODEL_DIR else Path(info.model_dir).name,
+        "engine": info.engine,
         "model_sha": None,
         "model_pipeline_tag": "text-generation",
         "max_concurrent_requests": shared.settings.max_queue,

@@ -40,6 +40,7 @@ def prepare(
         **env,
         "PYTHONPATH": os.pathsep.join(python_path),
         "TOKENIZERS_PARALLELISM": "false",  # a pool of threads for one text is only a detour
+        **run_dir.GIVING_MEMORY_BACK,
         run_dir.ENV_NAME: str(directory),
     }
     command = [sys.executable, "-m", "gptj_serve.serving.http"]

@@ -4,14 +4,14 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from gptj_serve.errors import DeadlinePassed, Overloaded, ServingError
+from gptj_serve.errors import DeadlinePassed, Overloaded, ServingError, is_failure
 from gptj_serve.request import EndEvent, TokenEvent
 from gptj_serve.serving import schemas
-from gptj_serve.serving.call import Ask, Call
+from gptj_serve.serving.call import Call
 from gptj_serve.serving.generation import DEADLINE, Delta, Generation
 from gptj_serve.serving.http import headers as http_headers
 from gptj_serve.serving.http.admission import Admission
@@ -19,17 +19,14 @@ from gptj_serve.serving.http.body import linger, read_body
 from gptj_serve.serving.http.headers import Headers
 from gptj_serve.serving.http.link import CallEvents, ClientGone, EngineLink
 from gptj_serve.serving.http.metrics import Metrics
+from gptj_serve.serving.http.parsing import Parser
+from gptj_serve.serving.parsing import Body
 from gptj_serve.serving.schemas.streaming import CONTENT_TYPE, StreamRenderer
-from gptj_serve.serving.service import Result, Service
-from gptj_serve.serving.templates.client import TemplateClient
+from gptj_serve.serving.service import Read, Result, Service
 from gptj_serve.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-LARGE_BODY_BYTES = 32 * 1024
-"""Tokenising a larger body would hold up every stream: it is done in a thread."""
-
-Read = Callable[[bytes, str | None, int], Ask]
 T = TypeVar("T")
 Send = Callable[[dict[str, Any]], Any]
 
@@ -43,15 +40,16 @@ class Shared:
     service: Service
     admission: Admission
     metrics: Metrics
-    template: TemplateClient
+    parser: Parser
 
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and how far it has come."""
+    """One request and how far it has come; its time counts from the end of its head."""
 
     headers: Headers
     request_id: str
+    arrived_s: float
     receive: Any
     send: Send
     body: bytes = b""
@@ -78,20 +76,34 @@ class Generate:
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
         """Answer one request; nothing is raised but what the server itself has to see."""
         headers = http_headers.read(scope["headers"])
-        exchange = Exchange(headers, http_headers.request_id(headers), receive, send)
+        exchange = Exchange(headers, http_headers.request_id(headers), time.monotonic(), receive, send)
         try:
             await self._answer(exchange)
         except ClientGone:
             self._shared.metrics.cancelled()
             logger.info("the client has gone", extra={"fields": {"request_id": exchange.request_id}})
-        except Exception as error:
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             await self._answer_error(exchange, error)
 
     async def _answer(self, exchange: Exchange) -> None:
-        shared = self._shared
-        max_bytes = shared.settings.max_payload_mb * 1024 * 1024
+        max_bytes = self._shared.settings.max_payload_mb * 1024 * 1024
         exchange.body = await read_body(exchange.receive, exchange.headers, max_bytes)
-        call = exchange.call = await self._parse(exchange, max_bytes)
+        with _Watch(exchange.receive) as watch:
+            found = self._parse(exchange)
+            exchange.call = found if isinstance(found, Call) else await watch.race(found)
+            await self._generate(exchange, exchange.call, watch)
+
+    def _parse(self, exchange: Exchange) -> Call | Coroutine[Any, Any, Call]:
+        headers = exchange.headers
+        limit_s = http_headers.timeout_s(headers, self._shared.settings.request_timeout_s)
+        content_type, accept = headers.get("content-type"), headers.get("accept")
+        body = Body(exchange.body, content_type, accept, exchange.arrived_s, exchange.request_id)
+        return self._shared.parser.parse(self._read, body, limit_s)
+
+    async def _generate(self, exchange: Exchange, call: Call, watch: "_Watch") -> None:
+        shared = self._shared
         stream = call.ask.stream
         limit_s = shared.settings.stream_timeout_s if stream else shared.settings.request_timeout_s
         limit_s = http_headers.timeout_s(exchange.headers, limit_s)
@@ -101,23 +113,14 @@ class Generate:
         try:
             # ids of the engine must be unique, and clients choose theirs
             generation = shared.service.start(call, f"{exchange.request_id}#{id(exchange)}", limit_s)
-            with shared.link.submit(generation.requests) as events, _Watch(exchange.receive, events):
+            with shared.link.submit(generation.requests) as events:
+                watch.break_off(events)
                 if renderer is None:
                     await self._whole(exchange, call, generation, events)
                 else:
                     await self._stream(exchange, call, generation, events, renderer)
         finally:
             shared.admission.leave(call.num_sequences, time.monotonic())
-
-    async def _parse(self, exchange: Exchange, max_bytes: int) -> Call:
-        arrived_s = time.monotonic()
-        content_type, accept = exchange.headers.get("content-type"), exchange.headers.get("accept")
-        size = len(exchange.body)
-        ask = await _apart_if_large(size, self._read, exchange.body, content_type, max_bytes)
-        if ask.messages is not None:
-            prompt = await self._shared.template.render_async(ask.messages)
-            size, ask = len(prompt), ask.with_prompt(prompt)
-        return await _apart_if_large(size, self._shared.service.check, ask, arrived_s, accept)
 
     async def _whole(
         self, exchange: Exchange, call: Call, generation: Generation, events: CallEvents
@@ -219,7 +222,7 @@ class Generate:
             }
         )
 
-    async def _answer_error(self, exchange: Exchange, error: Exception) -> None:
+    async def _answer_error(self, exchange: Exchange, error: BaseException) -> None:
         schema = self._schema(exchange)
         answer = self._shared.service.render_error(error, exchange.request_id, exchange.call, schema)
         if isinstance(error, Overloaded):
@@ -256,25 +259,39 @@ class Generate:
         )
 
 
-async def _apart_if_large(size: int, work: Callable[..., T], *args: Any) -> T:
-    """Do work on a body, or a prompt, of this size; what takes long does not hold up the loop."""
-    return await asyncio.to_thread(work, *args) if size > LARGE_BODY_BYTES else work(*args)
-
-
 class _Watch:
-    """While it is entered, a client that hangs up breaks the call off."""
+    """While it is entered, a client that hangs up breaks off what is done for it."""
 
-    def __init__(self, receive: Any, events: CallEvents) -> None:
+    def __init__(self, receive: Any) -> None:
         self._receive = receive
-        self._events = events
+        self._events: CallEvents | None = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "_Watch":
         self._task = asyncio.get_running_loop().create_task(self._wait())
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._task.cancel()
 
+    async def race(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of some work, which is cancelled when the client goes. Raises `ClientGone` then."""
+        task = asyncio.get_running_loop().create_task(work)
+        try:
+            await asyncio.wait((task, self._task), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientGone
+            return task.result()
+        finally:
+            task.cancel()
+
+    def break_off(self, events: CallEvents) -> None:
+        """From now on, a client's end breaks these off."""
+        self._events = events
+        if self._task.done():
+            events.break_off(ClientGone())
+
     async def _wait(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._events.break_off(ClientGone())
+        if self._events is not None:
+            self._events.break_off(ClientGone())

@@ -150,7 +150,7 @@ def _info() -> Schema:
         "validation_workers",
         "max_client_batch_size",
     )
-    texts = ("model_id", "model_pipeline_tag", "router", "version")
+    texts = ("model_id", "model_name", "engine", "model_pipeline_tag", "router", "version")
     return _object(
         {
             **dict.fromkeys(texts, STRING),

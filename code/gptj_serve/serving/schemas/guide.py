@@ -92,6 +92,7 @@ _INTEGER_FIELDS = (
     "num_beams",
     "min_length",
     "max_length",
+    "no_repeat_ngram_size",
 )
 
 _CHECKS: dict[str, Check] = {

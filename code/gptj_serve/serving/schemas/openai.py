@@ -9,6 +9,7 @@ from gptj_serve.serving.call import Ask, Call, Prompt
 from gptj_serve.serving.generation import Answer, Delta, Token
 from gptj_serve.serving.parameters import (
     COMMON,
+    EVERYWHERE,
     NEW_TOKENS,
     Check,
     Parameters,
@@ -18,7 +19,6 @@ from gptj_serve.serving.parameters import (
     number,
     object_schema,
     only,
-    probability,
     read_fields,
     shown,
     stops,
@@ -39,17 +39,13 @@ _OUR_NAMES = {
     "min_tokens": "min_new_tokens",
     "ignore_eos": "ignore_eos",
     "n": "num_return_sequences",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "typical_p": "typical_p",
-    "repetition_penalty": "repetition_penalty",
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
     "logit_bias": "logit_bias",
     "stop": "stop",
     "include_stop_str_in_output": "include_stop_str_in_output",
     "skip_special_tokens": "skip_special_tokens",
-    "seed": "seed",
+    **{name: name for name in EVERYWHERE},
 }
 _NAMES = {ours: theirs for theirs, ours in _OUR_NAMES.items() if theirs != ours}
 
@@ -99,12 +95,10 @@ SHARED: Mapping[str, Check] = {
     "model": string,
     "max_tokens": max_tokens,
     "temperature": temperature(2),
-    "top_p": probability,
     "n": integer(1, MAX_ANSWERS),
     "stop": stops,
     "stream": boolean,
     "stream_options": checked_elsewhere(object_schema(_STREAM_OPTIONS)),
-    "seed": COMMON["seed"],
     "presence_penalty": number(-2, 2),
     "frequency_penalty": number(-2, 2),
     "logit_bias": Check(_logit_bias, _BIASES),
@@ -114,9 +108,7 @@ SHARED: Mapping[str, Check] = {
     "ignore_eos": boolean,
     "include_stop_str_in_output": boolean,
     "skip_special_tokens": boolean,
-    "top_k": COMMON["top_k"],
-    "typical_p": probability,
-    "repetition_penalty": COMMON["repetition_penalty"],
+    **EVERYWHERE,
 }
 """The fields that completions and chat have in common."""
 
@@ -196,6 +188,7 @@ def to_parameters(fields: Mapping[str, Any], **own: Any) -> Parameters:
         temperature=fields.get("temperature", 1.0) if samples else 1.0,
         include_usage=include_usage,
         continuous_usage=include_usage and options.get("continuous_usage_stats", False),
+        given=frozenset(known),
         names=_NAMES,
     )
 

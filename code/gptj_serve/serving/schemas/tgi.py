@@ -53,8 +53,8 @@ _FIELDS = {
     "options": checked_elsewhere(object_schema(_OPTIONS)),
 }
 
-_SAMPLES_UNLESS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "typical_p": 1.0}
-"""What asks for sampling unless it has the value that changes nothing: TGI's rule."""
+_SAMPLES_UNLESS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "typical_p": 1.0, "min_p": 0.0}
+"""What asks for sampling unless it has the value that changes nothing: TGI's rule, which has no ``min_p``."""
 
 
 def request_schema() -> dict[str, Any]:
@@ -228,7 +228,7 @@ class Stream:
         if delta.token is None or delta.finish_reason is not None:
             return False
         is_full = self._num_tokens >= self._prompt.sampling.max_new_tokens
-        return is_full or delta.token.token_id in self._call.eos_token_ids
+        return is_full or delta.token.token_id in self._call.ending_ids
 
     def _event(self, delta: Delta) -> bytes:
         token = delta.token

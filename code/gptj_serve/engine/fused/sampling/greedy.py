@@ -49,12 +49,5 @@ def is_greedy(row: Row) -> bool:
     """The row's token is the largest logit, and nothing is reported of it."""
     request, sampling = row.running.request, row.running.request.sampling
     num_generated = row.end - len(request.prompt_ids)
-    changes_scores = (
-        sampling.do_sample
-        or sampling.repetition_penalty != 1.0
-        or sampling.presence_penalty
-        or sampling.frequency_penalty
-        or sampling.logit_bias
-        or (num_generated < sampling.min_new_tokens and request.eos_token_ids)
-    )
-    return not (changes_scores or request.logprobs or request.num_top_logprobs)
+    holds_back = num_generated < sampling.min_new_tokens and request.eos_token_ids
+    return not (sampling.changes_scores or holds_back or request.logprobs or request.num_top_logprobs)

@@ -176,7 +176,7 @@ def warm_up(device: torch.device, dtype: torch.dtype, limits: RunnerLimits) -> N
         dtype: Their type.
         limits: How many there will be.
     """
-    history_SC = torch.zeros(limits.max_batch_size + 1, 2, dtype=torch.int64, device=device)
+    history_SC = torch.zeros(limits.max_batch_size + 1, 3, dtype=torch.int64, device=device)
     sampler = DeviceSampler(history_SC, limits.vocab_size)
     plain, every = _warm_up_request(SamplingParams(1)), _warm_up_request(EVERY_FILTER, num_top_logprobs=2)
     draws = _warm_up_request(SamplingParams(1, do_sample=True))
@@ -193,7 +193,7 @@ def warm_up(device: torch.device, dtype: torch.dtype, limits: RunnerLimits) -> N
 def _warm_up_request(sampling: SamplingParams, num_top_logprobs: int = 0) -> GenerationRequest:
     return GenerationRequest(
         "warm-up",
-        (0,),
+        (0, 0),
         sampling,
         eos_token_ids=(0,),
         logprobs=num_top_logprobs > 0,

@@ -1,0 +1,106 @@
+"""Parsing beside streams: what is large waits for a place, under its deadline, in a process of its own."""
+
+import asyncio
+import pickle
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from gptj_serve.errors import DeadlinePassed, Overloaded
+from gptj_serve.request import ModelInfo
+from gptj_serve.serving import parsing
+from gptj_serve.serving.call import Ask, Call
+from gptj_serve.serving.forks import ForkServer, Work
+from gptj_serve.serving.parsing import LARGE_BODY_BYTES, NUM_PLACES, Body
+from gptj_serve.serving.service import Read, Service
+from gptj_serve.serving.templates.client import Renderer, TemplateClient
+from gptj_serve.serving.text import Tokenizer
+
+MAX_WAITING = 16
+"""Large bodies that wait for a place at most; the next one is refused with 429."""
+
+
+def work(tokenizer: Tokenizer, template: Renderer, max_bytes: int, request_timeout_s: float) -> Work:
+    """What the processes of large bodies do."""
+
+    def parse(job: bytes) -> bytes:
+        info, read, body = pickle.loads(job)
+        client = _Known(info)
+        service = Service(client, tokenizer, max_bytes, request_timeout_s, streaming=True, template=template)
+        return parsing.pack(lambda: parsing.parse(service, read, body), body.request_id)
+
+    return parse
+
+
+class Parser:
+    """Parses for a front that has a loop.
+
+    Args:
+        service: Checks what was read.
+        forks: Does `work`.
+        template: Makes prompts of messages.
+    """
+
+    def __init__(self, service: Service, forks: ForkServer, template: TemplateClient) -> None:
+        self._service = service
+        self._forks = forks
+        self._template = template
+        self._places = asyncio.Semaphore(NUM_PLACES)
+        self._num_inside = 0
+
+    def parse(self, read: Read, body: Body, limit_s: float) -> Call | Coroutine[Any, Any, Call]:
+        """Read and check a body.
+
+        Args:
+            read: A function of a module: it is looked up there by the other process.
+            body: What came.
+            limit_s: Seconds from the request's arrival.
+
+        Returns:
+            The call, or what waits for it where that takes longer; cancelling that gives its place up.
+
+        Raises:
+            Overloaded: Too many large bodies wait, or too many chats.
+            DeadlinePassed: It took too long.
+            ServingError: The body is wrong.
+        """
+        if body.is_large:
+            return self._in_time(self._apart(read, body, limit_s), body, limit_s)
+        ask = read(body.data, body.content_type, self._service.max_payload_bytes)
+        if ask.messages is not None:
+            return self._in_time(self._chat(ask, ask.messages, body), body, limit_s)
+        return self._service.check(ask, body.arrived_s, body.accept)
+
+    async def _in_time(self, work: Coroutine[Any, Any, Call], body: Body, limit_s: float) -> Call:
+        try:
+            return await asyncio.wait_for(work, body.arrived_s + limit_s - time.monotonic())
+        except asyncio.TimeoutError:
+            raise DeadlinePassed(f"no answer within {limit_s:g} s") from None
+
+    async def _apart(self, read: Read, body: Body, limit_s: float) -> Call:
+        if self._num_inside >= NUM_PLACES + MAX_WAITING:
+            raise Overloaded(
+                f"{self._num_inside} large bodies wait to be parsed, and no more may; try again later",
+                retry_after_s=1,
+            )
+        self._num_inside += 1
+        try:
+            async with self._places:
+                job = pickle.dumps((self._service.info, read, body))
+                return parsing.unpack(await self._forks.run(job, limit_s))
+        finally:
+            self._num_inside -= 1
+
+    async def _chat(self, ask: Ask, messages: Sequence[Any], body: Body) -> Call:
+        prompt = await self._template.render_async(messages)
+        ask = ask.with_prompt(prompt)
+        if len(prompt) > LARGE_BODY_BYTES:  # a template may make much of little
+            return await asyncio.to_thread(self._service.check, ask, body.arrived_s, body.accept)
+        return self._service.check(ask, body.arrived_s, body.accept)
+
+
+class _Known:
+    """An engine of which only this is known."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        self.info = info

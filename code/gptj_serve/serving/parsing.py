@@ -1,0 +1,130 @@
+"""Bodies to calls. Large ones are parsed in processes of their own (see `gptj_serve.serving.forks`)."""
+
+import contextlib
+import fcntl
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from gptj_serve.errors import DeadlinePassed, InternalError, ServingError
+from gptj_serve.serving import forks
+from gptj_serve.serving.call import Call
+from gptj_serve.serving.service import Read, Service, log_unexpected
+
+LARGE_BODY_BYTES = 16 * 1024
+"""A larger body could hold up every stream for more than some milliseconds, and take much memory."""
+NUM_PLACES = 2
+"""Large bodies that are parsed at once: each can take some hundred MB meanwhile."""
+_RETRY_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A request's body and what its headers say of it.
+
+    Attributes:
+        data: The bytes.
+        content_type: The ``Content-Type`` header.
+        accept: The ``Accept`` header.
+        arrived_s: When its request came, on the service's clock.
+        request_id: For the log.
+    """
+
+    data: bytes = field(repr=False)
+    content_type: str | None
+    accept: str | None
+    arrived_s: float
+    request_id: str
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is parsed in a process of its own."""
+        return len(self.data) > LARGE_BODY_BYTES
+
+
+def parse(service: Service, read: Read, body: Body) -> Call:
+    """Read and check a body, here. Raises `ServingError`."""
+    return service.parse(body.data, body.content_type, body.accept, read, body.arrived_s)
+
+
+def pack(function: Callable[[], Call], request_id: str) -> bytes:
+    """What a call, or the error that there is in its place, is as bytes; `unpack` reads them.
+
+    Nothing is raised. What was not foreseen is logged here, where its traceback is.
+    """
+    try:
+        outcome: Call | ServingError = _without_texts(function())
+    except ServingError as error:
+        outcome = error
+    except BaseException as error:
+        log_unexpected(error, request_id)
+        outcome = InternalError("internal error")
+    return pickle.dumps(outcome)
+
+
+def unpack(packed: bytes) -> Call:
+    """The call. Raises the `ServingError` that there was in its place."""
+    outcome: Call | ServingError = pickle.loads(packed)
+    if isinstance(outcome, ServingError):
+        raise outcome
+    return outcome
+
+
+def _without_texts(call: Call) -> Call:
+    """Without the megabytes that nobody reads any more."""
+    prompts = call.prompts
+    if not call.parameters.return_full_text:
+        prompts = tuple(replace(prompt, text="") for prompt in prompts)
+    return replace(call, ask=replace(call.ask, texts=(), messages=None), prompts=prompts)
+
+
+def parse_in_worker(service: Service, read: Read, body: Body, directory: Path) -> Call:
+    """Read and check a body in one of several processes that each have one thread.
+
+    Args:
+        service: Checks what was read; its limits are kept.
+        read: Reads it.
+        body: What came.
+        directory: Of all these processes, where their few places for large bodies are.
+
+    Raises:
+        DeadlinePassed: It took too long, waiting for a place included.
+        ServingError: The body is wrong.
+    """
+    limit_s = service.request_timeout_s
+    if not body.is_large or len(body.data) > service.max_payload_bytes:
+        return parse(service, read, body)
+    until_s = body.arrived_s + limit_s
+    late = DeadlinePassed(f"no answer within {limit_s:g} s")
+    with _place(directory, until_s, late):
+
+        def work(_: bytes) -> bytes:
+            return pack(lambda: parse(service, read, body), body.request_id)
+
+        try:
+            return unpack(forks.run(work, b"", max(0.001, until_s - time.monotonic())))
+        except forks.WorkLost:
+            raise late if time.monotonic() >= until_s else InternalError("internal error") from None
+
+
+@contextlib.contextmanager
+def _place(directory: Path, until_s: float, late: DeadlinePassed) -> Iterator[None]:
+    """One of the few places that all workers share."""
+    with contextlib.ExitStack() as stack:
+        paths = [directory / f"large-body-{number}.lock" for number in range(NUM_PLACES)]
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        while not any(_lock(file.fileno()) for file in files):
+            if time.monotonic() >= until_s:
+                raise late
+            time.sleep(_RETRY_S)
+        yield
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -178,10 +178,19 @@ def test_the_limit_is_that_of_the_loads_own_file(tmp_path: Path) -> None:
     assert row(page, "`fast` | 1 | 2 | 20.0 | 0.0")[-1] == "2.00"
 
 
-def test_servers_and_endpoints_in_one_file_name_both_machines(tmp_path: Path) -> None:
-    facts = head()["targets"] | {"slow": {"kind": "endpoint", "hardware": "ml.g5.xlarge"}}
-    page = report(tmp_path, written(tmp_path / "r.json", [run("fast", 1.0)], targets=facts))
-    assert "\nml.g5.xlarge; Card A, 1.0, 10 MiB; c; 2 CPUs" in page
+def test_servers_and_endpoints_of_one_file_have_a_section_each(tmp_path: Path) -> None:
+    facts = {"fast": head()["targets"]["fast"], "slow": {"kind": "endpoint", "hardware": "ml.g5.xlarge"}}
+    runs = [run("fast", 1.0), run("slow", 4.0)]
+    page = report(tmp_path, written(tmp_path / "r.json", runs, targets=facts))
+    here, there = page.split("# Measured on ml.g5.xlarge")
+    assert here.startswith("# Measured on Card A")
+    assert ("`fast`" in here, "`slow`" in here) == (True, False)
+    assert ("`fast`" in there, "`slow`" in there) == (False, True)
+    # our memory's speed is no limit of theirs
+    assert ("share of the limit" in here, "share of the limit" in there) == (True, False)
+    # an endpoint that was not asked yet has none
+    page = report(tmp_path, written(tmp_path / "one.json", runs[:1], targets=facts))
+    assert page.count("# Measured on") == 1
 
 
 def test_levels_come_in_order_and_a_figure_has_one_cell(tmp_path: Path) -> None:
@@ -235,6 +244,37 @@ def test_other_machines_have_their_own_tables(tmp_path: Path, changes: dict[str,
     assert len(re.findall("^# Measured on", page, re.MULTILINE)) == 2
     assert re.findall(r"\((.*latency\.svg)\)", page) == ["latency.svg", "machine-2/latency.svg"]
     assert (tmp_path / "out/machine-2/latency.svg").exists()
+
+
+def test_an_engine_has_its_look_in_every_report(tmp_path: Path) -> None:
+    alone = figures.looks(measured(tmp_path, [run("a", 1.0)], targets={"a": {"engine": "hf"}}))["a"]
+    for number, engines in enumerate(({"x": "fused", "a": "hf"}, {"b": "?", "a": "hf", "c": "vllm"})):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        facts = {one: {"engine": engine} for one, engine in engines.items()}
+        found = figures.looks(measured(folder, [run(one, 1.0) for one in engines], targets=facts))
+        assert found["a"] == alone
+        assert len(set(found.values())) == len(engines)  # and nobody else has it
+    folder = tmp_path / "twice"
+    folder.mkdir()
+    twice = {"old": {"engine": "hf"}, "new": {"engine": "hf"}}
+    found = figures.looks(measured(folder, [run(one, 1.0) for one in twice], targets=twice))
+    assert (found["old"] == alone, found["new"] == alone) == (True, False)
+
+
+@pytest.mark.parametrize(("slowest", "says"), [(2.0, False), (9.0, True)])
+def test_a_logarithmic_axis_says_so(tmp_path: Path, slowest: float, says: bool) -> None:
+    runs = [run("fast", 1.0), run("slow", slowest)]
+    runs += [
+        run(one.target, one.seconds, load="latency", ttft_s=one.seconds, tpot_s=one.seconds) for one in runs
+    ]
+    found = measured(tmp_path, runs)
+    grid, streams = figures.latency_by_length(found), figures.distribution(found)
+    assert grid is not None
+    assert streams is not None
+    assert ("mean whole call, s, log scale" in grid) == says
+    assert ("between tokens, ms, log scale" in streams) == says
+    assert "tokens out, log" not in grid
 
 
 def series(svg: str) -> set[str]:

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from measurements import head
+from measurements import run as request
 
 from gptj_serve import demo
 from gptj_serve.benchmark import fake_service, run
@@ -214,6 +215,11 @@ def test_a_front_that_does_not_stream(odd: Any, tmp_path: Path) -> None:
     results = read(out)
     assert results.head["targets"]["odd"]["streams"] is False
     assert all(one.ttft_s and one.tpot_s is not None for one in results.runs if not one.is_first)
+
+
+@pytest.mark.parametrize(("number", "says"), [(1, "1 run"), (0, "0 runs"), (2, "2 runs")])
+def test_runs_are_counted_in_words(number: int, says: str) -> None:
+    assert run._counted([request("fast", 1.0)] * number) == says
 
 
 def test_nobody_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

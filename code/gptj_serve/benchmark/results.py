@@ -177,6 +177,15 @@ class Results:
     def __exit__(self, *_: object) -> None:
         self.save()
 
+    def of(self, targets: Sequence[str]) -> "Results":
+        """What there is of these targets alone, to be read."""
+        facts = {name: self.head["targets"][name] for name in targets}
+        part = Results(self._path, {**self.head, "targets": facts})
+        part.runs = [run for run in self.runs if run.target in targets]
+        part.starts = [one for one in self.starts if one["target"] in targets]
+        part.memory = [one for one in self.memory if one["target"] in targets]
+        return part
+
     def add(self, runs: Iterable[Run]) -> None:
         """Keep runs; a second later at most they are in the file."""
         self.runs += runs

@@ -20,7 +20,7 @@ from gptj_serve.benchmark.model_facts import model_facts
 from gptj_serve.benchmark.options import Options, parse
 from gptj_serve.benchmark.peers import PEERS, missing, process_target, vllm_server
 from gptj_serve.benchmark.progress import Progress
-from gptj_serve.benchmark.results import Level, Results, read
+from gptj_serve.benchmark.results import Level, Results, Run, read
 from gptj_serve.benchmark.sagemaker_target import SageMakerTarget, connect, instance_type
 from gptj_serve.benchmark.session import Session, TargetGone, vocabularies
 from gptj_serve.benchmark.spawn import Spawn, Spawned, spawned
@@ -291,6 +291,10 @@ def _starts(options: Options, results: Results, progress: Progress) -> None:
             results.save()
 
 
+def _counted(runs: Sequence[Run]) -> str:
+    return "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+
+
 def _sum_up(options: Options, results: Results) -> int:
     """Say what there is now, and what went wrong; returns the exit code."""
     failed = [run for run in results.runs if run.has_failed]
@@ -298,8 +302,8 @@ def _sum_up(options: Options, results: Results) -> int:
         print(f"{run.load} {run.cell} {run.target}, run {run.number}: {run.problem}", file=sys.stderr)
     if failed:
         cure = "their cells measure nothing; --retry-failed makes them again"
-        print(f"{len(failed)} of {len(results.runs)} runs failed; {cure}", file=sys.stderr)
-    print(f"{options.out}: {len(results.runs)} runs; scripts/benchmark report {options.out}")
+        print(f"{len(failed)} of {_counted(results.runs)} failed; {cure}", file=sys.stderr)
+    print(f"{options.out}: {_counted(results.runs)}; scripts/benchmark report {options.out}")
     has_memory = {one["target"] for one in results.memory}
     lacks_memory = "memory" in options.loads and any(one.name not in has_memory for one in options.spawns)
     return EXIT_FAILED if failed or lacks_memory else 0

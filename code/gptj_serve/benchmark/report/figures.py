@@ -24,6 +24,8 @@ from gptj_serve.benchmark.results import Cell, Run
 
 INK = "#7a7a7a"
 COLOURS = ("#1f86c9", "#d55e00", "#009e73", "#c8679d", "#b98500", "#8c6bd8")
+ENGINES = ("fused", "deepspeed", "hf", "vllm", "transformers-compiled", "ctranslate2")
+"""Who has which of the colours, markers and dashes."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES: tuple[Any, ...] = (
     "-",
@@ -72,11 +74,21 @@ class Look:
 
 
 def looks(measured: Measured) -> dict[str, Look]:
-    """The look of each target, the same in all figures."""
-    return {
-        name: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)])
-        for i, name in enumerate(measured.facts)
-    }
+    """The look of each target: an engine's own in every report, or one that no engine of this report has."""
+    places: dict[str, int] = {}
+    for name, facts in measured.facts.items():
+        engine = facts.get("engine", name)
+        if engine in ENGINES and ENGINES.index(engine) not in places.values():
+            places[name] = ENGINES.index(engine)
+    free = itertools.cycle(sorted(set(range(len(COLOURS))) - set(places.values())) or range(len(COLOURS)))
+    for name in measured.facts:
+        if name not in places:
+            places[name] = next(free)
+    return {name: Look(COLOURS[place], MARKERS[place], DASHES[place]) for name, place in places.items()}
+
+
+def _name_axis(axis: Axis, text: str) -> None:
+    axis.set_label_text(f"{text}, log scale" if axis.get_scale() == "log" else text)
 
 
 def latency_by_length(measured: Measured) -> str | None:
@@ -91,7 +103,7 @@ def latency_by_length(measured: Measured) -> str | None:
         every = [value for found in seconds.values() for value in found.values()]
         for axes, input_tokens in zip(panels, inputs, strict=True):
             axes.set_title(f"{input_tokens} tokens in", fontsize=11)
-            axes.set_xlabel("tokens out")
+            _name_axis(axes.xaxis, "tokens out")
             lines = {name: _of_input(seconds[name], input_tokens) for name in names}
             _draw(axes, measured, lines, values=every, id=str(input_tokens))
             axes.xaxis.set_major_locator(FixedLocator(sorted({x for line in lines.values() for x in line})))
@@ -99,7 +111,7 @@ def latency_by_length(measured: Measured) -> str | None:
             _name_ends(panels[-1], measured, lines)
         else:  # a line that the last panel lacks would stay without its name
             _legend(figure, panels)
-        panels[0].set_ylabel("mean whole call, s")
+        _name_axis(panels[0].yaxis, "mean whole call, s")
         return _svg(figure)
 
 
@@ -127,9 +139,9 @@ def tokens_by_concurrency(measured: Measured) -> str | None:
         axes.xaxis.set_major_locator(FixedLocator(sorted({x for line in lines.values() for x in line})))
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("clients")
         axes.set_title(_title(shown), fontsize=11)
-        axes.set_ylabel("tokens/s, all together")
+        _name_axis(axes.xaxis, "clients")
+        _name_axis(axes.yaxis, "tokens/s, all together")
         return _svg(figure)
 
 
@@ -147,8 +159,8 @@ def distribution(measured: Measured) -> str | None:
         for place, (axes, (title, kind)) in enumerate(zip(panels, kinds.items(), strict=True)):
             values = {name: _milliseconds(runs, name, kind) for name in names}
             _steps(axes, measured, values, place)
-            axes.set_xlabel(title)
-        panels[0].set_ylabel("part of the requests")
+            _name_axis(axes.xaxis, title)
+        _name_axis(panels[0].yaxis, "part of the requests")
         panels[0].set_title(_title(shown), fontsize=11)
         _legend(figure, panels)  # the curves of like targets lie on each other: no room for names beside them
         return _svg(figure)

@@ -47,7 +47,7 @@ class Measured:
 
 
 def merge(files: Mapping[Path, Results]) -> list[Measured]:
-    """Put files together, those of different hardware or models apart.
+    """Put files together, what was measured on different machines or of different models apart.
 
     A target that several files have under one name, measured in the same way, is one target; measured in
     different ways (another commit, version or setting) it is told apart by the file's name in each load that
@@ -56,9 +56,10 @@ def merge(files: Mapping[Path, Results]) -> list[Measured]:
     groups: dict[str, Measured] = {}
     members: defaultdict[str, list[tuple[str, Results]]] = defaultdict(list)
     for stem, results in zip(_names(list(files)), files.values(), strict=True):
-        key = json.dumps([results.head["hardware"], results.head["model"], _remote(results)], sort_keys=True)
-        groups.setdefault(key, Measured(_hardware(results), results.head["model"]))
-        members[key].append((stem, results))
+        for hardware, part in _by_machine(results):
+            key = json.dumps([hardware, results.head["model"]], sort_keys=True)
+            groups.setdefault(key, Measured(hardware, results.head["model"]))
+            members[key].append((stem, part))
     for key, named in members.items():
         _fill(groups[key], named)
     return list(groups.values())
@@ -73,19 +74,19 @@ def _names(paths: Sequence[Path]) -> list[str]:
     ]
 
 
-def _hardware(results: Results) -> Mapping[str, Any]:
-    remote = _remote(results)
-    own: Mapping[str, Any] = results.head["hardware"]
-    if not remote:
-        return own
-    is_mixed = any("hardware" not in facts for facts in results.head["targets"].values())
-    return {"target": ", ".join(remote), **(own if is_mixed else {})}
-
-
-def _remote(results: Results) -> list[str]:
-    """What servers run on that are on another machine than the one that measured."""
-    found = (facts.get("hardware") for facts in results.head["targets"].values())
-    return sorted({str(one) for one in found if one is not None})
+def _by_machine(results: Results) -> list[tuple[Mapping[str, Any], Results]]:
+    """A file's measurements by what the servers run on: the machine that measured, or another one."""
+    machines: dict[str | None, list[str]] = {}
+    for name, facts in results.head["targets"].items():
+        machines.setdefault(facts.get("hardware"), []).append(name)
+    parts = []
+    for other, names in machines.items():
+        part = results.of(names)
+        if other is not None:  # how fast our memory is says nothing of that machine
+            part.head |= {"read_bytes_per_s": None, "skipped": {}}
+        if len(machines) == 1 or not part.is_empty:
+            parts.append((results.head["hardware"] if other is None else {"target": other}, part))
+    return parts
 
 
 def _fill(measured: Measured, named: Sequence[tuple[str, Results]]) -> None:

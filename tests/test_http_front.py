@@ -22,6 +22,13 @@ from harness import WAIT_TIMEOUT_S, Server, free_port, least, serving, until
 
 PROMPTS = ["In the beginning", "And he said unto them,", "A hacker is", "The king"]
 FRONT = "gptj_serve.serving.http"
+GENERATION_CONFIG = {
+    "no_repeat_ngram_size": 2,
+    "repetition_penalty": 1.3,
+    "temperature": 0.7,
+    "num_beams": 4,
+    "eos_token_id": [0, 50256],
+}
 LAST_CHUNK = b"0\r\n\r\n"
 LONG = {"max_new_tokens": 1500, "min_new_tokens": 1500}
 SHORT = {"max_new_tokens": 120, "min_new_tokens": 120}
@@ -565,11 +572,37 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     model_dir = tmp_path_factory.mktemp("model") / "demo"
     shutil.copytree(demo.MODEL_DIR, model_dir)
     (model_dir / "chat_template.jinja").write_text(TEMPLATE)
+    (model_dir / "generation_config.json").write_text(json.dumps(GENERATION_CONFIG))
     env = {"GPTJ_MODEL_DIR": str(model_dir), "GPTJ_CORS_ORIGINS": "https://a.example", "GPTJ_PAGE": "off"}
     port = free_port(61000, 65000)  # above the ephemeral ones
     with contextlib.closing(Server(GPTJ_FRONT="http", GPTJ_PORT=str(port), **env)) as running:
         running.port = port
         yield running.wait_until_ready()
+
+
+def test_the_models_own_defaults(configured: Server) -> None:
+    from transformers import AutoTokenizer, GPTJForCausalLM
+
+    model = GPTJForCausalLM.from_pretrained(demo.MODEL_DIR)
+    tokenizer = AutoTokenizer.from_pretrained(demo.MODEL_DIR)
+
+    def reference(**options: Any) -> str:
+        inputs = tokenizer("The king", return_tensors="pt")
+        ids = model.generate(**inputs, max_new_tokens=16, do_sample=False, **options)[0]
+        return str(tokenizer.decode(ids[inputs.input_ids.shape[1] :], skip_special_tokens=True))
+
+    held = {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3}
+    assert configured.generate("The king", max_new_tokens=16).text == reference(**held)
+    off = {"no_repeat_ngram_size": 0, "repetition_penalty": 1.0}
+    assert configured.generate("The king", max_new_tokens=16, **off).text == reference()
+    assert reference(**held) != reference()
+    told = [one["message"] for one in configured.events("model_note")]
+    assert [one.partition("generation_config.json: ")[2] for one in told] == [
+        "temperature=0.7: requests alone say how to sample and how much",
+        "num_beams=4: is not supported and ignored",
+        "eos_token_id=[0, 50256]: the model knows ids from 0 to 2047;"
+        " what is not among them never ends a text",
+    ]
 
 
 def test_the_official_openai_client_chats(configured: Server) -> None:

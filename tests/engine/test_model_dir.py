@@ -55,7 +55,7 @@ def test_a_whole_model_is_described(tmp_path: Path, files: str) -> None:
     dims = (checkpoint.n_layer, checkpoint.n_embd, checkpoint.n_head, checkpoint.n_inner)
     assert dims == (2, 32, 4, 128)
     assert (checkpoint.rotary_dim, checkpoint.n_positions, checkpoint.vocab_size) == (4, 64, 100)
-    assert (checkpoint.directory, checkpoint.eos_token_ids) == (tmp_path, (98, 99))
+    assert (checkpoint.directory, checkpoint.generation.eos_token_ids) == (tmp_path, (98, 99))
     assert checkpoint.files.format == files.split()[-1]
     assert len(checkpoint.files.paths) == (2 if "sharded" in files else 1)
     tensors = random_tensors(TINY_CONFIG, torch.float16)
@@ -173,7 +173,7 @@ def test_a_config_that_is_no_object(tmp_path: Path, text: str, told: str) -> Non
         ({"rotary_dim": 3}, "rotary_dim=3 must be even"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is not supported"),
         ({"transformers_weights": "other.safetensors"}, "transformers_weights is not supported"),
-        ({"eos_token_id": 100}, "eos_token_id=100: must be token ids from 0 to 99"),
+        ({"eos_token_id": "a"}, "eos_token_id='a': must be token ids from 0 to 99"),
     ],
 )
 def test_a_wrong_config(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
@@ -199,7 +199,7 @@ def test_eos(tmp_path: Path, in_config: Any, in_generation: Any, expected: tuple
     write_model(tmp_path, eos_token_id=in_config)
     if in_generation:
         (tmp_path / "generation_config.json").write_text(json.dumps(in_generation))
-    assert find_checkpoint(tmp_path).eos_token_ids == expected
+    assert find_checkpoint(tmp_path).generation.eos_token_ids == expected
 
 
 def test_eos_that_nobody_gives(tmp_path: Path) -> None:
@@ -207,12 +207,12 @@ def test_eos_that_nobody_gives(tmp_path: Path) -> None:
     config = {key: value for key, value in TINY_CONFIG.items() if key != "eos_token_id"}
     write_model(tmp_path)
     (tmp_path / CONFIG).write_text(json.dumps(config))
-    assert find_checkpoint(tmp_path).eos_token_ids == ()
+    assert find_checkpoint(tmp_path).generation.eos_token_ids == ()
     shutil.rmtree(tmp_path)
     large = {"vocab_size": 50400, "n_embd": 8, "n_head": 1}
     write_model(tmp_path, **large)
     (tmp_path / CONFIG).write_text(json.dumps(config | large))
-    assert find_checkpoint(tmp_path).eos_token_ids == (50256,)
+    assert find_checkpoint(tmp_path).generation.eos_token_ids == (50256,)
 
 
 def test_a_broken_generation_config(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def main() -> None:
         max_context=1 << 20,
         max_batch_size=MAX_BATCH_SIZE,
         vocab_size=checkpoint.vocab_size,
-        eos_token_ids=checkpoint.eos_token_ids,
+        eos_token_ids=checkpoint.generation.eos_token_ids,
     )
     server = EngineServer(args.socket, info)
     token_ids = Tokenizer.load(checkpoint.directory).encode(TEXT)

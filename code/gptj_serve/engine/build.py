@@ -104,8 +104,9 @@ def _model_info(
         max_context=limits.max_context,
         max_batch_size=limits.max_batch_size,
         vocab_size=limits.vocab_size,
-        eos_token_ids=checkpoint.eos_token_ids,
+        eos_token_ids=checkpoint.generation.eos_token_ids,
         batching=batching,
+        defaults=checkpoint.generation.scores,
     )
 
 

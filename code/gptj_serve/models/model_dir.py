@@ -5,10 +5,9 @@ A wrong model is a `StartupError` within a second, not a failure minutes into th
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from gptj_serve.errors import StartupError
 from gptj_serve.files import read_json, some, special_kind, unreadable
@@ -21,12 +20,10 @@ from gptj_serve.models.config import (
     expected_shapes,
     parse_config,
 )
+from gptj_serve.models.generation_config import GenerationDefaults, read_defaults
 from gptj_serve.models.match import check_tensors, ignored
 from gptj_serve.models.near import describe_folder, describe_folders, describe_path
 from gptj_serve.settings import DEFAULT_MODEL_DIR
-
-GPT_J_EOS = 50256
-"""<|endoftext|> of the published tokenizer."""
 
 MAX_DEPTH = 4
 """Sub-folders below the root that are searched; a tarball nests one or two."""
@@ -38,7 +35,7 @@ class Checkpoint(ModelConfig):
 
     Attributes:
         directory: Where config.json is.
-        eos_token_ids: Token ids that end a sequence; may be empty.
+        generation: What it says of how to generate.
         files: The weight files.
         num_weights: Numbers in all tensors of the model, a head that is stored though it is tied among them.
         unmapped_bytes: Size of the files that can only be read into memory as a whole.
@@ -46,7 +43,7 @@ class Checkpoint(ModelConfig):
     """
 
     directory: Path
-    eos_token_ids: tuple[int, ...]
+    generation: GenerationDefaults
     files: CheckpointFiles
     num_weights: int
     unmapped_bytes: int
@@ -76,7 +73,8 @@ def find_checkpoint(root: Path, given: str | None = None) -> Checkpoint:
     expected = expected_shapes(config)
     contents = checkpoint_files.read_contents(files)
     tensors = check_tensors(contents.tensors, expected, directory)
-    notes = [*config_notes(raw, directory / CONFIG), *contents.notes]
+    generation = read_defaults(directory, raw, config.vocab_size)
+    notes = [*config_notes(raw, directory / CONFIG), *contents.notes, *generation.notes]
     if names := ignored(contents.tensors, expected):
         notes.append(
             f"{directory}: the weights hold tensors that are not GPT-J's and are ignored: {some(names)}"
@@ -84,7 +82,7 @@ def find_checkpoint(root: Path, given: str | None = None) -> Checkpoint:
     return Checkpoint(
         **asdict(config),
         directory=directory,
-        eos_token_ids=_eos_token_ids(directory, raw, config.vocab_size),
+        generation=generation,
         files=files,
         num_weights=sum(math.prod(tensor.shape) for tensor in tensors.values()),
         unmapped_bytes=checkpoint_files.unmapped_bytes(files),
@@ -182,16 +180,3 @@ def _sub_folders(folder: Path) -> list[Path]:
         names = [entry.name for entry in entries if entry.is_dir()]
     # `code` holds a customer's scripts, never a model; __MACOSX is what macOS adds to archives
     return [folder / name for name in sorted(names) if name[0] != "." and name not in ("__MACOSX", "code")]
-
-
-def _eos_token_ids(directory: Path, raw: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
-    """From generation_config.json if it says, else from config.json; GPT-J's own if neither does."""
-    path = directory / "generation_config.json"
-    value = read_json(path).get("eos_token_id") if path.is_file() else None
-    if value is None:
-        path = directory / CONFIG
-        value = raw.get("eos_token_id", GPT_J_EOS if vocab_size > GPT_J_EOS else None)
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(type(token_id) is int and 0 <= token_id < vocab_size for token_id in ids):
-        raise StartupError(f"{path}: eos_token_id={value!r}: must be token ids from 0 to {vocab_size - 1}")
-    return tuple(ids)

@@ -10,7 +10,7 @@ from gptj_serve.engine.fused.sampling.sampler import DeviceSampler
 from gptj_serve.engine.fused.schedule.plan import Row
 from gptj_serve.engine.sampling.sampler import SamplerRow
 from gptj_serve.engine.sampling.score_plan import EVERY_FILTER
-from gptj_serve.engine.scheduler import Running, Sampled
+from gptj_serve.engine.scheduler import Sampled
 from gptj_serve.request import GenerationRequest, SamplingParams
 
 EVERYTHING = {one.name: getattr(EVERY_FILTER, one.name) for one in fields(EVERY_FILTER) if one.init}
@@ -44,8 +44,7 @@ class Sampling:
 
     def device_row(self, slot: int) -> Row:
         """The host does not know the last tokens: its copy of what was generated is empty."""
-        running = Running((0, self.request.request_id), self.request, call=0, arrived_s=0.0)
-        return Row(running, slot, blocks=(), start=len(self.ids) - 1, token_ids=None, samples=True)
+        return Row(0, 0, self.request, slot, (), start=len(self.ids) - 1, token_ids=None, samples=True)
 
 
 def sequence(

@@ -27,6 +27,7 @@ from gptj_serve.engine.fused.runner import FusedRunner
 from gptj_serve.engine.fused.schedule.plan import RunnerLimits
 from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
 from gptj_serve.engine.fused.step_loop import ContinuousStepLoop
+from gptj_serve.engine.fused.warm_up import warm_up
 from gptj_serve.engine.scheduler import Event, Token
 from gptj_serve.request import GenerationRequest, SamplingParams
 
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         max_prefill=MAX_PREFILL,
     )
     runner = FusedRunner(bench.state, bench.kernels, limits)
-    runner.warm_up()
+    warm_up(runner)
     together = {number: _together(runner, number, args.runs) for number in args.together}
     disturbed = [_disturbed(runner) for _ in range(args.runs + 1)][1:]
     report = {

@@ -21,13 +21,14 @@ Key = tuple[int, str]
 class Running:
     """One sequence that the scheduler holds, waiting or running. Times are in seconds of one clock.
 
-    ``call`` is the same number for all sequences that were added together.
+    ``number`` is its own, ``call`` is the same number for all sequences that were added together.
     """
 
     key: Key
     request: GenerationRequest
     call: int
     arrived_s: float
+    number: int = 0
     started_s: float | None = None
     first_token_s: float | None = None
     generated_ids: list[int] = field(default_factory=list)
@@ -122,6 +123,7 @@ class Scheduler(ABC):
         self._max_queue = max_queue
         self._waiting: deque[Running] = deque()
         self._calls = itertools.count()
+        self._numbers = itertools.count()
         self._closed = False
         self.counters = Counters()
 
@@ -189,7 +191,8 @@ class Scheduler(ABC):
                 retry_after_s=1,
             )
         call = next(self._calls)
-        self._waiting.extend(Running(key, request, call, now_s) for key, request in group)
+        numbers = self._numbers
+        self._waiting.extend(Running(key, request, call, now_s, next(numbers)) for key, request in group)
 
     def _room(self) -> int:
         """How many sequences may be added now; those that can start at once need no queue."""

@@ -62,7 +62,7 @@ def alone(request: GenerationRequest) -> tuple[list[int], str]:
 class Slot:
     """The runner's state of one sequence: ids known, and how many of them are cached."""
 
-    running: Running
+    sequence: int
     history: list[int] = field(default_factory=list)
     num_cached: int = 0
 
@@ -71,10 +71,10 @@ class Slot:
 class FakePending:
     """Results of a step; ``before`` is called when they are asked for, and may raise."""
 
-    sampled: list[Sampled]
+    sampled: list[list[Sampled]]
     before: Callable[[], None]
 
-    def results(self) -> list[Sampled]:
+    def results(self) -> list[list[Sampled]]:
         self.before()
         return self.sampled
 
@@ -105,13 +105,13 @@ class FakeRunner:
         self._check_limits(step)
         # results come in the order of the rows, the work itself in any: rows must not touch each other
         tokens = {row.slot: self._run(row) for row in (*step.decodes, *step.prefills)}
-        sampled = [Sampled(tokens[row.slot]) for row in step.sampled_rows]
+        sampled = [[Sampled(tokens[row.slot])] for row in step.sampled_rows]
         return FakePending(sampled, lambda: self.before_results(number))
 
     def _check_limits(self, step: ContinuousStep) -> None:
         rows = (*step.prefills, *step.decodes)
         assert rows
-        assert len({row.slot for row in rows}) == len({row.running for row in rows}) == len(rows)
+        assert len({row.slot for row in rows}) == len({row.sequence for row in rows}) == len(rows)
         assert all(0 <= row.slot < self.limits.max_batch_size for row in rows)
         blocks = [block for row in rows for block in row.blocks]
         assert len(set(blocks)) == len(blocks)
@@ -123,15 +123,15 @@ class FakeRunner:
 
     def _run(self, row: Row) -> int:
         if row.start == 0:
-            self._slots[row.slot] = Slot(row.running)
+            self._slots[row.slot] = Slot(row.sequence)
             self.num_starts += 1
         slot = self._slots[row.slot]
-        assert slot.running is row.running, "the slot is another sequence's"
+        assert slot.sequence == row.sequence, "the slot is another sequence's"
         assert slot.num_cached == row.start, "positions are computed once and in order"
         if row.token_ids is None:
             assert len(slot.history) == row.end, "the token is none that was chosen before"
         else:
-            assert list(row.token_ids) == ids_of(row.running.request, row.end)[row.start :]
+            assert list(row.token_ids) == ids_of(row.request, row.end)[row.start :]
             slot.history[row.start :] = row.token_ids
         for position in range(row.end):
             self._touch(row, position, slot.history[position])
@@ -144,7 +144,7 @@ class FakeRunner:
     def _touch(self, row: Row, position: int, token_id: int) -> None:
         """Write a new position into the cache, or find an old one there as it was written."""
         index, offset = divmod(position, self.limits.block_size)
-        place, content = (row.blocks[index], offset), (row.running, position, token_id)
+        place, content = (row.blocks[index], offset), (row.sequence, position, token_id)
         if position >= row.start:
             self._cache[place] = content
         assert self._cache.get(place) == content, "the cache was overwritten"

@@ -108,7 +108,7 @@ def test_cancelling_frees_a_sequence_within_one_step(tmp_path: Path, leaves: boo
         assert (after.num_steps, after.num_running) == (6, 1)
         assert after.cache_tokens < before.cache_tokens
         until(lambda: len(runner.steps) == 8)
-        assert [row.running.key[1] for row in runner.steps[-1].decodes] == ["stays"]
+        assert [row.request.request_id for row in runner.steps[-1].decodes] == ["stays"]
 
 
 def test_a_request_joins_while_others_run(tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_a_request_joins_while_others_run(tmp_path: Path) -> None:
         runner.may_end.release(1)
         until(lambda: len(runner.steps) == 6)
         last = runner.steps[-1]
-        assert [row.running.key[1] for row in last.prefills] == ["second"]
-        assert [row.running.key[1] for row in last.decodes] == ["first"]
+        assert [row.request.request_id for row in last.prefills] == ["second"]
+        assert [row.request.request_id for row in last.decodes] == ["first"]
 
 
 def test_draining_finishes_what_runs(tmp_path: Path) -> None:

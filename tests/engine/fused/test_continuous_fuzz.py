@@ -96,17 +96,17 @@ class Driver:
         if num_prompt_tokens > self.limits.prefill_chunk:
             assert len(step.prefills) + self.scheduler.num_waiting > len(step.decodes)
         for row in step.prefills:
-            if row.running.request.reproducible:
-                num_prompt = len(row.running.request.prompt_ids)
+            if row.request.reproducible:
+                num_prompt = len(row.request.prompt_ids)
                 assert len(step.prefills) == 1
                 start_of_part = row.start if row.start < num_prompt else row.start - num_prompt
                 assert start_of_part % self.limits.prefill_chunk == 0
                 assert row.samples or row.end == num_prompt or num_prompt_tokens == self.limits.prefill_chunk
         # progress: the oldest has its part in every step until all its tokens are asked for
-        by_key = {row.running.key: row.running for row in (*step.prefills, *step.decodes)}
+        in_step = {self.scheduler._started[row.sequence].key for row in (*step.prefills, *step.decodes)}
         assert oldest is not None
-        assert oldest in by_key or self.is_all_asked(oldest)
-        self.num_asked.update(row.running for row in step.sampled_rows)
+        assert oldest in in_step or self.is_all_asked(oldest)
+        self.num_asked.update(self.scheduler._started[row.sequence] for row in step.sampled_rows)
 
     def is_all_asked(self, key: Key) -> bool:
         asked = {running.key: number for running, number in self.num_asked.items()}
@@ -119,7 +119,7 @@ class Driver:
             events = self.scheduler.fail(step, InternalError("the step"), self.now_s)
         else:
             sampled = pending.results()
-            sampled[:errors] = [Sampled(error=InternalError("the row"))] * len(sampled[:errors])
+            sampled[:errors] = [[Sampled(error=InternalError("the row"))]] * len(sampled[:errors])
             events = self.scheduler.commit(step, sampled, self.now_s)
         self.note(events)
         self.scheduler.check()

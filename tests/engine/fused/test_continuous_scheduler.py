@@ -19,7 +19,7 @@ def make(max_queue: int = 8, **changes: int) -> ContinuousScheduler:
 
 
 def add(scheduler: ContinuousScheduler, name: str, one: GenerationRequest, now_s: float = 0.0) -> Key:
-    scheduler.add([((0, name), one)], now_s)
+    scheduler.add([((0, name), replace(one, request_id=name))], now_s)
     return (0, name)
 
 
@@ -35,7 +35,7 @@ def commit(
 ) -> list[Event]:
     """Commit these tokens, or 5 everywhere."""
     tokens = token_ids or (5,) * len(step.sampled_rows)
-    events = scheduler.commit(step, [Sampled(token_id) for token_id in tokens], now_s)
+    events = scheduler.commit(step, [[Sampled(token_id)] for token_id in tokens], now_s)
     scheduler.check()
     return events
 
@@ -45,11 +45,11 @@ def run_step(scheduler: ContinuousScheduler, now_s: float = 0.0) -> list[Event]:
 
 
 def shapes(rows: Sequence[Row]) -> list[tuple[str, int, int, bool]]:
-    return [(row.running.key[1], row.start, row.end, row.samples) for row in rows]
+    return [(row.request.request_id, row.start, row.end, row.samples) for row in rows]
 
 
 def names(rows: Sequence[Row]) -> list[str]:
-    return [row.running.key[1] for row in rows]
+    return [row.request.request_id for row in rows]
 
 
 def ends(events: Sequence[Event]) -> dict[str, str]:
@@ -275,9 +275,9 @@ class TestPreemption:
         while names((step := step_of(scheduler)).prefills) == []:
             commit(scheduler, step)
         row = step.prefills[0]
-        assert (row.running.key[1], row.start) == ("b", 0)
+        assert (row.request.request_id, row.start) == ("b", 0)
         assert row.token_ids == (*request(4).prompt_ids, 5, 5, 5, 5)
-        assert row.running.generated_ids == [5, 5, 5, 5, 6]
+        assert scheduler._started[row.sequence].generated_ids == [5, 5, 5, 5, 6]
         assert scheduler.counters.prompt_tokens == 8
 
     def test_not_back_before_its_tokens_are_known(self) -> None:
@@ -292,7 +292,7 @@ class TestPreemption:
     def test_it_may_end_by_a_token_that_was_on_its_way(self) -> None:
         scheduler, (flying,) = self.start()
         step_of(scheduler)
-        events = scheduler.commit(flying, [Sampled(5), Sampled(error=InternalError("nan"))], 0.0)
+        events = scheduler.commit(flying, [[Sampled(5)], [Sampled(error=InternalError("nan"))]], 0.0)
         assert ends(events) == {"b": "failed"}
         scheduler.check()
         assert (scheduler.num_waiting, scheduler.num_running) == (0, 1)
@@ -406,7 +406,7 @@ def test_a_row_without_a_token_fails_alone() -> None:
     add(scheduler, "a", request())
     add(scheduler, "b", request())
     step = step_of(scheduler)
-    events = scheduler.commit(step, [Sampled(error=InternalError("nan")), Sampled(6)], 0.0)
+    events = scheduler.commit(step, [[Sampled(error=InternalError("nan"))], [Sampled(6)]], 0.0)
     assert ends(events) == {"a": "failed"}
     assert names(step_of(scheduler).decodes) == ["b"]
 

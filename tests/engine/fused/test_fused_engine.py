@@ -12,11 +12,13 @@ from tiny import write_model
 from transformers import GPTJForCausalLM
 
 from gptj_serve.engine.failures import BackendDead
+from gptj_serve.engine.fused import warm_up
 from gptj_serve.engine.fused.build import load_fused
 from gptj_serve.engine.fused.kernels.plain import PlainKernels
 from gptj_serve.engine.fused.kernels.protocol import State, Tokens
 from gptj_serve.engine.fused.model import FusedModel
 from gptj_serve.engine.fused.runner import FusedRunner
+from gptj_serve.engine.fused.warm_up import check
 from gptj_serve.engine.sampling.sampler import SamplerRow, sample
 from gptj_serve.engine.static.hf import load_hf
 from gptj_serve.errors import StartupError
@@ -172,18 +174,18 @@ class OwnDecode(PlainKernels):
 
 def with_own_decode(checkpoint: Checkpoint, factor: float = 1.0) -> tuple[FusedRunner, OwnDecode]:
     plain = load_fused(checkpoint, torch.device("cpu"), max_batch_size=6)
-    kernels = OwnDecode(plain._state, factor)
-    return FusedRunner(plain._state, kernels, plain.limits), kernels
+    kernels = OwnDecode(plain.state, factor)
+    return FusedRunner(plain.state, kernels, plain.limits), kernels
 
 
 def test_two_ways_to_decode_that_agree_pass_the_check(checkpoint: Checkpoint) -> None:
-    with_own_decode(checkpoint)[0].check()
+    check(with_own_decode(checkpoint)[0])
 
 
 @pytest.mark.parametrize("factor", [1.2, float("nan")])
 def test_kernels_that_compute_something_else_do_not_start(checkpoint: Checkpoint, factor: float) -> None:
     with pytest.raises(StartupError, match="do not agree on the next token"):
-        with_own_decode(checkpoint, factor)[0].check()
+        check(with_own_decode(checkpoint, factor)[0])
 
 
 def test_seeded_sequences_are_decoded_in_small_groups_that_others_fill_up(checkpoint: Checkpoint) -> None:
@@ -244,7 +246,7 @@ def test_kernels_that_do_not_start_end_it_with_a_reason(
     def fail(_: FusedRunner) -> None:
         raise BackendDead(said)
 
-    monkeypatch.setattr(FusedRunner, "warm_up", fail)
+    monkeypatch.setattr(warm_up, "warm_up", fail)
     with pytest.raises(StartupError) as refused:
         load_fused(checkpoint, torch.device("cpu"), max_batch_size=4)
     assert str(refused.value).startswith(f"the fused engine's kernels could not be started ({said}")

@@ -4,14 +4,13 @@ import pytest
 
 from gptj_serve.engine.fused.schedule.grouping import groups, joining
 from gptj_serve.engine.fused.schedule.plan import ContinuousStep, Row
-from gptj_serve.engine.scheduler import Running
 from gptj_serve.request import GenerationRequest, SamplingParams
 
 
 def row(name: str, *, prompt: tuple[int, ...] | None = None) -> Row:
     """A row to decode, or a prompt; capitals stand for a seed of the client's."""
     request = GenerationRequest(name, (1, 2), SamplingParams(4), reproducible=name.isupper())
-    return Row(Running((0, name), request, call=0, arrived_s=0.0), 0, [0], 2, prompt, samples=True)
+    return Row(0, 0, request, 0, [0], 2, prompt, samples=True)
 
 
 def step(prompts: str, decodes: str) -> ContinuousStep:

@@ -1,6 +1,7 @@
 """Sampling on the device against the static sampler, and that the host never has to wait for it."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -168,7 +169,7 @@ def test_steps_feed_each_other_on_the_device() -> None:
     rows = [one.device_row(slot) for one, slot in zip(sequences, slots, strict=True)]
     choices = []
     for step, logits_BV in enumerate(steps_BV):
-        moved = [type(row)(row.running, row.slot, (), row.start + step, None, True) for row in rows]
+        moved = [replace(row, start=row.start + step) for row in rows]
         choices.append(sampler.choose(logits_BV, moved))
         choices[-1].to_host()
 

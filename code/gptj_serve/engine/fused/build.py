@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from gptj_serve.engine.failures import BackendDead, BatchLost
+from gptj_serve.engine.fused import warm_up
 from gptj_serve.engine.fused.geometry import Geometry, geometry_of
 from gptj_serve.engine.fused.kernels.cuda import CudaKernels
 from gptj_serve.engine.fused.kernels.library import find_library
@@ -164,8 +165,8 @@ def _cache_blocks(geometry: Geometry, like: torch.Tensor, max_batch_size: int, m
 
 def _warm_up(runner: FusedRunner) -> None:
     try:
-        runner.warm_up()
-        runner.check()
+        warm_up.warm_up(runner)
+        warm_up.check(runner)
     except (BatchLost, torch.OutOfMemoryError) as error:
         raise StartupError(
             f"the GPU's memory does not suffice for batches of {runner.limits.max_batch_size}: "

@@ -17,7 +17,7 @@ from gptj_serve.engine.fused.model import Prefill
 from gptj_serve.engine.fused.schedule.plan import Row, RunnerLimits
 
 
-class StepWords:
+class StepInputs:
     """Packs rows of a plan.
 
     Args:

@@ -105,4 +105,4 @@ class ContinuousStepLoop:
 
 
 def _calls(step: ContinuousStep) -> set[int]:
-    return {row.running.call for row in (*step.prefills, *step.decodes)}
+    return {row.call for row in (*step.prefills, *step.decodes)}

@@ -47,7 +47,7 @@ class GreedyChoice:
 
 def is_greedy(row: Row) -> bool:
     """The row's token is the largest logit, and nothing is reported of it."""
-    request, sampling = row.running.request, row.running.request.sampling
+    request, sampling = row.request, row.request.sampling
     num_generated = row.end - len(request.prompt_ids)
     holds_back = num_generated < sampling.min_new_tokens and request.eos_token_ids
     return not (sampling.changes_scores or holds_back or request.logprobs or request.num_top_logprobs)

@@ -29,7 +29,6 @@ from gptj_serve.engine.fused.schedule.plan import Row, RunnerLimits
 from gptj_serve.engine.sampling.packing import Field, PickedRows, Upload
 from gptj_serve.engine.sampling.profile import Profile, profile
 from gptj_serve.engine.sampling.score_plan import EVERY_FILTER, PlannedRow, ScorePlan, plan_scores
-from gptj_serve.engine.scheduler import Running
 from gptj_serve.request import GenerationRequest, SamplingParams
 
 
@@ -113,7 +112,7 @@ class DeviceSampler:
         """
         if logits_BV.shape != (len(rows), self._vocab_size):
             raise ValueError(f"{len(rows)} rows for logits of shape {tuple(logits_BV.shape)}")
-        requests = tuple(row.running.request for row in rows)
+        requests = tuple(row.request for row in rows)
         planned = [self._planned(row) for row in rows]
         with batch_errors("choosing the next tokens"):
             step = _Step.of(requests, planned, self._history_SC.shape[1], self._vocab_size)
@@ -121,7 +120,7 @@ class DeviceSampler:
 
     def _planned(self, row: Row) -> PlannedRow:
         num_slots, num_positions = len(self._profiles), self._history_SC.shape[1]
-        request, slot, end = row.running.request, row.slot, row.end
+        request, slot, end = row.request, row.slot, row.end
         if not (0 <= slot < num_slots and len(request.prompt_ids) <= end < num_positions):
             raise ValueError(
                 f"slot {slot} must be 0 to {num_slots - 1}, the token's position {end} "
@@ -202,5 +201,4 @@ def _warm_up_request(sampling: SamplingParams, num_top_logprobs: int = 0) -> Gen
 
 
 def _warm_up_row(slot: int, request: GenerationRequest) -> Row:
-    running = Running((0, request.request_id), request, call=0, arrived_s=0.0)
-    return Row(running, slot, blocks=(), start=0, token_ids=request.prompt_ids, samples=True)
+    return Row(0, 0, request, slot, blocks=(), start=0, token_ids=request.prompt_ids, samples=True)

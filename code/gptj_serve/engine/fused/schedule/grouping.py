@@ -44,4 +44,4 @@ def groups(rows: Sequence[Row], max_small: int, *, without: Collection[int] = ()
 
 
 def _is_reproducible(row: Row) -> bool:
-    return row.running.request.reproducible
+    return row.request.reproducible

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from gptj_serve.engine.scheduler import Running, Sampled
+from gptj_serve.engine.scheduler import Sampled
+from gptj_serve.request import GenerationRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +18,13 @@ class Row:
     """One sequence's part of a step: the tokens from position ``start`` on are computed and cached.
 
     A row with ``start`` 0 begins its slot anew: nothing of the slot's history stays. After it a
-    sequence's rows follow each other without a gap, one a step at most. Its ``running.generated_ids``
-    lags behind by the steps in flight: what it has generated stands in its history, from position
-    ``len(prompt_ids)`` on.
+    sequence's rows follow each other without a gap, one a step at most. What a sequence has generated
+    stands in its history, from position ``len(prompt_ids)`` on.
 
     Attributes:
-        running: The sequence.
+        sequence: Which one it is: a number that no other sequence of the scheduler's has.
+        call: The same number for all sequences that came together.
+        request: What the sequence was asked to be.
         slot: Row of the runner's per-sequence state, 0..max_batch_size-1; its own while it runs.
         blocks: Ids of the cache blocks that hold its positions, in order; enough for all computed here.
             Read when the step is launched, not later.
@@ -34,7 +36,9 @@ class Row:
             ``max_context``, and is the sequence's number ``end - len(prompt_ids)`` counted from 0.
     """
 
-    running: Running
+    sequence: int
+    call: int
+    request: GenerationRequest
     slot: int
     blocks: Sequence[int]
     start: int
@@ -92,8 +96,8 @@ class RunnerLimits:
 class PendingStep(Protocol):
     """A step that was launched."""
 
-    def results(self) -> list[Sampled]:
-        """Wait for the step; one entry for each of its `ContinuousStep.sampled_rows`.
+    def results(self) -> list[list[Sampled]]:
+        """Wait for the step; the tokens of each of its `ContinuousStep.sampled_rows`, in order, one at least.
 
         Raises:
             BatchLost, BackendDead: As `gptj_serve.engine.failures` has them.

@@ -50,6 +50,7 @@ class ContinuousScheduler(Scheduler):
         self._seats = Seats(limits)
         # tokens that planned steps choose and that are not known yet, of all that have started
         self._num_pending: dict[Running, int] = {}
+        self._started: dict[int, Running] = {}
 
     @property
     def num_running(self) -> int:
@@ -78,24 +79,28 @@ class ContinuousScheduler(Scheduler):
             return Wait(None)
         return ContinuousStep(tuple(prefills), tuple(decodes))
 
-    def commit(self, step: ContinuousStep, sampled: Sequence[Sampled], now_s: float) -> list[Event]:
+    def commit(self, step: ContinuousStep, sampled: Sequence[Sequence[Sampled]], now_s: float) -> list[Event]:
         """Book the tokens of a step.
 
         Args:
             step: What `schedule` returned.
-            sampled: One entry for each of its `sampled_rows`; those of sequences that have ended are ignored.
+            sampled: The tokens of each of its `sampled_rows`; those after a sequence's end are ignored.
             now_s: The time at which the tokens were known.
         """
         events: list[Event] = []
-        for row, choice in zip(step.sampled_rows, sampled, strict=True):
-            if row.running in self._num_pending:
-                self._num_pending[row.running] -= 1
-                events.extend(self._book(row.running, choice, now_s))
+        for row, tokens in zip(step.sampled_rows, sampled, strict=True):
+            if (running := self._started.get(row.sequence)) is None:
+                continue
+            self._num_pending[running] -= 1
+            for token in tokens:
+                if row.sequence in self._started:
+                    events.extend(self._book(running, token, now_s))
         return events
 
     def fail(self, step: ContinuousStep, error: ServingError, now_s: float) -> list[Event]:
         """The step raised: fail its sequences, also those that were preempted since."""
-        lost = [row.running for row in (*step.prefills, *step.decodes) if row.running in self._num_pending]
+        rows = (*step.prefills, *step.decodes)
+        lost = [self._started[row.sequence] for row in rows if row.sequence in self._started]
         return [self._end(running, "failed", error, now_s) for running in lost]
 
     def check(self) -> None:
@@ -132,9 +137,19 @@ class ContinuousScheduler(Scheduler):
         return rows
 
     def _plan(self, seat: Seat, token_ids: tuple[int, ...] | None, samples: bool) -> Row:
-        row = Row(seat.running, seat.slot, seat.blocks, seat.num_cached, token_ids, samples)
+        running = seat.running
+        row = Row(
+            sequence=running.number,
+            call=running.call,
+            request=running.request,
+            slot=seat.slot,
+            blocks=seat.blocks,
+            start=seat.num_cached,
+            token_ids=token_ids,
+            samples=samples,
+        )
         self._seats.advance(seat, row.end)
-        self._num_pending[seat.running] += samples
+        self._num_pending[running] += samples
         return row
 
     def _prefill_budget(self, num_decodes: int) -> int:
@@ -171,6 +186,7 @@ class ContinuousScheduler(Scheduler):
         if seat:
             self._waiting.popleft()
             self._num_pending[running] = 0
+            self._started[running.number] = running
             self._start(running, now_s)
         return seat
 
@@ -217,6 +233,7 @@ class ContinuousScheduler(Scheduler):
 
     def _end(self, running: Running, reason: str, error: ServingError | None, now_s: float) -> Ended:
         self._num_pending.pop(running, None)
+        self._started.pop(running.number, None)
         return super()._end(running, reason, error, now_s)
 
     def _check(self, request: GenerationRequest) -> None:

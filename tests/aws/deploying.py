@@ -11,6 +11,7 @@ from unittest.mock import patch
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 from commands import Result, call
+from permissions import CHANGES
 
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.endpoints import Resources, find_resources
@@ -114,10 +115,6 @@ def failing(operation: str, code: str, message: str, times: int = 1, skip: int =
 
     with patch.object(BaseClient, "_make_api_call", refuse):
         yield
-
-
-CHANGES = ("Create", "Put", "Update", "Delete", "Register", "Deregister", "Tag", "Add")
-"""What the names of calls that change something begin with."""
 
 
 @contextmanager

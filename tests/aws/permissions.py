@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -167,6 +168,7 @@ def _planned() -> Iterator[list[Request]]:
         yield plan
 
 
+@cache
 def _operation_names(service: str) -> dict[str, str]:
     return {xform_name(name): name for name in get_session().get_service_model(service).operation_names}
 

@@ -587,6 +587,8 @@ class TestRefused:
         assert "not an S3 address" in refusal(aws, image, data="/models")
         s3.put_object(Bucket=BUCKET, Key="other/weights", Body=b"x")
         assert "there is no config.json" in refusal(aws, image, data=f"s3://{BUCKET}/other")
+        s3.put_object(Bucket=BUCKET, Key="lora/adapter_config.json", Body=b"{}")
+        assert "an adapter, not a whole model" in refusal(aws, image, data=f"s3://{BUCKET}/lora/")
         s3.put_object(Bucket=BUCKET, Key="bert/config.json", Body=b'{"model_type": "bert"}')
         assert "supported: GPTJForCausalLM" in refusal(aws, image, data=f"s3://{BUCKET}/bert/")
         s3.put_object(Bucket=BUCKET, Key="bad/config.json", Body=b"nonsense")

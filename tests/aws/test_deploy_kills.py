@@ -9,7 +9,6 @@ from collections.abc import Callable
 import pytest
 from commands import finish, start
 from deploying import (
-    CHANGES,
     DATA,
     ROLE,
     FakeTime,
@@ -21,7 +20,7 @@ from deploying import (
     upload,
 )
 from moto_sagemaker import script
-from permissions import recorded
+from permissions import CHANGES, recorded
 
 from gptj_serve.aws import deploy as deploy_module
 from gptj_serve.aws import waiting
@@ -88,7 +87,7 @@ def check_every_cut(aws: Aws, by: type[BaseException], prepare: Act, act: Act, n
 def test_the_first_deployment(shared: Aws, by: type[BaseException]) -> None:
     upload(shared)
     image = push_image(shared, "one")
-    check_every_cut(shared, by, lambda: None, lambda: deploy(image), 5)
+    check_every_cut(shared, by, lambda: None, lambda: deploy(image), 7)
 
 
 @pytest.mark.parametrize("by", [KeyboardInterrupt, Killed])

@@ -148,6 +148,22 @@ def test_no_network(aws: Aws, monkeypatch: pytest.MonkeyPatch, settings: dict[st
     assert "scripts/upload-model tiny-j" in result.err
 
 
+def test_an_adapter(aws: Aws, hub: Hub, tmp_path: Path) -> None:
+    """Of the hub and of this machine: both say what it is and how it becomes a model."""
+    assert aws.account
+    files = {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.safetensors": b"x"}
+    hub.files = files
+    (tmp_path / "lora").mkdir()
+    for name, data in files.items():
+        (tmp_path / "lora" / name).write_bytes(data)
+    for result, source in ((upload(), "org/tiny-j"), (call("upload_model", str(tmp_path / "lora")), "lora")):
+        assert result.code == 1
+        assert f"{source} is an adapter" in result.err
+        assert "pip install peft" in result.err
+        assert "merge_and_unload()" in result.err
+    assert "scripts/upload-model tiny-j-merged" in upload().err
+
+
 def test_a_repository_without_a_model(aws: Aws, hub: Hub) -> None:
     assert aws.account
     hub.files = {"README.md": b"# Nothing"}

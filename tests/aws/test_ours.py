@@ -4,19 +4,27 @@
 """
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
+import moto.s3.models as moto_s3
 import moto_components
 import pytest
+import runtime
 from botocore.exceptions import ClientError
 from commands import call
 from deploying import FakeTime, deploy, make_role, push_image, upload
+from docker_engine import Engine
 from made import REPOSITORY, endpoint_in_moto, make_belongings, make_endpoint
-from permissions import Request, allows, watched
+from moto_sagemaker import script
+from permissions import CHANGES, Request, allows, granted, needed, recorded, watched
 from test_scale import scaling
 
+from gptj_serve import demo
 from gptj_serve.aws import autoscaling, removal, waiting
 from gptj_serve.aws.clients import Aws
+from gptj_serve.aws.grants import COMMANDS
+from gptj_serve.aws.model_upload import SHA256
 from gptj_serve.aws.roles import ROLE_NAME
 
 
@@ -131,6 +139,79 @@ def test_what_watches_over_the_tests_sees_all_of_it(aws: Aws) -> None:
     assert not allows([document], "a:B", "arn:x/1", {"k": "w"})
     assert not allows([document], "a:B", "arn:y/1", {"k": "v"})
     assert not allows([document], "a:B", "*", {"k": "v"})
+
+
+def test_all_that_the_policies_allow_to_change_is_seen_changing(
+    aws: Aws, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command, planned and done: none has a permission to change that no watched call of it uses."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with recorded() as calls:
+        _push_and_upload(aws, engine)
+        image, other = push_image(aws, "one"), push_image(aws, "two")
+        _twice("deploy", *_of(image), "--create-role")
+        _twice("deploy", *_of(other), "--create-role")
+        _twice("scale", "gpt-j", "--max", "2")
+        call("scale", "gpt-j", "--off")
+        _twice("deploy", "idle", *_of(image), "--create-role", "--to-zero")
+        _twice("deploy", "idle", *_of(other), "--create-role", "--to-zero")
+        script.creations = ["no"]
+        call("deploy", "broken", *_of(other), "--create-role")
+        moto_components.failures.append("no")
+        call("deploy", "broken", *_of(other), "--create-role", "--to-zero")
+        _twice("scale", "idle", "--max", "2", "--to-zero")
+        _twice("deploy", "later", *_of(image), "--create-role", "--async-output", "s3://models/answers/")
+        with runtime.running(_answer_later(aws)) as there:
+            monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", there.url)
+            assert call("invoke", "later", "In", "--async").code == 0
+        for name in ("gpt-j", "idle", "later"):
+            assert call("status", name).code == 0
+            assert call("delete", name, "--all", "--dry-run").code == 0
+            assert call("delete", name, "--all", "--yes").code == 0
+    allowed = {action for name in COMMANDS for action in granted(name)}
+    changes = {one for one in allowed if one.partition(":")[2].startswith(CHANGES)}
+    # S3 has its own names for two of them
+    assert changes - needed(calls) == set()
+    assert len(changes) > 25
+
+
+def _of(image: str) -> tuple[str, ...]:
+    return "--image", image, "--model-data", "s3://models/gpt-j-6b/"
+
+
+def _twice(*arguments: str) -> None:
+    """A command's plan, and then the command."""
+    for dry_run in (["--dry-run"], []):
+        result = call(*arguments, *dry_run)
+        assert result.code == 0, result.err
+
+
+def _push_and_upload(aws: Aws, engine: Engine) -> None:
+    upload(aws)
+    engine.add_image()
+    _twice("push")
+    _twice("push", "--tag", "team=search")
+    model = str(demo.MODEL_DIR)
+    _twice("upload_model", model)
+    _twice("upload_model", model, "--to", "s3://models/demo/")
+    s3 = aws.client("s3")
+    s3.create_multipart_upload(Bucket="models", Key="demo/model.safetensors")
+    s3.put_object(Bucket="models", Key="demo/old.safetensors", Metadata={SHA256: "00"})
+    key = "1234abcd-12ab-34cd-56ef-1234567890ab"
+    _twice("upload_model", model, "--to", "s3://models/demo/", "--kms-key", key)
+
+
+def _answer_later(aws: Aws) -> runtime.Answers:
+    def answer(asked: runtime.Asked) -> runtime.Answer:
+        assert asked.endpoint == "later"
+        body = b'[{"generated_text": "late"}]'
+        sagemaker_s3 = moto_s3.s3_backends["123456789012"]["aws"]
+        sagemaker_s3.put_object("models", "answers/one.out", body)
+        headers = {"X-Amzn-SageMaker-OutputLocation": "s3://models/answers/one.out"}
+        return runtime.Answer(202, (b'{"InferenceId": "1"}',), headers)
+
+    assert aws.region
+    return answer
 
 
 def _delete_watched(operation: Any, members: dict[str, Any]) -> None:

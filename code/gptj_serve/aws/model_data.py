@@ -17,6 +17,7 @@ from gptj_serve.aws.fit import GPT_J_6B
 from gptj_serve.aws.s3 import S3Url
 from gptj_serve.errors import StartupError
 from gptj_serve.models.config import CONFIG, ModelConfig, parse_config
+from gptj_serve.models.near import ADAPTER
 
 ARCHIVE = ".tar.gz"
 ASSUMED_BYTES = 12_200_000_000
@@ -127,6 +128,11 @@ def _read_config(
 ) -> tuple[ModelConfig, str | None]:
     """The model's dimensions, and the KMS key that they are encrypted with."""
     keys = [item["Key"] for item in objects if item["Key"].rsplit("/", 1)[-1] == CONFIG]
+    if not keys and any(item["Key"].rsplit("/", 1)[-1] == ADAPTER for item in objects):
+        raise CommandError(
+            f"--model-data {uri}: an adapter, not a whole model, and adapters are not served by themselves",
+            "merge it into its model first; scripts/upload-model DIRECTORY says how, and uploads the result",
+        )
     if not keys:
         raise CommandError(
             f"--model-data {uri}: there is no {CONFIG}", "give the prefix that scripts/upload-model printed"

@@ -12,6 +12,8 @@ from gptj_serve.aws.errors import CommandError, UsageError
 from gptj_serve.aws.model_files import BESIDE_THE_WEIGHTS
 from gptj_serve.models.checkpoint_files import NAMES
 from gptj_serve.models.config import CONFIG
+from gptj_serve.models.near import ADAPTER
+from gptj_serve.models.remedies import merge_command
 
 GPT_J, GPT_J_REVISION = "EleutherAI/gpt-j-6b", "float16"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -85,6 +87,12 @@ def find_snapshot(repository: str, revision: str) -> HubSnapshot | None:
     except _Unreachable:
         return None
     bytes_by_name = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    if ADAPTER in bytes_by_name and CONFIG not in bytes_by_name:
+        merged = Path(f"{model_name(repository, None)}-merged")
+        raise CommandError(
+            f"{repository} is an adapter, not a whole model, and adapters are not served by themselves",
+            f"merge it first: {merge_command(Path(repository), merged)}; then: scripts/upload-model {merged}",
+        )
     wanted = _wanted(list(bytes_by_name))
     if CONFIG not in wanted or not any(name in NAMES for name in wanted):
         raise CommandError(

@@ -20,6 +20,9 @@ _HUB_NAME = re.compile(r"(?:https://huggingface\.co/)?([\w.-]+/[\w.-]+)/?")
 _MAX_LOOK_BYTES = 4 << 20
 _MAX_TOLD = 3
 
+ADAPTER = "adapter_config.json"
+"""By this file an adapter is known; it has no configuration of a model."""
+
 _OF_TRAINING = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|adapter_).*")
 _STEM = r"(?P<stem>model|pytorch_model)"
 _SUFFIX = r"(?P<suffix>safetensors|bin)"
@@ -123,11 +126,11 @@ def _names(folder: Path) -> list[str]:
 
 
 def _adapter(folder: Path, names: Sequence[str]) -> Iterator[str]:
-    if "adapter_config.json" not in names:
+    if ADAPTER not in names:
         return
     told: dict[str, object] = {}
     with contextlib.suppress(StartupError):
-        told = read_json(folder / "adapter_config.json")
+        told = read_json(folder / ADAPTER)
     kind, base = told.get("peft_type"), told.get("base_model_name_or_path")
     merged = folder.with_name(f"{folder.name}-merged")
     yield (

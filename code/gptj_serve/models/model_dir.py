@@ -25,6 +25,9 @@ from gptj_serve.models.match import check_tensors, ignored
 from gptj_serve.models.near import describe_folder, describe_folders, describe_path
 from gptj_serve.settings import DEFAULT_MODEL_DIR
 
+MAX_FOLDERS = 2000
+"""Folders that are searched at most: somebody has named the whole disk."""
+
 MAX_DEPTH = 4
 """Sub-folders below the root that are searched; a tarball nests one or two."""
 
@@ -75,6 +78,8 @@ def find_checkpoint(root: Path, given: str | None = None) -> Checkpoint:
     tensors = check_tensors(contents.tensors, expected, directory)
     generation = read_defaults(directory, raw, config.vocab_size)
     notes = [*config_notes(raw, directory / CONFIG), *contents.notes, *generation.notes]
+    if (adapter := directory / "adapter_config.json").exists():
+        notes.append(f"{adapter}: the adapter beside the whole model is not applied")
     if names := ignored(contents.tensors, expected):
         notes.append(
             f"{directory}: the weights hold tensors that are not GPT-J's and are ignored: {some(names)}"
@@ -139,10 +144,13 @@ def _candidates(folders: Sequence[Path]) -> list[Path]:
 
 def _searched(root: Path) -> Iterator[Path]:
     """The root and the folders below it, the nearest first."""
-    level = [root]
+    level, num_folders = [root], 0
     for _ in range(MAX_DEPTH + 1):
         below: list[Path] = []
         for folder in level:
+            num_folders += 1
+            if num_folders > MAX_FOLDERS:
+                raise StartupError(f"{root}: more than {MAX_FOLDERS} folders; name the model's own")
             yield folder
             if not (_has_config(folder) and _has_weights(folder)):
                 below.extend(_sub_folders(folder))

@@ -16,7 +16,7 @@ from gptj_serve.models.config import CONFIG
 from gptj_serve.models.remedies import merge_command, move_command, save_command
 
 GPT_J = "EleutherAI/gpt-j-6b"
-_HUB_NAME = re.compile(r"(?:https://huggingface\.co/)?([\w.-]+/[\w.-]+)/?")
+_HUB_NAME = re.compile(r"(?:https://huggingface\.co/)?(\w[\w.-]*/\w[\w.-]*)/?")
 _MAX_LOOK_BYTES = 4 << 20
 _MAX_TOLD = 3
 
@@ -167,7 +167,8 @@ def _variants(folder: Path, names: Sequence[str]) -> Iterator[str]:
 
 def _lone_shards(folder: Path, names: Sequence[str]) -> Iterator[str]:
     shards = [name for name in names if _SHARD.fullmatch(name)]
-    if shards and (found := _SHARD.fullmatch(shards[0])):
+    has_index = any(_VARIANT_INDEX.fullmatch(name) for name in names)
+    if not has_index and shards and (found := _SHARD.fullmatch(shards[0])):
         index = f"{found['stem']}.{found['suffix']}.index.json"
         yield f"{folder} has shards ({some(shards, 1)}) without their {index}; copy that too"
 

@@ -1,0 +1,308 @@
+"""What is said of what is near a model; the commands that are given do what they promise."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import TINY_CONFIG, random_tensors, write_model
+from transformers import GPTJConfig, GPTJForCausalLM
+
+from gptj_serve.errors import StartupError
+from gptj_serve.models.config import CONFIG
+from gptj_serve.models.model_dir import find_checkpoint
+
+
+def refusal(root: Path, given: str | None = None) -> str:
+    started_s = time.monotonic()
+    with pytest.raises(StartupError) as caught:
+        find_checkpoint(root, given)
+    assert time.monotonic() - started_s < 5  # far below what loading anything would take
+    return str(caught.value)
+
+
+def run_command_of(message: str) -> None:
+    """Do what a message says, as a shell would; Python that it gives runs here, which is faster."""
+    words = (": python3 ", ": mkdir ", ": mv ", ": tar ", ": unzip ")
+    start = min(found for found in map(message.find, words) if found >= 0)
+    command = re.split(
+        r"; expected a directory|, then copy|, and the tokenizer|; and give", message[start + 2 :]
+    )[0]
+    for part in command.split(" && "):
+        program, *arguments = shlex.split(part)
+        if program == "python3" and arguments[0] == "-c":
+            exec(arguments[1], {})
+        else:
+            subprocess.run([program, *arguments], check=True, capture_output=True)
+
+
+def whole() -> dict[str, torch.Tensor]:
+    return random_tensors(TINY_CONFIG, torch.float32)
+
+
+# --- what is given is no directory
+
+
+def test_a_name_of_the_hub() -> None:
+    message = refusal(Path("/cwd/owner/my-gpt-j"), "owner/my-gpt-j")
+    assert message.startswith("GPTJ_MODEL_DIR=owner/my-gpt-j: no such directory; ")
+    assert message.endswith("hf download owner/my-gpt-j --local-dir my-gpt-j; and give my-gpt-j")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            "https://huggingface.co/EleutherAI/gpt-j-6b",
+            "hf download EleutherAI/gpt-j-6b --local-dir gpt-j-6b",
+        ),
+        ("s3://bucket/gpt j/", "aws s3 cp --recursive 's3://bucket/gpt j/' model"),
+    ],
+)
+def test_an_address(given: str, told: str) -> None:
+    message = refusal(Path(given).absolute(), given)
+    assert message.startswith(f"GPTJ_MODEL_DIR={given}: no such directory")
+    assert told in message
+
+
+@pytest.mark.parametrize("given", ["../gpt-j", "~/gpt-j", "gpt-j", "/models/gpt-j"])
+def test_a_path_is_no_name_of_the_hub(given: str) -> None:
+    assert refusal(Path("/nowhere"), given) == f"GPTJ_MODEL_DIR={given}: no such directory"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("gptj-q4.gguf", "llama.cpp's format, which is not served; take the model that it was made from"),
+        ("notes.txt", "a file, expected a directory"),
+    ],
+)
+def test_a_file(tmp_path: Path, name: str, told: str) -> None:
+    (tmp_path / name).write_bytes(b"something")
+    message = refusal(tmp_path / name, name)
+    assert message.startswith(f"GPTJ_MODEL_DIR={name}: ")
+    assert told in message
+
+
+def test_a_file_of_a_model(tmp_path: Path) -> None:
+    path = write_model(tmp_path) / "model.safetensors"
+    assert refusal(path, str(path)).endswith(f"expected the directory of the whole model; give {tmp_path}")
+
+
+def test_a_file_of_weights_alone(tmp_path: Path) -> None:
+    path = write_model(tmp_path) / "model.safetensors"
+    lone = path.rename(tmp_path / "my gpt.safetensors")
+    config = (tmp_path / CONFIG).rename(tmp_path / "config.away")
+    run_command_of(refusal(lone))
+    shutil.copyfile(config, tmp_path / "my gpt" / CONFIG)
+    assert find_checkpoint(tmp_path / "my gpt").directory == tmp_path / "my gpt"
+
+
+@pytest.mark.parametrize("kind", ["gztar", "zip"])
+def test_an_archive(tmp_path: Path, kind: str) -> None:
+    if kind == "zip" and shutil.which("unzip") is None:
+        pytest.skip("unzip is not there")
+    model = write_model(tmp_path / "made")
+    archive = Path(shutil.make_archive(str(tmp_path / "to go" / "model"), kind, model))
+    run_command_of(refusal(archive))
+    assert find_checkpoint(tmp_path / "to go" / "model").num_weights > 0
+
+
+def test_a_link_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to("elsewhere")
+    assert refusal(tmp_path / "model").endswith("a link to elsewhere, which is not there")
+
+
+# --- directories
+
+
+def test_an_adapter(tmp_path: Path) -> None:
+    told = {"peft_type": "LORA", "base_model_name_or_path": "EleutherAI/gpt-j-6b"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(told))
+    (tmp_path / "adapter_model.safetensors").touch()
+    message = refusal(tmp_path)
+    assert f"{tmp_path} is an adapter (LORA) of EleutherAI/gpt-j-6b, not a whole model; merge it" in message
+    assert "merge_and_unload()" in message
+    assert f"give {tmp_path}-merged" in message
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"peft_type": 3}'])
+def test_an_adapter_whose_config_is_broken(tmp_path: Path, content: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(content)
+    assert "is an adapter" in refusal(tmp_path)
+
+
+def test_an_adapter_of_a_whole_model_is_a_note(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (note,) = find_checkpoint(tmp_path).notes
+    assert str(tmp_path / "adapter_config.json") in note
+    assert "not applied" in note
+
+
+def test_links_without_their_targets(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    for path in list(tmp_path.iterdir()):
+        path.unlink()
+        path.symlink_to(f"../../blobs/{path.name}")
+    message = refusal(tmp_path)
+    assert "links whose files are not there: config.json, model.safetensors" in message
+    assert "config.json -> ../../blobs/config.json" in message
+
+
+def test_weights_that_are_a_link_to_nothing(tmp_path: Path) -> None:
+    path = write_model(tmp_path) / "model.safetensors"
+    path.unlink()
+    path.symlink_to("../blobs/abc")
+    message = refusal(tmp_path)
+    assert "no weights" in message
+    assert "model.safetensors -> ../blobs/abc" in message
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+@pytest.mark.parametrize(
+    ("name", "files"), [("model.fp16.safetensors", "safetensors"), ("pytorch_model.fp16.bin", "pickle")]
+)
+def test_variants(tmp_path: Path, name: str, files: str, has_config: bool) -> None:
+    write_model(tmp_path, files=files)
+    weights = next(path for path in tmp_path.iterdir() if path.name != CONFIG)
+    weights.rename(tmp_path / name)
+    if not has_config:
+        (tmp_path / CONFIG).rename(tmp_path / "away")
+    message = refusal(tmp_path)
+    assert f"{tmp_path / name} is the variant 'fp16'" in message
+    run_command_of(message)
+    if not has_config:
+        (tmp_path / "away").rename(tmp_path / CONFIG)
+    assert find_checkpoint(tmp_path).files.format == files
+
+
+def test_a_sharded_variant(tmp_path: Path) -> None:
+    write_model(tmp_path, files="sharded safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.rename(tmp_path / "model.safetensors.index.fp16.json")
+    run_command_of(refusal(tmp_path))
+    assert len(find_checkpoint(tmp_path).files.paths) == 2
+
+
+def test_shards_without_their_index(tmp_path: Path) -> None:
+    write_model(tmp_path, files="sharded pickle")
+    (tmp_path / "pytorch_model.bin.index.json").unlink()
+    assert "without their pytorch_model.bin.index.json" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+def test_a_whole_pickled_model(tmp_path: Path, is_old: bool) -> None:
+    """As older guides for SageMaker make it."""
+    model = GPTJForCausalLM(GPTJConfig(**TINY_CONFIG))
+    torch.save(model, tmp_path / "gptj.pt", _use_new_zipfile_serialization=not is_old)
+    message = refusal(tmp_path)
+    assert f"{tmp_path / 'gptj.pt'} is near it; a whole pickled model" in message
+    assert "runs what is in the file" in message
+    run_command_of(message)
+    assert find_checkpoint(tmp_path).directory == tmp_path / "model"
+
+
+@pytest.mark.parametrize("name", ["gptj.pt", "gpt.bin", "weights.pth", "gptj.safetensors"])
+def test_weights_of_another_name(tmp_path: Path, name: str) -> None:
+    files = "safetensors" if name.endswith("safetensors") else "pickle"
+    write_model(tmp_path, files=files)
+    weights = next(path for path in tmp_path.iterdir() if path.name != CONFIG)
+    weights.rename(tmp_path / name)
+    (tmp_path / "training_args.bin").touch()
+    run_command_of(refusal(tmp_path))
+    assert find_checkpoint(tmp_path).files.format == files
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (
+            ["zero_to_fp32.py", "global_step8/mp_rank_00_model_states.pt"],
+            "a DeepSpeed checkpoint; convert",
+        ),
+        (["latest_checkpointed_iteration.txt", "iter_0000010/x.pt"], "a Megatron checkpoint; convert it"),
+        (["pytorch_model_fsdp_0/__0_0.distcp"], "an FSDP checkpoint; convert it: accelerate merge-weights"),
+        (["gptj-Q4.gguf"], "llama.cpp's format"),
+        (["flax_model.msgpack"], "another library's, expected PyTorch's weights"),
+        (["model.tar.gz"], "is an archive; unpack it: "),
+        (["optimizer.pt", "training_args.bin"], "it holds optimizer.pt, training_args.bin"),
+        ([], "it is empty"),
+    ],
+)
+def test_other_directories(tmp_path: Path, names: list[str], told: str) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    assert told in refusal(tmp_path)
+
+
+def test_what_is_in_a_sub_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a" / "lora").mkdir(parents=True)
+    (tmp_path / "a" / "lora" / "adapter_config.json").write_text("{}")
+    assert f"{tmp_path / 'a' / 'lora'} is an adapter" in refusal(tmp_path)
+
+
+def test_a_tree_that_is_too_large(tmp_path: Path) -> None:
+    for number in range(60):
+        for below in range(60):
+            (tmp_path / str(number) / str(below)).mkdir(parents=True)
+    message = refusal(tmp_path)
+    assert "more than 2000 folders; name" in message
+
+
+# --- weights inside a wrapper
+
+
+@pytest.mark.parametrize("files", ["safetensors", "sharded safetensors", "pickle", "sharded pickle"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"base_model.model.{name}",
+        lambda name: f"model.{name.removeprefix('transformer.')}",
+        lambda name: f"_fsdp_wrapped_module.{name.replace('.attn', '._fsdp_wrapped_module.attn')}",
+    ],
+)
+def test_names_of_a_wrapper(tmp_path: Path, files: str, wrap: Callable[[str], str]) -> None:
+    write_model(tmp_path, files=files, tensors={wrap(name): tensor for name, tensor in whole().items()})
+    message = refusal(tmp_path)
+    assert message.startswith(f"{tmp_path}: the tensors' names are those of a model inside a wrapper: ")
+    run_command_of(message)
+    assert find_checkpoint(tmp_path).notes == ()
+
+
+def test_a_wrapper_around_another_model(tmp_path: Path) -> None:
+    """Taking the wrapper out would not make it fit: it is not promised."""
+    tensors = {f"module.{name}": tensor for name, tensor in whole().items() if "h.1." not in name}
+    write_model(tmp_path, tensors=tensors)
+    assert "the weights do not fit config.json: missing" in refusal(tmp_path)
+
+
+def test_an_adapter_inside_the_weights(tmp_path: Path) -> None:
+    name = "transformer.h.0.attn.q_proj"
+    tensors = whole()
+    tensors[f"{name}.base_layer.weight"] = tensors.pop(f"{name}.weight")
+    tensors[f"{name}.lora_A.default.weight"] = torch.zeros(2, 32)
+    write_model(tmp_path, tensors=tensors)
+    assert "an adapter that is not merged" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["model", "module", "state_dict"])
+def test_a_training_checkpoint(tmp_path: Path, key: str) -> None:
+    write_model(tmp_path, files="pickle")
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({key: whole(), "optimizer": {"state": {}}, "epoch": 3}, path)
+    message = refusal(tmp_path)
+    assert message.startswith(f"{path}: expected a dictionary of tensors; found a training checkpoint")
+    run_command_of(message)
+    assert find_checkpoint(tmp_path).files.format == "safetensors"
+    assert path.exists()  # nothing is lost

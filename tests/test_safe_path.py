@@ -12,6 +12,7 @@ import pytest
 
 from gptj_serve import demo, safe_path
 from gptj_serve.benchmark.spawn import Spawn, spawned
+from gptj_serve.settings import Settings
 from harness import ROOT, Server, stand_in_venv
 
 OUR_OWN = (
@@ -128,6 +129,7 @@ def test_relative_paths_stay_what_they_were(tmp_path: Path, monkeypatch: pytest.
     }
     assert safe_path.environment(env) == {
         "GPTJ_MODEL_DIR": str(tmp_path / "model"),
+        safe_path.MODEL_AS_GIVEN: f"{tmp_path / 'model'}\nmodel",
         "JAVA_HOME": "/opt/java",
         "TMPDIR": " ",
         "PYTHONPATH": os.pathsep.join([str(tmp_path / "lib"), "/usr/lib"]),
@@ -135,3 +137,19 @@ def test_relative_paths_stay_what_they_were(tmp_path: Path, monkeypatch: pytest.
         "OTHER": "relative",
         "PYTHONSAFEPATH": "1",
     }
+
+
+@pytest.mark.parametrize("given", ["owner/gpt-j", "~/gpt-j", "s3://bucket/gpt-j", "/models/gpt-j"])
+def test_messages_name_the_model_as_it_was_given(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many processes stand between the user and the one that complains."""
+    monkeypatch.chdir(tmp_path)
+    env = safe_path.environment({"GPTJ_MODEL_DIR": given})
+    monkeypatch.chdir("/")
+    settings = Settings.from_env(safe_path.environment(env))
+    assert (settings.model_as_given, settings.model_dir.is_absolute()) == (given, True)
+    # a server that is started with another model has that one's name
+    other = Settings.from_env(safe_path.environment(env | {"GPTJ_MODEL_DIR": "/another"}))
+    assert other.model_as_given == "/another"
+    assert Settings.from_env({}).model_as_given is None

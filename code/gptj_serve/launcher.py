@@ -21,6 +21,7 @@ import gptj_serve
 from gptj_serve import logs, run_dir, safe_path
 from gptj_serve.children import Child, ChildDied, Children, Stopped
 from gptj_serve.driver import Driver, find_driver
+from gptj_serve.elsewhere import what_is_not_used
 from gptj_serve.errors import StartupError
 from gptj_serve.models.model_dir import find_directory
 from gptj_serve.ports import check_port_is_free
@@ -73,7 +74,11 @@ class Launcher:
         # cheap, and better known before minutes of loading
         check_port_is_free(self._settings.host, self._settings.port)
         self._front.check(self._env)
-        model_dir = find_directory(self._settings.model_dir)
+        model_dir = find_directory(self._settings.model_dir, self._settings.model_as_given)
+        for sentence in what_is_not_used(
+            self._env, self._settings.front, (self._settings.model_dir, model_dir)
+        ):
+            logger.warning("%s", sentence, extra={"fields": {"event": "not_used"}})
         engine: Child | None = None
         try:
             self._start_template_process(model_dir)

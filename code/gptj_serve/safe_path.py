@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = "/"
+MODEL_AS_GIVEN = "SERVE_MODEL_AS_GIVEN"
+"""What the model's absolute path was given as: the two, a line each, so that messages can name it so."""
 PATHS = (
     "GPTJ_MODEL_DIR",
     "JAVA_HOME",
@@ -34,6 +36,9 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
     for name in PATHS:
         if env.get(name, "").strip():
             resolved[name] = _absolute(env[name].strip())
+    given = env.get("GPTJ_MODEL_DIR", "").strip()
+    if given and given != resolved["GPTJ_MODEL_DIR"]:
+        resolved[MODEL_AS_GIVEN] = f"{resolved['GPTJ_MODEL_DIR']}\n{given}"
     for name in PATH_LISTS:
         if name in env:
             resolved[name] = os.pathsep.join(map(_absolute, filter(None, env[name].split(os.pathsep))))
@@ -44,6 +49,13 @@ def leave_working_directory() -> None:
     """Let this process, and with it all that it starts, go on in `ROOT`."""
     os.environ.update(environment(os.environ))
     os.chdir(ROOT)
+
+
+def model_as_given(env: Mapping[str, str]) -> str | None:
+    """How the user wrote the model's path, wherever this process runs; None if nobody named one."""
+    path = env.get("GPTJ_MODEL_DIR", "").strip()
+    absolute, _, given = env.get(MODEL_AS_GIVEN, "").partition("\n")
+    return (given if absolute == path else path) or None
 
 
 def _absolute(path: str) -> str:

@@ -1,12 +1,16 @@
 """What is said of what is near a model; the commands that are given do what they promise."""
 
+import contextlib
 import json
+import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +20,7 @@ from transformers import GPTJConfig, GPTJForCausalLM
 
 from gptj_serve.errors import StartupError
 from gptj_serve.models.config import CONFIG
-from gptj_serve.models.model_dir import find_checkpoint
+from gptj_serve.models.model_dir import find_checkpoint, find_directory
 
 
 def refusal(root: Path, given: str | None = None) -> str:
@@ -306,3 +310,130 @@ def test_a_training_checkpoint(tmp_path: Path, key: str) -> None:
     run_command_of(message)
     assert find_checkpoint(tmp_path).files.format == "safetensors"
     assert path.exists()  # nothing is lost
+
+
+# --- files that are not what they should be
+
+
+@contextlib.contextmanager
+def another_user() -> Iterator[None]:
+    """Go on as a user whom root's files are closed to, as in a container with ``--user 10001``."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(10001)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that other users reach: pytest's own are closed to them."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.parametrize("files", ["safetensors", "sharded safetensors", "pickle"])
+@pytest.mark.parametrize("mode", [0o200, 0o600])
+def test_weights_of_another_user(open_path: Path, files: str, mode: int) -> None:
+    if mode == 0o600 and os.geteuid() != 0:
+        pytest.skip("only root can go on as another user")
+    write_model(open_path, files=files)
+    for path in open_path.iterdir():
+        if path.suffix != ".json":
+            path.chmod(mode)
+    with another_user():
+        message = refusal(open_path)
+    assert "cannot be read: Permission denied" in message
+    assert f"mode {mode:04o}, of user {os.geteuid()}" in message
+    assert message.endswith(f"chmod -R a+rX {open_path}")
+    if mode == 0o600:
+        subprocess.run(message.split("): ")[1], shell=True, check=True)
+        with another_user():
+            find_checkpoint(open_path)
+
+
+@pytest.mark.parametrize("name", [CONFIG, "generation_config.json", "tokenizer.json", "merges.txt"])
+def test_other_files_of_another_user(open_path: Path, name: str) -> None:
+    write_model(open_path)
+    (open_path / name).touch()
+    (open_path / name).chmod(0o200)
+    with another_user():
+        message = refusal(open_path)
+    assert message.startswith(f"{open_path / name}: cannot be read")
+    assert f"chmod -R a+rX {open_path}" in message
+
+
+def test_a_directory_of_another_user(open_path: Path) -> None:
+    model = write_model(open_path / "a" / "model")
+    (open_path / "a").chmod(0o200)
+    with another_user():
+        messages = [refusal(model), refusal(open_path)]
+    (open_path / "a").chmod(0o700)
+    assert all(f"chmod -R a+rX {open_path / 'a'}" in message for message in messages)
+
+
+def make_socket(path: Path) -> None:
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as one:
+        one.bind(str(path))
+
+
+SPECIAL = {
+    "a pipe (FIFO)": os.mkfifo,
+    "a socket": make_socket,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize(
+    "name",
+    [
+        CONFIG,
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+        "chat_template.jinja",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+    ],
+)
+def test_what_is_no_file_is_not_opened(open_path: Path, name: str, kind: str) -> None:
+    write_model(open_path)
+    (open_path / name).unlink(missing_ok=True)
+    SPECIAL[kind](open_path / name)
+    for find in (find_checkpoint, find_directory):
+        with pytest.raises(StartupError) as caught:
+            find(open_path)
+        assert str(caught.value).startswith(f"{open_path / name}: is {kind}, expected a regular file")
+
+
+def test_shards_that_are_no_files(open_path: Path) -> None:
+    write_model(open_path, files="sharded safetensors")
+    shard = open_path / "model-00002-of-00002.safetensors"
+    shard.unlink()
+    os.mkfifo(shard)
+    assert refusal(open_path).startswith(f"{shard}: is a pipe (FIFO)")
+
+
+@pytest.mark.parametrize("given", ["pipe", "device"])
+def test_a_model_that_is_no_directory_but_a_pipe(open_path: Path, given: str) -> None:
+    os.mkfifo(open_path / "pipe")
+    path = open_path / "pipe" if given == "pipe" else Path("/dev/zero")
+    assert "expected a directory" in refusal(path)
+
+
+def test_a_loop_of_links(open_path: Path) -> None:
+    (open_path / "model").symlink_to("model")
+    assert "Too many levels of symbolic links" in refusal(open_path / "model")
+
+
+def test_a_config_that_is_far_too_large(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    os.truncate(tmp_path / CONFIG, 1 << 40)
+    assert refusal(tmp_path).startswith(f"{tmp_path / CONFIG}: {1 << 40} bytes, expected ")

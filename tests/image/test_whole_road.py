@@ -22,9 +22,10 @@ from registry import Registry
 
 from gptj_serve import demo
 from gptj_serve.aws.clients import Aws, connect
-from gptj_serve.aws.model_files import BESIDE_THE_WEIGHTS, SINGLE
+from gptj_serve.aws.model_files import SINGLE
 from gptj_serve.aws.repository import MEDIA_TYPES, plan_repository
 from gptj_serve.aws.s3 import S3Url
+from gptj_serve.models.model_dir import BESIDE_THE_WEIGHTS
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 

@@ -19,13 +19,13 @@ import torch
 
 from gptj_serve.aws.console import size
 from gptj_serve.aws.errors import CommandError
-from gptj_serve.aws.model_files import BESIDE_THE_WEIGHTS, INDEX, SINGLE
+from gptj_serve.aws.model_files import INDEX, SINGLE
 from gptj_serve.errors import StartupError
 from gptj_serve.files import read_json
 from gptj_serve.models.checkpoint_files import read_safetensors
 from gptj_serve.models.config import CONFIG, expected_shapes
 from gptj_serve.models.match import check_tensors
-from gptj_serve.models.model_dir import Checkpoint, find_checkpoint
+from gptj_serve.models.model_dir import BESIDE_THE_WEIGHTS, Checkpoint, find_checkpoint
 from gptj_serve.models.sources import Source, open_sources
 
 _NAME_BY_DTYPE = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}

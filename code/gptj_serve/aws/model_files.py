@@ -7,22 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptj_serve.models.config import CONFIG
-from gptj_serve.models.model_dir import Checkpoint
+from gptj_serve.models.model_dir import BESIDE_THE_WEIGHTS, Checkpoint
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-BESIDE_THE_WEIGHTS = (
-    CONFIG,
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
-"""All that serving reads of a model directory besides its weights."""
 
 _PIECE_BYTES = 4 << 20
 _THREADS = 4

@@ -9,9 +9,9 @@ from typing import Any
 
 from gptj_serve.aws.console import Console
 from gptj_serve.aws.errors import CommandError, UsageError
-from gptj_serve.aws.model_files import BESIDE_THE_WEIGHTS
 from gptj_serve.models.checkpoint_files import NAMES
 from gptj_serve.models.config import CONFIG
+from gptj_serve.models.model_dir import BESIDE_THE_WEIGHTS
 from gptj_serve.models.near import ADAPTER
 from gptj_serve.models.remedies import merge_command
 

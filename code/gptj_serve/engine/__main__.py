@@ -58,7 +58,7 @@ def _start(settings: Settings, socket_path: Path) -> tuple[Any, Any]:
     # PyTorch takes seconds to import: cheap checks of the model come first
     from gptj_serve.models.model_dir import find_checkpoint
 
-    checkpoint = find_checkpoint(settings.model_dir)
+    checkpoint = find_checkpoint(settings.model_dir, settings.model_as_given)
     for note in checkpoint.notes:
         logger.warning("%s", note, extra={"fields": {"event": "model_note"}})
     with logged_import("PyTorch"):

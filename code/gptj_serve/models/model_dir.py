@@ -3,6 +3,7 @@
 A wrong model is a `StartupError` within a second, not a failure minutes into the start. No torch here.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,19 @@ from gptj_serve.models.generation_config import GenerationDefaults, read_default
 from gptj_serve.models.match import check_tensors, ignored
 from gptj_serve.models.near import describe_folder, describe_folders, describe_path
 from gptj_serve.settings import DEFAULT_MODEL_DIR
+
+BESIDE_THE_WEIGHTS = (
+    CONFIG,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+"""All that serving reads of a model directory besides its weights."""
 
 MAX_FOLDERS = 2000
 """Folders that are searched at most: somebody has named the whole disk."""
@@ -114,6 +128,8 @@ def find_directory(root: Path, given: str | None = None) -> Path:
     """
     said = f"GPTJ_MODEL_DIR={given or root}"
     try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            root.stat()  # what may not be looked at is not taken for what is not there
         if not root.is_dir():
             raise StartupError(f"{said}: {describe_path(root, given or str(root))}{mount_hint(root)}")
         folders = list(_searched(root))
@@ -130,6 +146,7 @@ def find_directory(root: Path, given: str | None = None) -> Path:
         listed = some([str(directory) for directory in candidates])
         raise StartupError(f"{said}: several models; point it at one of: {listed}")
     _refuse_special_files(candidates[0])
+    _refuse_unreadable_files(candidates[0])
     return candidates[0]
 
 
@@ -167,13 +184,23 @@ def _has_weights(folder: Path) -> bool:
 
 def _refuse_special_files(directory: Path) -> None:
     """Whoever opens a pipe waits for its writer, and a device may have no end: none belongs here."""
-    for entry in os.scandir(directory):
+    for path in map(directory.joinpath, sorted(os.listdir(directory))):
         try:
-            kind = special_kind(entry.stat().st_mode)
+            kind = special_kind(path.stat().st_mode)
         except OSError:  # a link without a target; who needs it says so
             continue
         if kind is not None:
-            raise StartupError(f"{entry.path}: is {kind}, expected a regular file; remove or replace it")
+            raise StartupError(f"{path}: is {kind}, expected a regular file; remove or replace it")
+
+
+def _refuse_unreadable_files(directory: Path) -> None:
+    """A container that runs as another user often may not read what training has written."""
+    for path in (directory / name for name in BESIDE_THE_WEIGHTS):
+        try:
+            if path.is_file():
+                path.open("rb").close()
+        except OSError as error:
+            raise unreadable(path, error) from error
 
 
 def _no_weights(directory: Path) -> StartupError:

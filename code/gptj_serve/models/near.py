@@ -13,9 +13,8 @@ from pathlib import Path
 from gptj_serve.errors import StartupError
 from gptj_serve.files import check_regular, read_json, some, special_kind
 from gptj_serve.models.config import CONFIG
-from gptj_serve.models.remedies import merge_command, move_command, save_command
+from gptj_serve.models.remedies import GPT_J, merge_command, move_command, save_command
 
-GPT_J = "EleutherAI/gpt-j-6b"
 _HUB_NAME = re.compile(r"(?:https://huggingface\.co/)?(\w[\w.-]*/\w[\w.-]*)/?")
 _MAX_LOOK_BYTES = 4 << 20
 _MAX_TOLD = 3

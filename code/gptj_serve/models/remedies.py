@@ -4,6 +4,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+GPT_J = "EleutherAI/gpt-j-6b"
+
 
 def extract_command(paths: Sequence[Path], directory: Path, part: str = "", key: str = "name") -> str:
     """A command that writes tensors of files into a model.safetensors, which is what is read first.
@@ -43,6 +45,14 @@ def merge_command(adapter: Path, merged: Path) -> str:
         f"m = M.from_pretrained({str(adapter)!r}, dtype='auto'); b = m.peft_config['default']; "
         f"m.merge_and_unload().save_pretrained({str(merged)!r}); "
         f"T.from_pretrained(b.base_model_name_or_path).save_pretrained({str(merged)!r})"
+    )
+
+
+def tokenizer_command(directory: Path) -> str:
+    """Where a missing tokenizer comes from."""
+    return (
+        "copy the tokenizer's files of the model that this one was trained from; those of GPT-J itself: "
+        f"hf download {GPT_J} tokenizer.json tokenizer_config.json --local-dir {shlex.quote(str(directory))}"
     )
 
 

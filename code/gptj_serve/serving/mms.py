@@ -21,6 +21,7 @@ from pathlib import Path
 
 import gptj_serve
 from gptj_serve import run_dir
+from gptj_serve.elsewhere import PROGRAM, has_program
 from gptj_serve.errors import StartupError
 from gptj_serve.request import ModelInfo
 from gptj_serve.serving import mms_native
@@ -221,6 +222,8 @@ def _worker_env(env: Mapping[str, str], directory: Path, home: Path) -> dict[str
     source_root = str(Path(gptj_serve.__file__).parent.parent)
     python_path = [source_root, env["PYTHONPATH"]] if env.get("PYTHONPATH") else [source_root]
     ours = {name: value for name, value in env.items() if not _is_for_toolkit_alone(name, value)}
+    if not has_program(env):  # the toolkit would serve with functions of its own
+        del ours[PROGRAM]
     return {
         **ours,
         "PYTHONPATH": os.pathsep.join(python_path),

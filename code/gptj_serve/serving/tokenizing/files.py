@@ -14,6 +14,7 @@ import tokenizers
 
 from gptj_serve.errors import StartupError
 from gptj_serve.files import read_json, read_text
+from gptj_serve.models.remedies import tokenizer_command
 from gptj_serve.serving.tokenizing import PreparedTokenizer
 
 TOKENIZER = "tokenizer.json"
@@ -104,7 +105,9 @@ def read_plain(directory: Path) -> PreparedTokenizer | None:
 def _check_vocab_and_merges(directory: Path) -> None:
     for name in (VOCAB, MERGES):
         if not (directory / name).exists():
-            raise StartupError(f"{directory}: no {TOKENIZER}, and no {name} to do without it")
+            raise StartupError(
+                f"{directory}: no {TOKENIZER}, and no {name} to do without it; {tokenizer_command(directory)}"
+            )
     try:
         tokenizers.models.BPE.from_file(str(directory / VOCAB), str(directory / MERGES))
     except Exception as error:  # the library raises plain `Exception`

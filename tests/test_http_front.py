@@ -179,7 +179,7 @@ def test_the_end_of_text_may_be_ignored(either: Server, ignored: bool) -> None:
 
 
 def test_the_official_openai_client(front: Server) -> None:
-    from openai import BadRequestError, OpenAI
+    from openai import BadRequestError, NotFoundError, OpenAI
 
     with OpenAI(base_url=f"http://127.0.0.1:{front.port}/v1", api_key="none", max_retries=0) as client:
         model = client.models.list().data[0].id
@@ -197,6 +197,17 @@ def test_the_official_openai_client(front: Server) -> None:
         assert several.usage.completion_tokens <= 36
         with pytest.raises(BadRequestError, match="max_tokens"):
             client.completions.create(**{**ask, "max_tokens": -1})
+        with pytest.raises(BadRequestError, match="maximum context length is 2048 tokens") as too_long:
+            client.completions.create(**{**ask, "max_tokens": 3000})
+        assert too_long.value.code == "context_length_exceeded"
+        with pytest.raises(BadRequestError, match=r"response_format=.*is not supported"):
+            client.completions.create(**ask, extra_body={"response_format": {"type": "json_object"}})
+        assert client.models.retrieve(model).id == model == "gpt-j"
+        with pytest.raises(NotFoundError, match="'gpt-4' does not exist") as unknown:
+            client.models.retrieve("gpt-4")
+        assert unknown.value.code == "model_not_found"
+        with pytest.raises(NotFoundError, match="POST /v1/embeddings is not served"):
+            client.embeddings.create(model=model, input="a")
         with pytest.raises(BadRequestError, match="chat template"):
             client.chat.completions.create(model=model, messages=[{"role": "user", "content": "hi"}])
 
@@ -447,6 +458,9 @@ def test_metrics_name_the_engine(either: Server) -> None:
     ("method", "path", "status"),
     [
         ("GET", "/nowhere", 404),
+        ("POST", "/v1/embeddings", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("DELETE", "/v1/models/gpt-j", 405),
         ("GET", "/invocations", 405),
         ("DELETE", "/ping", 405),
         ("OPTIONS", "/invocations", 405),
@@ -459,7 +473,11 @@ def test_metrics_name_the_engine(either: Server) -> None:
 def test_other_paths_and_methods(front: Server, method: str, path: str, status: int) -> None:
     answer = front.get(path, method)
     assert answer.status == status
-    if status != 200:
+    if path.startswith("/v1/"):
+        told = answer.json["error"]
+        assert told["type"] == "invalid_request_error"
+        assert told["code"] == {404: "not_found", 405: "method_not_allowed"}[status]
+    elif status != 200:
         assert set(answer.json) == {"error", "error_type"}
     assert "server" not in answer.headers
 
@@ -574,6 +592,7 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (model_dir / "chat_template.jinja").write_text(TEMPLATE)
     (model_dir / "generation_config.json").write_text(json.dumps(GENERATION_CONFIG))
     env = {"GPTJ_MODEL_DIR": str(model_dir), "GPTJ_CORS_ORIGINS": "https://a.example", "GPTJ_PAGE": "off"}
+    env["GPTJ_MODEL_NAME"] = "me/my-gpt-j"
     port = free_port(61000, 65000)  # above the ephemeral ones
     with contextlib.closing(Server(GPTJ_FRONT="http", GPTJ_PORT=str(port), **env)) as running:
         running.port = port
@@ -616,8 +635,39 @@ def test_the_official_openai_client_chats(configured: Server) -> None:
         assert text
         prompt = "user: Who is the king?\nassistant:"
         assert text == configured.generate(prompt, max_new_tokens=8).text
-        parts = client.chat.completions.create(**ask, stream=True)
+        parts = list(client.chat.completions.create(**ask, stream=True))
         assert "".join(part.choices[0].delta.content or "" for part in parts) == text
+        assert {whole.model, *(part.model for part in parts)} == {"me/my-gpt-j"}
+        assert client.models.retrieve("me/my-gpt-j").id == client.models.list().data[0].id == "me/my-gpt-j"
+
+
+def test_the_official_openai_client_goes_on_with_a_conversation(configured: Server) -> None:
+    from openai import BadRequestError, OpenAI
+
+    with OpenAI(base_url=f"http://127.0.0.1:{configured.port}/v1", api_key="none", max_retries=0) as client:
+        first: Any = {"role": "user", "content": [{"type": "text", "text": "Who is the king?"}]}
+        no_ops: dict[str, Any] = {
+            "tools": [],
+            "tool_choice": "none",
+            "response_format": {"type": "text"},
+            "store": False,
+            "metadata": {"a": "b"},
+            "service_tier": "auto",
+            "user": "me",
+            "extra_body": {"add_special_tokens": False},
+        }
+        ask: dict[str, Any] = {"model": "any", "max_tokens": 8, "temperature": 0, **no_ops}
+        whole = client.chat.completions.create(**ask, messages=[first])
+        said = whole.choices[0].message
+        for message in (said, said.model_dump()):
+            talk: list[Any] = [first, message, {"role": "user", "content": "And then?", "name": "me"}]
+            answer = client.chat.completions.create(**ask, messages=talk)
+            prompt = f"user: Who is the king?\nassistant: {said.content}\nuser: And then?\nassistant:"
+            same = configured.generate(prompt, max_new_tokens=8)
+            assert answer.choices[0].message.content == same.text
+        tool: Any = {"type": "function", "function": {"name": "f", "parameters": {}}}
+        with pytest.raises(BadRequestError, match=r"body.tools=.*is not supported"):
+            client.chat.completions.create(**{**ask, "tools": [tool]}, messages=[first])
 
 
 def test_web_pages_of_allowed_origins(configured: Server) -> None:

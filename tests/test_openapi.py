@@ -60,6 +60,7 @@ def test_every_path_is_there(front: Server, document: Any) -> None:
         ("/v1/chat/completions", "POST"),
         ("/v1/completions", "POST"),
         ("/v1/models", "GET"),
+        ("/v1/models/{name}", "GET"),
     }
     for path, method in found:
         refused = front.get(path, "PUT")

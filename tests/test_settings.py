@@ -68,6 +68,14 @@ def test_the_page_is_off_inside_sagemaker() -> None:
     assert not Settings.from_env({"GPTJ_PAGE": "off"}).page
 
 
+def test_the_models_name() -> None:
+    assert Settings.from_env({}).model_name is None
+    assert Settings.from_env({"GPTJ_MODEL_NAME": "me/my-gpt.j:v1"}).model_name == "me/my-gpt.j:v1"
+    for wrong in ("a b", "a" * 201, "é"):
+        with pytest.raises(StartupError, match=r"GPTJ_MODEL_NAME=.*must be 1 to 200 letters"):
+            Settings.from_env({"GPTJ_MODEL_NAME": wrong})
+
+
 def test_web_origins() -> None:
     assert Settings.from_env({}).cors_origins == ()
     origins = "https://a.example, http://localhost:3000"

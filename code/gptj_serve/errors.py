@@ -19,6 +19,11 @@ def is_failure(error: BaseException) -> bool:
 class ServingError(Exception):
     """A request that gets an error answer.
 
+    Attributes:
+        status: Of the HTTP answer.
+        kind: Its ``error_type``.
+        code: What OpenAI's clients know the error by, where that is not its kind.
+
     Args:
         message: What was wrong, naming the field and the allowed range.
         retry_after_s: Seconds after which the client may try again (sent as ``Retry-After``).
@@ -26,6 +31,7 @@ class ServingError(Exception):
 
     status = 500
     kind = "internal"
+    code: str | None = None
 
     def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(message)
@@ -52,6 +58,32 @@ class BadRequest(ServingError):
 
     status = 400
     kind = "validation"
+
+
+class ContextOverflow(BadRequest):
+    """400: prompt and new tokens are more than the context holds."""
+
+    code = "context_length_exceeded"
+
+
+class NotFound(ServingError):
+    """404: there is no such path."""
+
+    status = 404
+    kind = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """404: another model was asked for."""
+
+    code = "model_not_found"
+
+
+class MethodNotAllowed(ServingError):
+    """405: the path has other methods."""
+
+    status = 405
+    kind = "method_not_allowed"
 
 
 class PayloadTooLarge(ServingError):
@@ -100,6 +132,8 @@ _BY_KIND: dict[str, type[ServingError]] = {
     cls.kind: cls
     for cls in (
         BadRequest,
+        NotFound,
+        MethodNotAllowed,
         PayloadTooLarge,
         UnsupportedMediaType,
         Overloaded,

@@ -12,6 +12,9 @@ IdLists = tuple[tuple[int, ...], ...]
 _WHEN_DRAWING = {"when_drawing": True}
 
 
+DEFAULT_MODEL_NAME = "gpt-j"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreParams:
     """What changes the scores of tokens; the names and meanings are those of Transformers' ``generate``.
@@ -143,6 +146,7 @@ class ModelInfo:
         eos_token_ids: Token ids that end a sequence.
         batching: "static" (a batch runs until all of it has ended) or "continuous".
         defaults: Fields of `ScoreParams` that the model's own files set, for requests that do not.
+        model_name: What clients are told that the model is called.
     """
 
     engine: str
@@ -153,6 +157,7 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     batching: str = "static"
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    model_name: str = DEFAULT_MODEL_NAME
 
     def to_wire(self) -> dict[str, Any]:
         """The information as a JSON object."""

@@ -46,6 +46,7 @@ class Settings:
         stream_timeout_s: The same for a request whose answer is streamed.
         stall_timeout_s: The HTTP front is not healthy when the engine has made no step for so long while
             work is waiting.
+        model_name: What the model is called in OpenAI's and TGI's answers; None takes its own name.
         page: Whether the HTTP front serves a page to try it.
         cors_origins: Web origins whose pages may call the HTTP front; "*" is any.
         drain_timeout_s: After SIGTERM, how long running requests may go on.
@@ -68,6 +69,7 @@ class Settings:
     request_timeout_s: float
     stream_timeout_s: float
     stall_timeout_s: float
+    model_name: str | None
     page: bool
     cors_origins: tuple[str, ...]
     drain_timeout_s: float
@@ -111,6 +113,7 @@ class Settings:
             request_timeout_s=request_timeout_s,
             stream_timeout_s=_read(env, "GPTJ_STREAM_TIMEOUT_S", 470.0, real(0.1, 3600)),
             stall_timeout_s=_read(env, "GPTJ_STALL_TIMEOUT_S", 60.0, real(1, 3600)),
+            model_name=_read(env, "GPTJ_MODEL_NAME", None, _name),
             page=_page(env),
             cors_origins=_read(env, "GPTJ_CORS_ORIGINS", (), _origins),
             drain_timeout_s=_read(env, "GPTJ_DRAIN_TIMEOUT_S", 25.0, real(0, 3600)),
@@ -134,6 +137,7 @@ KEYS = (
     "GPTJ_REQUEST_TIMEOUT_S",
     "GPTJ_STREAM_TIMEOUT_S",
     "GPTJ_STALL_TIMEOUT_S",
+    "GPTJ_MODEL_NAME",
     "GPTJ_PAGE",
     "GPTJ_CORS_ORIGINS",
     "GPTJ_DRAIN_TIMEOUT_S",
@@ -147,6 +151,12 @@ def _page(env: Mapping[str, str]) -> bool:
     # SageMaker gives its containers credentials; nobody could reach the page there
     inside_sagemaker = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI" in env
     return not inside_sagemaker if asked == "auto" else asked == "on"
+
+
+def _name(raw: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._/:@-]{1,200}", raw):  # it is part of a path, too
+        raise ValueError("must be 1 to 200 letters, digits and . _ - / : @")
+    return raw
 
 
 def _origins(raw: str) -> tuple[str, ...]:

@@ -2,21 +2,25 @@
 
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from serving_fakes import FakeClient, say, tokenizer
+from serving_fakes import FakeClient, model_info, say, tokenizer
 
 from gptj_serve.errors import (
     BadRequest,
+    ContextOverflow,
     InternalError,
     Overloaded,
     PayloadTooLarge,
     ServingError,
     UnsupportedMediaType,
 )
+from gptj_serve.models.model_name import find_model_name
 from gptj_serve.request import EndEvent, GenerationRequest, TokenEvent
 from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Ask, Call
@@ -24,6 +28,7 @@ from gptj_serve.serving.generation import Answer, LikelyToken, SequenceAssembler
 from gptj_serve.serving.parameters import Parameters
 from gptj_serve.serving.schemas import openai, openai_logprobs
 from gptj_serve.serving.service import Service
+from gptj_serve.settings import Settings
 
 
 def read(**fields: Any) -> Ask:
@@ -230,7 +235,7 @@ def test_an_answer() -> None:
     assert answer == {
         "id": "cmpl-req",
         "object": "text_completion",
-        "model": openai.MODEL_NAME,
+        "model": "gpt-j",
         "choices": [{"index": 0, "text": " cat sat.", "logprobs": None, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5},
     }
@@ -379,3 +384,73 @@ def test_errors_are_openais(error: ServingError, kind: str) -> None:
     assert schemas.render_error(error, "req", "chat") == {"error": expected}
     assert schemas.render_error(error, "req", "tgi") == error.to_body("req")
     assert schemas.render_error(error, "req", None) == error.to_body("req")
+
+
+def test_what_does_not_fit_the_context_has_openais_code() -> None:
+    for document in ({"max_tokens": 300}, {"prompt": "The " * 500}, {"prompt": "x" * 100_000}):
+        with pytest.raises(ContextOverflow, match="maximum context length is 200 tokens") as caught:
+            parse(**document)
+        told = schemas.render_error(caught.value, "req", "openai")["error"]
+        assert (told["code"], told["type"]) == ("context_length_exceeded", "invalid_request_error")
+        assert caught.value.to_body("req")["error_type"] == "validation"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"metadata": {"a": "b"}},
+        {"store": False},
+        {"service_tier": "auto"},
+        {"response_format": {"type": "text"}},
+        {"tools": []},
+        {"tool_choice": "none"},
+        {"add_special_tokens": True},
+        {"guided_json": None},
+        {"use_beam_search": False},
+    ],
+    ids=str,
+)
+def test_what_changes_nothing_is_taken(fields: dict[str, Any]) -> None:
+    assert read(**fields) == read()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"tools": [{"type": "function"}]},
+        {"guided_regex": "a"},
+        {"structured_outputs": {}},
+        {"prompt_logprobs": 1},
+        {"use_beam_search": True},
+        {"suffix": "a"},
+        {"add_special_tokens": False},
+    ],
+    ids=str,
+)
+def test_what_other_servers_have_is_not_supported(fields: dict[str, Any]) -> None:
+    (name,) = fields
+    with pytest.raises(BadRequest, match=f"body.{name}=.*: is not supported"):
+        read(**fields)
+
+
+@pytest.mark.parametrize(
+    ("config", "setting", "name"),
+    [
+        ({}, None, "gpt-j"),
+        ({"_name_or_path": "EleutherAI/gpt-j-6B"}, None, "EleutherAI/gpt-j-6B"),
+        ({"_name_or_path": "/home/me/out/checkpoint-5"}, None, "gpt-j"),
+        ({"_name_or_path": "./out"}, None, "gpt-j"),
+        ({"_name_or_path": "../a/b"}, None, "gpt-j"),
+        ({"_name_or_path": None}, None, "gpt-j"),
+        ({"_name_or_path": "EleutherAI/gpt-j-6B"}, "mine", "mine"),
+    ],
+    ids=str,
+)
+def test_the_models_name(tmp_path: Path, config: Any, setting: str | None, name: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings_of = Settings.from_env({"GPTJ_MODEL_NAME": setting} if setting else {})
+    assert find_model_name(settings_of, tmp_path) == name
+    call = parse(FakeClient(info=replace(model_info(), model_name=name)))
+    data, _ = schemas.render(call, [], "req")
+    assert json.loads(data)["model"] == name

@@ -382,7 +382,12 @@ def test_the_context_is_a_limit_told_with_its_numbers() -> None:
     room = {"inputs": prompt, "parameters": {"max_new_tokens": 50}}
     assert parse(room).prompts[0].sampling.max_new_tokens == 50
     message = refusal({"inputs": ["a", prompt], "parameters": {"max_new_tokens": 51}})
-    for part in ("inputs[1]", "150 prompt tokens", "max_new_tokens=51", "context of 200"):
+    for part in (
+        "inputs[1]",
+        "150 prompt tokens",
+        "max_new_tokens=51",
+        "context length is 200 tokens",
+    ):
         assert part in message
     truncated = {"inputs": prompt, "parameters": {"max_new_tokens": 51, "truncate": 149}}
     assert len(parse(truncated).prompts[0].token_ids) == 149

@@ -24,6 +24,7 @@ from gptj_serve.engine.static.scheduler import StaticScheduler
 from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.errors import StartupError
 from gptj_serve.models.model_dir import Checkpoint
+from gptj_serve.models.model_name import find_model_name
 from gptj_serve.request import ModelInfo
 from gptj_serve.settings import Settings
 
@@ -82,7 +83,7 @@ def join_static(
         max_queue=settings.max_queue,
         batch_wait_s=settings.batch_wait_ms / 1000,
     )
-    info = _model_info(backend.name, "static", limits, checkpoint)
+    info = _model_info(backend.name, "static", limits, settings, checkpoint)
     return _open(scheduler, StepLoop(scheduler, backend), info, settings, socket_path), info
 
 
@@ -91,12 +92,16 @@ def join_continuous(
 ) -> tuple[Engine, ModelInfo]:
     """Join a runner to continuous batching and open the socket; see `build_engine`."""
     scheduler = ContinuousScheduler(runner.limits, max_queue=settings.max_queue)
-    info = _model_info(runner.name, "continuous", runner.limits, checkpoint)
+    info = _model_info(runner.name, "continuous", runner.limits, settings, checkpoint)
     return _open(scheduler, ContinuousStepLoop(scheduler, runner), info, settings, socket_path), info
 
 
 def _model_info(
-    name: str, batching: str, limits: BackendLimits | RunnerLimits, checkpoint: Checkpoint
+    name: str,
+    batching: str,
+    limits: BackendLimits | RunnerLimits,
+    settings: Settings,
+    checkpoint: Checkpoint,
 ) -> ModelInfo:
     return ModelInfo(
         engine=name,
@@ -107,6 +112,7 @@ def _model_info(
         eos_token_ids=checkpoint.generation.eos_token_ids,
         batching=batching,
         defaults=checkpoint.generation.scores,
+        model_name=find_model_name(settings, checkpoint.directory),
     )
 
 

@@ -80,6 +80,7 @@ class Call:
         eos_token_ids: The end of the text, unless that is ignored.
         accept: Its ``Accept`` header.
         arrived_s: When it came, on the service's clock.
+        model: What the model is called in OpenAI's answers.
     """
 
     ask: Ask = field(repr=False)
@@ -87,6 +88,7 @@ class Call:
     eos_token_ids: tuple[int, ...]
     accept: str | None
     arrived_s: float
+    model: str
 
     @property
     def parameters(self) -> Parameters:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from gptj_serve.errors import BadRequest
+from gptj_serve.errors import BadRequest, ContextOverflow
 from gptj_serve.request import (
     ALWAYS_USED,
     USED_WHEN_DRAWING,
@@ -218,16 +218,17 @@ def too_long(
     max_new_tokens: int,
     max_context: int,
     names: Mapping[str, str] | None = None,
-) -> BadRequest:
+) -> ContextOverflow:
     """The error for a prompt that does not fit; for ``names`` see `Parameters`."""
     # schemas with names of their own cannot truncate
     ways = "or ask for fewer new tokens"
     if not names:
         ways = "ask for fewer new tokens, or let truncate keep fewer of the prompt's tokens"
     max_name = (names or {}).get("max_new_tokens", "max_new_tokens")
-    return BadRequest(
-        f"{where}: {num_prompt_tokens} prompt tokens and {max_name}={max_new_tokens} do not fit"
-        f" the context of {max_context} tokens; shorten the prompt, {ways}"
+    # clients of OpenAI's look for these words about the context
+    return ContextOverflow(
+        f"{where}: {num_prompt_tokens} prompt tokens and {max_name}={max_new_tokens} do not fit:"
+        f" the maximum context length is {max_context} tokens; shorten the prompt, {ways}"
     )
 
 

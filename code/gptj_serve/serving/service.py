@@ -183,6 +183,7 @@ class Service:
             eos_token_ids=ask.parameters.eos_of(info),
             accept=accept,
             arrived_s=arrived_s,
+            model=info.model_name,
         )
 
     @property

@@ -129,15 +129,13 @@ def test_a_rendering_that_takes_too_much_ends_alone(start: Callable[[str], Proce
     with ThreadPoolExecutor(1) as pool:
         taking = pool.submit(refusal, process, BAD)
         peak = 0
-        num_served = 0
         while not taking.done():
             assert process.client.render(HELLO) == "fine"
-            num_served += 1
+            time.sleep(0.02)
             for worker in process.workers():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     peak = max(peak, worker.memory_info().rss)
     assert taking.result().startswith(LIMIT)
-    assert num_served
     assert peak < limits.MAX_MEMORY_BYTES + (64 << 20)
     assert time.monotonic() - started_s < limits.WAIT_S
     assert process.client.render(HELLO) == "fine"

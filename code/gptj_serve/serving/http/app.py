@@ -18,12 +18,11 @@ from starlette.routing import Route
 
 import gptj_serve
 from gptj_serve import demo
-from gptj_serve.errors import ServingError
+from gptj_serve.errors import BadRequest, MethodNotAllowed, ModelNotFound, NotFound, ServingError
 from gptj_serve.serving import schemas
-from gptj_serve.serving.http import openapi
+from gptj_serve.serving.http import headers, openapi
 from gptj_serve.serving.http.generate import Generate, Shared
 from gptj_serve.serving.parameters import MAX_STOPS
-from gptj_serve.serving.schemas.openai import MODEL_NAME
 from gptj_serve.serving.service import MAX_SEQUENCES
 
 PATHS = {
@@ -36,6 +35,7 @@ PATHS = {
     "/v1/completions": "POST",
     "/v1/chat/completions": "POST",
     "/v1/models": "GET",
+    "/v1/models/{name:path}": "GET",
     "/ping": "GET",
     "/health": "GET",
     "/metrics": "GET",
@@ -51,6 +51,9 @@ def build(shared: Shared) -> Starlette:
     """
     generate = Generate(shared, schemas.read, is_openai=False)
     read_whole, read_stream = (functools.partial(schemas.read_generate, stream=one) for one in (False, True))
+    name = shared.link.info.model_name
+    model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "gptj-serve"}
+    document = openapi.document(shared.settings.page, name)
     endpoints: dict[str, Any] = {
         "/invocations": generate,
         "/generate": Generate(shared, read_whole, is_openai=False),
@@ -58,11 +61,12 @@ def build(shared: Shared) -> Starlette:
         "/info": functools.partial(_info, shared),
         "/v1/completions": Generate(shared, schemas.read_completions, is_openai=True),
         "/v1/chat/completions": Generate(shared, schemas.read_chat, is_openai=True),
-        "/v1/models": functools.partial(_models, int(time.time())),
+        "/v1/models": functools.partial(_models, model),
+        "/v1/models/{name:path}": functools.partial(_model, model),
         "/ping": functools.partial(_ping, shared),
         "/health": functools.partial(_ping, shared),  # other servers' name for it
         "/metrics": functools.partial(_metrics, shared),
-        "/openapi.json": functools.partial(_openapi, openapi.document(shared.settings.page)),
+        "/openapi.json": functools.partial(_openapi, document),
     }
     routes = [Route(path, endpoint, methods=[PATHS[path]]) for path, endpoint in endpoints.items()]
     root = ["POST", "GET"] if shared.settings.page else ["POST"]
@@ -88,9 +92,17 @@ async def _metrics(shared: Shared, _: Request) -> Response:
     return Response(body, media_type=content_type)
 
 
-async def _models(created: int, _: Request) -> Response:
-    model = {"id": MODEL_NAME, "object": "model", "created": created, "owned_by": "gptj-serve"}
+async def _models(model: dict[str, Any], _: Request) -> Response:
     return _json(200, {"object": "list", "data": [model]})
+
+
+async def _model(model: dict[str, Any], request: Request) -> Response:
+    name = request.path_params["name"]
+    if name == model["id"]:
+        return _json(200, model)
+    return _error(
+        request, ModelNotFound(f"the model {name[:200]!r} does not exist; there is {model['id']!r}")
+    )
 
 
 async def _info(shared: Shared, _: Request) -> Response:
@@ -100,7 +112,7 @@ async def _info(shared: Shared, _: Request) -> Response:
     except ServingError as error:
         return _json(error.status, {"error": error.message, "error_type": error.kind})
     told = {
-        "model_id": MODEL_NAME,
+        "model_id": info.model_name,
         "model_name": "demo" if Path(info.model_dir) == demo.MODEL_DIR else Path(info.model_dir).name,
         "engine": info.engine,
         "model_sha": None,
@@ -144,10 +156,21 @@ async def _page(_: Request) -> Response:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "validation")
-    known = ", ".join(f"{method} {path}" for path, method in PATHS.items())
+    known = ", ".join(f"{method} {path.replace(':path', '')}" for path, method in PATHS.items())
     message = f"{request.method} {request.url.path[:200]} is not served; there are {known}"
-    return _json(error.status_code, {"error": message, "error_type": kind}, error.headers)
+    kind = {404: NotFound, 405: MethodNotAllowed}.get(error.status_code, BadRequest)
+    return _error(request, kind(message), error.status_code, error.headers)
+
+
+def _error(
+    request: Request, error: ServingError, status: int | None = None, more: Mapping[str, str] | None = None
+) -> Response:
+    """An error's answer: OpenAI's where its clients are."""
+    document: Any = {"error": error.message, "error_type": error.kind}
+    if request.url.path.startswith("/v1/"):
+        request_id = headers.request_id(headers.read(request.scope["headers"]))
+        document = schemas.openai.error_body(error, request_id)
+    return _json(status or error.status, document, more)
 
 
 async def _fail(_: Request, _error: Exception) -> Response:

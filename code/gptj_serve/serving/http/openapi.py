@@ -12,6 +12,7 @@ EVENTS = streaming.CONTENT_TYPE.partition(";")[0]
 
 _STATUSES = {
     400: "The request is wrong: the message names the field and its range",
+    404: "There is no model of that name",
     405: "The path has another method, which `Allow` names",
     408: "The request's head did not come in time",
     413: "The body is too large",
@@ -22,16 +23,18 @@ _STATUSES = {
     503: "The engine is gone or shutting down, or there are too many connections",
     504: "No answer within the request's time",
 }
+_EITHER_ERROR = any_of(ref("Error"), ref("OpenAIError"))
 _ANYWHERE = (400, 405, 408, 431, 500, 503)
 """What every path may answer: most of it is refused before the path is known."""
 _GENERATING = (400, 413, 415, 429, 500, 503, 504)
 
 
-def document(has_page: bool) -> dict[str, Any]:
+def document(has_page: bool, model_name: str) -> dict[str, Any]:
     """The document.
 
     Args:
         has_page: Whether there is a page to try the service.
+        model_name: What the model is called.
     """
     health = _get("Whether the model is loaded and the engine moves", body.JSON, ref("Health"))
     paths = {
@@ -42,7 +45,8 @@ def document(has_page: bool) -> dict[str, Any]:
         "/info": {"get": _get("The model and its limits, as TGI tells them", body.JSON, ref("Info"))},
         "/v1/completions": {"post": _completions()},
         "/v1/chat/completions": {"post": _chat()},
-        "/v1/models": {"get": _get("The model, in OpenAI's list", body.JSON, ref("Models"))},
+        "/v1/models": {"get": _get("The model, in OpenAI's list", body.JSON, ref("Models"), _EITHER_ERROR)},
+        "/v1/models/{name}": {"get": _model(model_name)},
         "/ping": {"get": health},
         "/health": {"get": health},
         "/metrics": {"get": _get("Figures for Prometheus", body.PLAIN, STRING)},
@@ -87,7 +91,7 @@ def _invocations() -> dict[str, Any]:
             body.PLAIN: {"schema": STRING},
             EVENTS: _events("HuggingFaceEvent", "CompletionChunk", "ChatCompletionChunk"),
         },
-        any_of(ref("Error"), ref("OpenAIError")),
+        _EITHER_ERROR,
     )
 
 
@@ -153,10 +157,17 @@ def _generation(
     }
 
 
-def _get(summary: str, content_type: str, schema: Schema) -> dict[str, Any]:
+def _get(summary: str, content_type: str, schema: Schema, error: Schema | None = None) -> dict[str, Any]:
     found = {"description": summary, "content": {content_type: {"schema": schema}}}
-    errors = {str(status): _error(status, ref("Error")) for status in _ANYWHERE}
+    errors = {str(status): _error(status, error or ref("Error")) for status in _ANYWHERE}
     return {"summary": summary, "responses": {"200": found, **errors}}
+
+
+def _model(model_name: str) -> dict[str, Any]:
+    described = _get("The model, if that is its name", body.JSON, ref("Model"), _EITHER_ERROR)
+    described["responses"]["404"] = _error(404, ref("OpenAIError"))
+    name = {"name": "name", "in": "path", "required": True, "schema": {"enum": [model_name]}}
+    return {**described, "parameters": [name]}
 
 
 def _error(status: int, schema: Schema) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gptj_serve.errors import KINDS
+from gptj_serve.errors import KINDS, ContextOverflow, ModelNotFound
 
 Schema = dict[str, Any]
 
@@ -45,8 +45,9 @@ def _or_null(schema: Schema) -> Schema:
 
 
 def _errors() -> dict[str, Schema]:
-    kind = {"enum": [*KINDS, "not_found", "method_not_allowed"]}
-    detail = {"message": STRING, "type": STRING, "param": NULL, "code": kind, "request_id": STRING}
+    kind = {"enum": list(KINDS)}
+    code = {"enum": [*KINDS, ContextOverflow.code, ModelNotFound.code]}
+    detail = {"message": STRING, "type": STRING, "param": NULL, "code": code, "request_id": STRING}
     error = {"error": STRING, "error_type": kind, "request_id": STRING}
     return {
         "Error": _object(error, optional=["request_id"]),
@@ -164,7 +165,8 @@ def _info() -> Schema:
 def _others() -> dict[str, Schema]:
     model = {"id": STRING, "object": {"enum": ["model"]}, "created": COUNT, "owned_by": STRING}
     return {
-        "Models": _object({"object": {"enum": ["list"]}, "data": array(_object(model))}),
+        "Model": _object(model),
+        "Models": _object({"object": {"enum": ["list"]}, "data": array(ref("Model"))}),
         "Info": _info(),
         "Health": _object({"status": {"enum": ["ok"]}}),
     }

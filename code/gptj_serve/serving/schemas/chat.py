@@ -119,7 +119,7 @@ def render(
         "id": f"chatcmpl-{request_id}",
         "object": "chat.completion",
         "created": created,
-        "model": openai.MODEL_NAME,
+        "model": call.model,
         "choices": choices,
         "usage": openai.usage(call, answers, num_generated),
     }

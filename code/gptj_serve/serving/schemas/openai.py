@@ -29,7 +29,6 @@ from gptj_serve.serving.schemas import openai_fields, openai_logprobs
 from gptj_serve.serving.schemas.streaming import event
 
 NAME = "openai"
-MODEL_NAME = "gpt-j"
 DEFAULT_MAX_TOKENS = 16
 MAX_ANSWERS = 128
 MAX_BIASES = 1000
@@ -218,7 +217,7 @@ def render(
         "id": f"cmpl-{request_id}",
         "object": "text_completion",
         "created": created,
-        "model": MODEL_NAME,
+        "model": call.model,
         "choices": choices,
         "usage": usage(call, answers, num_generated),
     }
@@ -234,7 +233,7 @@ def error_body(error: ServingError, request_id: str) -> dict[str, Any]:
             "message": error.message,
             "type": kind,
             "param": None,
-            "code": error.kind,
+            "code": error.code or error.kind,
             "request_id": request_id,
         }
     }
@@ -290,7 +289,7 @@ class ChunkStream:
 
     def __init__(self, call: Call, chunk_id: str, kind: str) -> None:
         self._call = call
-        self._head = {"id": chunk_id, "object": kind, "created": int(time.time()), "model": MODEL_NAME}
+        self._head = {"id": chunk_id, "object": kind, "created": int(time.time()), "model": call.model}
         self._sequences = [SequenceState() for _ in range(call.num_sequences)]
         self._num_generated = 0
 

@@ -13,5 +13,5 @@ TOO_MUCH = (
 )
 MAX_WAITING = 64
 """Requests that wait for a rendering, in one process of a front."""
-WAIT_S = 10.0
+WAIT_S = 30.0
 """Wall time of a request for its turn and its prompt."""

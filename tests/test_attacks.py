@@ -4,6 +4,19 @@ import pytest
 
 import attacks
 from attacks import Attack, Target
+from harness import Server
+
+CHEAP = [
+    pytest.param(server, attack, id=f"{server}-{attack.name}")
+    for server in ("mms-hf", "http-fused")
+    for attack in attacks.ALL
+    if attack.is_cheap and server.split("-")[0] in attack.fronts
+]
+
+
+@pytest.mark.parametrize(("server", "attack"), CHEAP, indirect=["server"])
+def test_what_takes_no_time(server: Server, attack: Attack) -> None:
+    attack.run(Target("127.0.0.1", server.port, server.process.pid))
 
 
 @pytest.mark.outside

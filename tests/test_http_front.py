@@ -255,7 +255,7 @@ def test_a_client_that_goes_away_costs_one_more_step_at_most(either: Server, str
         before = either.settle()
         data, num_steps = give_up_beside_a_neighbour(either, stream)
         after = either.settle()
-        assert f'"generated_text": {json.dumps(alone)}' in data
+        assert f'"generated_text":{json.dumps(alone)}' in data
         assert after.num_cancelled == before.num_cancelled + 1
         num_others = SHORT["max_new_tokens"] + BEFORE["max_new_tokens"]
         made = after.num_generated_tokens - before.num_generated_tokens - num_others

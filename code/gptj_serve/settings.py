@@ -47,6 +47,8 @@ class Settings:
         stall_timeout_s: The HTTP front is not healthy when the engine has made no step for so long while
             work is waiting.
         model_name: What the model is called in OpenAI's and TGI's answers; None takes its own name.
+        idle_timeout_s: The HTTP front closes a connection on which nothing was asked for so long since the
+            last answer; load balancers keep theirs for 60 s as a rule, and should be the first to close.
         page: Whether the HTTP front serves a page to try it.
         cors_origins: Web origins whose pages may call the HTTP front; "*" is any.
         drain_timeout_s: After SIGTERM, how long running requests may go on.
@@ -70,6 +72,7 @@ class Settings:
     stream_timeout_s: float
     stall_timeout_s: float
     model_name: str | None
+    idle_timeout_s: int
     page: bool
     cors_origins: tuple[str, ...]
     drain_timeout_s: float
@@ -114,6 +117,7 @@ class Settings:
             stream_timeout_s=_read(env, "GPTJ_STREAM_TIMEOUT_S", 470.0, real(0.1, 3600)),
             stall_timeout_s=_read(env, "GPTJ_STALL_TIMEOUT_S", 60.0, real(1, 3600)),
             model_name=_read(env, "GPTJ_MODEL_NAME", None, _name),
+            idle_timeout_s=_read(env, "GPTJ_IDLE_TIMEOUT_S", 75, integer(1, 3600)),
             page=_page(env),
             cors_origins=_read(env, "GPTJ_CORS_ORIGINS", (), _origins),
             drain_timeout_s=_read(env, "GPTJ_DRAIN_TIMEOUT_S", 25.0, real(0, 3600)),
@@ -138,6 +142,7 @@ KEYS = (
     "GPTJ_STREAM_TIMEOUT_S",
     "GPTJ_STALL_TIMEOUT_S",
     "GPTJ_MODEL_NAME",
+    "GPTJ_IDLE_TIMEOUT_S",
     "GPTJ_PAGE",
     "GPTJ_CORS_ORIGINS",
     "GPTJ_DRAIN_TIMEOUT_S",

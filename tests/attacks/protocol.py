@@ -60,7 +60,7 @@ def slow_trailers(target: Target) -> None:
     raise AssertionError("it is still read")
 
 
-@attack(ATTACKS, BOTH, is_cheap=False)
+@attack(ATTACKS, is_cheap=False)
 def endless_pipeline(target: Target) -> None:
     """Requests without end on one connection, answers unread."""
     with target.holding(MAX_MB), target.connected() as sock:
@@ -156,6 +156,7 @@ def half_closed(target: Target) -> None:
         with target.connected(post(body)) as sock:
             sock.shutdown(socket.SHUT_WR)
             data = received(sock, 20)
+        data = data.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")  # to see whether anybody is there
         assert data.startswith(b"HTTP/1.1 200"), data
         assert b'"generated_text"' in data
         assert not stream or data.endswith(b"0\r\n\r\n")
@@ -178,7 +179,7 @@ def bodies_that_inflate(target: Target) -> None:
     encode = {"gzip": gzip.compress, "deflate": zlib.compress}
     for name, compress in encode.items():
         content = {"Content-Type": "application/json", "Content-Encoding": name}
-        bomb = compress(b" " * 300_000_000)
+        bomb = compress(b" " * 60_000_000)
         with target.holding(MAX_MB):
             assert target.ask("POST", "/invocations", bomb, content).status == 413
         assert target.ask("POST", "/invocations", compress(ASK), content).status == 200

@@ -6,9 +6,9 @@ Each runs the same application over an engine without a model (``scripts/benchma
 
 import argparse
 import asyncio
+import functools
 import importlib.metadata
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,16 +22,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from attacks.__main__ import run
 from attacks.target import Target
-from gptj_serve import run_dir
 from gptj_serve.benchmark import fake_service, front
+from gptj_serve.serving.http import __main__ as front_process
 from gptj_serve.serving.http import front as http_front
-from gptj_serve.serving.http.admission import Admission
 from gptj_serve.serving.http.app import build
-from gptj_serve.serving.http.generate import Shared
-from gptj_serve.serving.http.link import EngineLink
-from gptj_serve.serving.http.metrics import Metrics
-from gptj_serve.serving.service import Service
-from gptj_serve.serving.text import Tokenizer
 from gptj_serve.settings import Settings
 
 OURS = "ours"
@@ -75,14 +69,9 @@ SERVERS: dict[str, Callable[[Any, int], Any]] = {
 }
 
 
-async def serve(name: str, model_dir: Path) -> None:
+async def serve(name: str, settings: Settings, directory: Path, *parts: Any) -> None:
     """The front's application under another server than its own."""
-    settings = Settings.from_env(os.environ)
-    link = await EngineLink.connect(run_dir.engine_socket(Path(os.environ[run_dir.ENV_NAME])))
-    max_bytes = settings.max_payload_mb * 1024 * 1024
-    service = Service(link, Tokenizer.load(model_dir), max_bytes, settings.request_timeout_s, streaming=True)
-    metrics = Metrics(link.info, lambda: link.stats)
-    app = build(Shared(settings, link, service, Admission(320), metrics), None)
+    app = build(await front_process.connect(settings, directory, *parts))
     await SERVERS[name](app, settings.port)
 
 
@@ -109,20 +98,25 @@ def compare(name: str, attacks: list[str]) -> None:
             print(json.dumps(streams), flush=True)
 
 
+def serve_instead(name: str) -> int:
+    """Be the front's process, but for the server; the exit code."""
+    run_loop = asyncio.run if name == "granian" else uvloop.run  # it has its own way with threads
+    with (
+        mock.patch.object(front_process, "serve", functools.partial(serve, name)),
+        mock.patch.object(front_process.uvloop, "run", run_loop),
+    ):
+        return front_process.main()
+
+
 def main() -> None:
     """Command line."""
+    if sys.argv[1:2] == ["--serve"]:
+        _, name, *sys.argv[1:] = sys.argv[1:]
+        sys.exit(serve_instead(name))
     parser = argparse.ArgumentParser(prog="tests/attacks/servers.py")
     parser.add_argument("names", nargs="*", help=f"of {OURS}, {', '.join(SERVERS)} (default: all)")
     parser.add_argument("--attacks", nargs="*", default=[], help="only these")
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    parser.add_argument("--model-dir", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--go-fd", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.serve:
-        os.read(args.go_fd, 1)
-        start = asyncio.run if args.serve == "granian" else uvloop.run  # it runs its own loop's threads
-        start(serve(args.serve, args.model_dir))
-        return
     for package in ("uvicorn", "h11", "httptools", "hypercorn", "granian"):
         print(package, importlib.metadata.version(package))
     for name in args.names or [OURS, *SERVERS]:

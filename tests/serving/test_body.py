@@ -1,6 +1,8 @@
 """Every way a body or its headers can be wrong has a short answer."""
 
+import gzip
 import time
+import zlib
 
 import pytest
 
@@ -98,3 +100,53 @@ def test_bodies_that_are_no_json(text: str, named: str) -> None:
 )
 def test_who_gets_plain_text(accept: str | None, plain: bool) -> None:
     assert body.prefers_plain(accept) is plain
+
+
+def deflated(data: bytes, window_bits: int) -> bytes:
+    packer = zlib.compressobj(wbits=window_bits)
+    return packer.compress(data) + packer.flush()
+
+
+TEXT = b'{"inputs": "a"}' * 50
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data"),
+    [
+        (None, TEXT),
+        ("", TEXT),
+        ("identity", TEXT),
+        ("gzip", gzip.compress(TEXT)),
+        (" GZip ", gzip.compress(TEXT[:80]) + gzip.compress(TEXT[80:])),
+        ("x-gzip", gzip.compress(TEXT)),
+        ("deflate", deflated(TEXT, zlib.MAX_WBITS)),
+        ("deflate", deflated(TEXT, -zlib.MAX_WBITS)),
+    ],
+)
+def test_a_compressed_body_is_inflated(encoding: str | None, data: bytes) -> None:
+    assert body.decoded(data, encoding, len(TEXT)) == TEXT
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_compressed_body_has_the_limit_of_a_plain_one(encoding: str) -> None:
+    compress = gzip.compress if encoding == "gzip" else zlib.compress
+    with pytest.raises(PayloadTooLarge, match=f"more than {len(TEXT) - 1} bytes when inflated"):
+        body.decoded(compress(TEXT), encoding, len(TEXT) - 1)
+    halves = gzip.compress(TEXT) * 2
+    with pytest.raises(PayloadTooLarge):
+        body.decoded(halves, "gzip", len(TEXT) * 2 - 1)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+@pytest.mark.parametrize("change", ["", "plain", "cut", "more"])
+def test_a_body_that_is_not_compressed_as_it_says(encoding: str, change: str) -> None:
+    whole = gzip.compress(TEXT) if encoding == "gzip" else zlib.compress(TEXT)
+    data = {"": b"", "plain": TEXT, "cut": whole[:-1], "more": whole + b"x"}[change]
+    with pytest.raises(BadRequest, match=f"not {encoding}"):
+        body.decoded(data, encoding, 10_000)
+
+
+@pytest.mark.parametrize("encoding", ["br", "gzip, gzip", "zstd"])
+def test_an_encoding_that_is_not_read(encoding: str) -> None:
+    with pytest.raises(UnsupportedMediaType, match=f"'{encoding}' is not read here; send gzip"):
+        body.decoded(TEXT, encoding, 10_000)

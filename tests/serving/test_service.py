@@ -107,8 +107,8 @@ def test_the_guides_answers_have_the_prompt() -> None:
     [
         (None, "text/plain; charset=utf-8", " Grüße".encode()),
         ("text/plain", "text/plain; charset=utf-8", " Grüße".encode()),
-        ("application/json", "application/json", '[{"generated_text": " Grüße"}]'.encode()),
-        ("image/png", "application/json", '[{"generated_text": " Grüße"}]'.encode()),
+        ("application/json", "application/json", '[{"generated_text":" Grüße"}]'.encode()),
+        ("image/png", "application/json", '[{"generated_text":" Grüße"}]'.encode()),
     ],
 )
 def test_plain_text(accept: str | None, content_type: str, answer: bytes) -> None:

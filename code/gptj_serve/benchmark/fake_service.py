@@ -16,6 +16,7 @@ from gptj_serve.benchmark import processes
 from gptj_serve.serving import mms
 from gptj_serve.serving.client import EngineClient
 from gptj_serve.serving.http import front as http_front
+from gptj_serve.serving.tokenizing.prepare import prepare
 from gptj_serve.settings import Settings
 
 START_TIMEOUT_S = 60.0
@@ -50,6 +51,7 @@ def running(front: str, tokens_per_s: float, log: Path, *, prompt_s: float = 0.0
     env = {**os.environ, "GPTJ_FRONT": front, "GPTJ_HOST": "127.0.0.1", "GPTJ_PORT": str(port)}
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(run_dir.private())
+        prepare(demo.MODEL_DIR).save(run_dir.tokenizer(directory))
         socket_path = run_dir.engine_socket(directory)
         command = [sys.executable, "-m", "gptj_serve.benchmark.fake_engine", "--socket", str(socket_path)]
         command += [

@@ -1,6 +1,7 @@
 """From bytes and headers to text or JSON, with every way a body can be wrong."""
 
 import json
+import zlib
 from typing import Any, NoReturn
 
 from gptj_serve.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
@@ -8,7 +9,13 @@ from gptj_serve.errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
 JSON = "application/json"
 PLAIN = "text/plain"
 PLAIN_UTF8 = "text/plain; charset=utf-8"
+_ENCODINGS = ("gzip", "x-gzip", "deflate")
 _CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
+
+
+def compact(document: Any) -> bytes:
+    """JSON in ASCII, without a space that says nothing."""
+    return json.dumps(document, separators=(",", ":")).encode()
 
 
 def media_type(content_type: str | None) -> str:
@@ -27,6 +34,50 @@ def media_type(content_type: str | None) -> str:
         if name.strip().lower() == "charset" and charset not in _CHARSETS:
             raise UnsupportedMediaType(f"charset {charset[:80]!r} is not read here; send utf-8")
     return kind
+
+
+def decoded(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
+    """The body without its ``Content-Encoding``; no more of it is inflated than may be read.
+
+    Raises:
+        PayloadTooLarge: More than ``max_bytes`` when inflated.
+        BadRequest: Not what the header says, or cut off.
+        UnsupportedMediaType: An encoding that is not read here.
+    """
+    name = (encoding or "").strip().lower()
+    if name in ("", "identity"):
+        return body
+    if name not in _ENCODINGS:
+        raise UnsupportedMediaType(
+            f"content-encoding {name[:80]!r} is not read here; send {', '.join(_ENCODINGS)} or none"
+        )
+    try:
+        return _inflated(body, name, max_bytes)
+    except zlib.error:
+        raise BadRequest(f"the body is not {name}, as its content-encoding says") from None
+
+
+def _inflated(body: bytes, name: str, max_bytes: int) -> bytes:
+    pieces: list[bytes] = []
+    num_bytes, rest = 0, body
+    while rest or not pieces:  # gzip may have several members, one behind the other
+        inflater = zlib.decompressobj(_window_bits(rest, name))
+        pieces.append(inflater.decompress(rest, max_bytes - num_bytes + 1))
+        num_bytes += len(pieces[-1])
+        if num_bytes > max_bytes:
+            raise PayloadTooLarge(f"the body has more than {max_bytes} bytes when inflated")
+        rest = inflater.unused_data
+        if not inflater.eof or (rest and name == "deflate"):
+            raise zlib.error
+    return b"".join(pieces)
+
+
+def _window_bits(data: bytes, name: str) -> int:
+    """What tells `zlib` the format. Some clients leave out the header of deflated data."""
+    if name != "deflate":
+        return zlib.MAX_WBITS + 16
+    has_header = len(data) >= 2 and data[0] & 0x0F == 8 and int.from_bytes(data[:2], "big") % 31 == 0
+    return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
 
 
 def read_text(body: bytes, max_bytes: int) -> str:

@@ -20,6 +20,7 @@ from sagemaker_inference.transformer import Transformer
 from gptj_serve import logs, run_dir
 from gptj_serve.errors import is_failure
 from gptj_serve.serving import mms, schemas
+from gptj_serve.serving.body import decoded
 from gptj_serve.serving.call import Call
 from gptj_serve.serving.service import ErrorAnswer
 from gptj_serve.serving.start import start_failures
@@ -73,6 +74,7 @@ class GptjTransformer(Transformer):  # type: ignore[misc]
     def _run(self, request: Mapping[str, Any], headers: Mapping[str, str], about: RequestContext) -> Any:
         # the server takes a form apart and calls its fields by their names: no "body" then
         body = bytes(request.get("body") or b"")
+        body = decoded(body, headers.get("content-encoding"), self._model.max_payload_bytes)
         self._context = about  # what the toolkit passes to functions that take a context
         received = self._run_handler_function(self._input_fn, body, headers.get("content-type"))
         reply = self._run_handler_function(self._predict_fn, received, self._model)

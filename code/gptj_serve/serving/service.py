@@ -4,7 +4,6 @@ The three stages are those of sagemaker-inference's ``input_fn``, ``predict_fn``
 A front that has its own loop uses `Service.start` in place of `Service.run`.
 """
 
-import json
 import logging
 import secrets
 import time
@@ -105,6 +104,9 @@ class Service:
         max_sequences: Prompts times answers a prompt, at most, in one call.
         clock: Seconds, monotonic.
         template: Makes prompts of messages for `parse`; None if the model cannot chat.
+
+    Attributes:
+        max_payload_bytes: Largest body.
     """
 
     def __init__(
@@ -403,7 +405,7 @@ def render_error(
         retry_after_s = 1
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
     document = schemas.render_error(error, request_id, call.ask.schema if call else schema)
-    return ErrorAnswer(error.status, json.dumps(document).encode(), body.JSON, headers)
+    return ErrorAnswer(error.status, body.compact(document), body.JSON, headers)
 
 
 def _log(call: Call | None, now_s: float, **fields: Any) -> None:

@@ -58,9 +58,11 @@ def answering(num_bytes: int) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[tuple[int, ServerState]]:
+async def serving(app: Any, timeout_keep_alive: float = 5) -> AsyncIterator[tuple[int, ServerState]]:
     """The port, and what the server knows of its connections; the kernel buffers little."""
-    config, state = uvicorn.Config(app, ws="none", lifespan="off", log_config=None), ServerState()
+    options: Any = {"ws": "none", "lifespan": "off", "log_config": None}
+    options["timeout_keep_alive"] = timeout_keep_alive
+    config, state = uvicorn.Config(app, **options), ServerState()
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         listener.bind(("127.0.0.1", 0))
@@ -166,11 +168,122 @@ def test_what_is_refused_before_the_application(data: bytes, expected: tuple[int
 
 
 def test_more_connections_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits the longest makes room; where all are being answered, who comes is refused."""
     monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 2)
+    may_answer = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await may_answer.wait()
+        await answering(1)(scope, receive, send)
 
     async def test() -> None:
-        async with serving(answering(1)) as (port, state), asking(port, b""), asking(port, b""):
+        async with serving(app) as (port, state), asking(port, b"") as silent, asking(port) as asked:
             await until(lambda: len(state.connections) == 2)
-            assert await refusal(port, ASK) == (503, "unavailable")
+            async with asking(port) as also:
+                assert await read_all(silent) == b""
+                assert await refusal(port, ASK) == (503, "unavailable")
+                may_answer.set()
+                for sock in (asked, also):
+                    answer = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, 1000), 5)
+                    assert answer.startswith(b"HTTP/1.1 200")
+
+    run(test)
+
+
+async def seconds_until_closed(sock: socket.socket) -> float:
+    now_s = asyncio.get_running_loop().time
+    started_s = now_s()
+    await read_all(sock)
+    return now_s() - started_s
+
+
+def test_a_connection_that_nothing_is_asked_on_any_more() -> None:
+    """Its time is that of idle connections, not that of a head."""
+
+    async def test() -> None:
+        async with serving(answering(1), timeout_keep_alive=0.2) as (port, _), asking(port) as sock:
+            assert 0.15 < await seconds_until_closed(sock) < 0.45
+
+    run(test)
+
+
+@pytest.mark.parametrize("behind", [b"G", ASK[:-4]])
+def test_half_a_head_behind_an_answer(behind: bytes) -> None:
+    """It has the time of a head, whatever idle connections have."""
+
+    async def test() -> None:
+        async with serving(answering(1), timeout_keep_alive=100) as (port, _), asking(port) as sock:
+            loop = asyncio.get_running_loop()
+            assert (await loop.sock_recv(sock, 1000)).startswith(b"HTTP/1.1 200")
+            await loop.sock_sendall(sock, behind)
+            assert (await read_all(sock)).startswith(b"HTTP/1.1 408")
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "rest", [b"Content-Length: 100\r\n\r\nx", b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: "]
+)
+def test_the_rest_of_a_body_that_nobody_reads(monkeypatch: pytest.MonkeyPatch, rest: bytes) -> None:
+    monkeypatch.setattr(protocol, "BODY_TIMEOUT_S", 0.3)
+
+    async def test() -> None:
+        data = ASK[:-2] + rest
+        async with serving(answering(1), timeout_keep_alive=100) as (port, state), asking(port, data) as sock:
+            assert (await read_all(sock)).startswith(b"HTTP/1.1 200")
+            await until(lambda: not state.connections)
+
+    run(test)
+
+
+def test_a_request_may_end_anywhere_in_what_arrives() -> None:
+    """Each of three, with a body of either kind or none, is answered once, however it is cut."""
+    chunked = ASK[:-2] + b"Transfer-Encoding: chunked\r\n\r\n4\r\n\r\n\r\n\r\n0\r\nX: \r\n\r\n"
+    data = ASK + chunked + ASK[:-2] + b"Content-Length: 4\r\nConnection: close\r\n\r\n\r\n\r\n"
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await answering(1)(scope, receive, send)
+
+    async def test() -> None:
+        async with serving(app) as (port, _):
+            for cut in range(1, len(data)):
+                async with asking(port, data[:cut]) as sock:
+                    await asyncio.sleep(0)
+                    await asyncio.get_running_loop().sock_sendall(sock, data[cut:])
+                    assert (await read_all(sock)).count(b"HTTP/1.1 200") == 3, cut
+
+    run(test)
+
+
+def test_a_client_that_has_gone_is_told_from_one_that_says_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LOOK_S", 0.02)
+    gone, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        ends = asyncio.ensure_future(receive())
+        await asyncio.wait([ends, asyncio.ensure_future(may_answer.wait())], return_when="FIRST_COMPLETED")
+        if ends.done():
+            gone.set()
+        else:
+            ends.cancel()
+            await answering(1)(scope, receive, send)
+
+    async def test() -> None:
+        behind = b"x" * (protocol.MAX_WAITING_BYTES + 1000)  # so much that nothing more is read
+        async with serving(app) as (port, state):
+            for data in (ASK, ASK + ASK, ASK + behind):
+                async with asking(port, data):
+                    await until(lambda: bool(state.tasks))
+                await asyncio.wait_for(gone.wait(), 5)
+                gone.clear()
+            async with asking(port) as sock:
+                sock.shutdown(socket.SHUT_WR)
+                await asyncio.sleep(0.2)
+                assert not gone.is_set()
+                may_answer.set()
+                assert b"HTTP/1.1 200" in await read_all(sock)
 
     run(test)

@@ -23,10 +23,12 @@ from gptj_serve.children import END_SIGNAL
 from gptj_serve.serving.forks import ForkServer
 from gptj_serve.serving.http.admission import Admission
 from gptj_serve.serving.http.app import build
+from gptj_serve.serving.http.body import Bodies
 from gptj_serve.serving.http.generate import Shared
 from gptj_serve.serving.http.link import EngineLink
 from gptj_serve.serving.http.metrics import Metrics
 from gptj_serve.serving.http.parsing import Parser, work
+from gptj_serve.serving.http.places import raise_file_limit
 from gptj_serve.serving.http.protocol import SOCKET_BUFFER_BYTES, LimitedProtocol
 from gptj_serve.serving.service import Service
 from gptj_serve.serving.start import start_failures
@@ -36,19 +38,25 @@ from gptj_serve.serving.tokenizing import PreparedTokenizer
 from gptj_serve.settings import Settings
 
 
-async def serve(settings: Settings, directory: Path, tokenizer: Tokenizer, forks: ForkServer) -> None:
-    """Answer requests until the launcher's signal comes. The engine must be ready."""
+async def connect(settings: Settings, directory: Path, tokenizer: Tokenizer, forks: ForkServer) -> Shared:
+    """What the application works with. The engine must be ready."""
     link = await EngineLink.connect(run_dir.engine_socket(directory))
     max_bytes = settings.max_payload_mb * 1024 * 1024
     service = Service(link, tokenizer, max_bytes, settings.request_timeout_s, streaming=True)
-    shared = Shared(
+    return Shared(
         settings=settings,
         link=link,
         service=service,
         admission=Admission(link.info.max_batch_size + settings.max_queue),
         metrics=Metrics(link.info, lambda: link.stats),
         parser=Parser(service, forks, TemplateClient(run_dir.template_socket(directory))),
+        bodies=Bodies(max_bytes),
     )
+
+
+async def serve(settings: Settings, directory: Path, tokenizer: Tokenizer, forks: ForkServer) -> None:
+    """Answer requests until the launcher's signal comes. The engine must be ready."""
+    shared = await connect(settings, directory, tokenizer, forks)
     config = uvicorn.Config(
         build(shared),
         host=settings.host,
@@ -60,8 +68,10 @@ async def serve(settings: Settings, directory: Path, tokenizer: Tokenizer, forks
         access_log=False,
         server_header=False,
         ws="none",
+        timeout_keep_alive=settings.idle_timeout_s,
         timeout_graceful_shutdown=1,
     )
+    raise_file_limit()
     gc.collect()
     gc.freeze()  # what is loaded stays: collections need not look at it while tokens wait
     listener = config.bind_socket()
@@ -69,7 +79,7 @@ async def serve(settings: Settings, directory: Path, tokenizer: Tokenizer, forks
     server = uvicorn.Server(config)
     asyncio.get_running_loop().add_signal_handler(END_SIGNAL, setattr, server, "should_exit", True)
     await server.serve([listener])
-    await link.close()
+    await shared.link.close()
 
 
 def main() -> int:

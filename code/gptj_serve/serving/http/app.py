@@ -1,7 +1,6 @@
 """The ASGI application: every path that the front answers."""
 
 import functools
-import json
 import time
 from collections.abc import Mapping
 from importlib import resources
@@ -20,6 +19,7 @@ import gptj_serve
 from gptj_serve import demo
 from gptj_serve.errors import BadRequest, MethodNotAllowed, ModelNotFound, NotFound, ServingError
 from gptj_serve.serving import schemas
+from gptj_serve.serving.body import compact
 from gptj_serve.serving.http import headers, openapi
 from gptj_serve.serving.http.generate import Generate, Shared
 from gptj_serve.serving.parameters import MAX_STOPS
@@ -73,11 +73,13 @@ def build(shared: Shared) -> Starlette:
     routes.append(Route("/", _Root(generate), methods=root))
     origins = shared.settings.cors_origins
     cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[cors] if origins else [],
         exception_handlers={HTTPException: _refuse, Exception: _fail},
     )
+    app.router.redirect_slashes = False  # it would send clients to whatever host they have named
+    return app
 
 
 async def _ping(shared: Shared, _: Request) -> Response:
@@ -158,6 +160,8 @@ async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     known = ", ".join(f"{method} {path.replace(':path', '')}" for path, method in PATHS.items())
     message = f"{request.method} {request.url.path[:200]} is not served; there are {known}"
+    if request.method == "OPTIONS":
+        message += "; web pages of other origins are let in by the setting GPTJ_CORS_ORIGINS"
     kind = {404: NotFound, 405: MethodNotAllowed}.get(error.status_code, BadRequest)
     return _error(request, kind(message), error.status_code, error.headers)
 
@@ -178,4 +182,4 @@ async def _fail(_: Request, _error: Exception) -> Response:
 
 
 def _json(status: int, document: Any, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(json.dumps(document).encode(), status, headers, "application/json")
+    return Response(compact(document), status, headers, "application/json")

@@ -2,47 +2,145 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from gptj_serve.errors import BadRequest, PayloadTooLarge
+from gptj_serve.errors import BadRequest, Overloaded, PayloadTooLarge
+from gptj_serve.serving.body import decoded
 from gptj_serve.serving.http.headers import Headers
 from gptj_serve.serving.http.link import ClientGone
 
 LINGER_S = 2.0
 MAX_LINGER_BYTES = 256 * 1024 * 1024
+MAX_BODIES_BYTES = 64 * 1024 * 1024
 READ_TIMEOUT_S = 10.0
 """A body has to be here this long after its headers, or the connection is given up."""
 
 
-async def read_body(receive: Any, headers: Headers, max_bytes: int) -> bytes:
-    """The whole body.
+class Bodies:
+    """All bodies that are here and not read yet, which have a bound together.
+
+    Where a new piece does not fit, the largest body that is still coming in is given up: who sends little
+    does not pay for those who hoard.
+
+    Args:
+        max_bytes: Of one body; two such always fit.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max(MAX_BODIES_BYTES, 2 * max_bytes)
+        self._held: set[Held] = set()
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator["Held"]:
+        """While it is entered, a body takes its part of the room."""
+        held = Held(self.make_room)
+        self._held.add(held)
+        try:
+            yield held
+        finally:
+            held.let_go()  # also for an error that is being answered: it keeps what has raised it
+            self._held.discard(held)
+
+    def make_room(self) -> None:
+        """Give bodies up until the others fit."""
+        while sum(held.num_bytes for held in self._held) > self._max_bytes:
+            coming = [held for held in self._held if held.reading is not None]
+            if not coming:
+                return
+            max(coming, key=lambda held: held.num_bytes).give_up()
+
+
+class Held:
+    """One body.
+
+    Args:
+        make_room: Called when it has grown.
+
+    Attributes:
+        num_bytes: How large it is so far.
+        pieces: What has come of it.
+        reading: The task that reads it, until it is whole.
+        is_given_up: It had to make room.
+    """
+
+    def __init__(self, make_room: Callable[[], None]) -> None:
+        self.num_bytes = 0
+        self.pieces: list[bytes] = []
+        self.reading: asyncio.Task[bytes] | None = None
+        self.is_given_up = False
+        self._make_room = make_room
+
+    def grow(self, num_bytes: int) -> None:
+        """So much more of it is here."""
+        self.num_bytes += num_bytes
+        self._make_room()
+
+    def let_go(self) -> None:
+        """It is read, or nobody wants it: its room is free."""
+        self.num_bytes = 0
+        self.pieces.clear()
+
+    def give_up(self) -> None:
+        """End its reading."""
+        assert self.reading is not None
+        self.is_given_up = True
+        self.let_go()
+        self.reading.cancel()
+        self.reading = None
+
+
+async def read_body(receive: Any, headers: Headers, max_bytes: int, held: Held) -> bytes:
+    """The whole body, inflated where it was compressed.
+
+    Args:
+        receive: ASGI's.
+        headers: The request's.
+        max_bytes: Of what comes, and of what it is when inflated.
+        held: Its part of the room for all bodies.
 
     Raises:
         PayloadTooLarge: By its ``Content-Length``, before anything is read, or by what came.
-        BadRequest: It did not come in time.
+        BadRequest: It did not come in time, or is not encoded as the headers say.
+        UnsupportedMediaType: It is encoded in a way that is not read here.
+        Overloaded: All bodies together are too large.
         ClientGone: The client hung up.
     """
     declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
         raise too_large(int(declared), max_bytes)
+    held.reading = asyncio.ensure_future(_read(receive, max_bytes, held))
     try:
-        return await asyncio.wait_for(_read(receive, max_bytes), READ_TIMEOUT_S)
+        body = await asyncio.wait_for(held.reading, READ_TIMEOUT_S)
     except asyncio.TimeoutError:
         raise BadRequest(f"the body did not come within {READ_TIMEOUT_S:g} s") from None
+    except asyncio.CancelledError:
+        if held.is_given_up:
+            raise Overloaded("too many large bodies come at once; try again later") from None
+        raise
+    finally:
+        held.reading = None
+    encoding = headers.get("content-encoding")
+    if encoding is None:
+        return body
+    body = await asyncio.to_thread(decoded, body, encoding, max_bytes)
+    held.grow(len(body) - held.num_bytes)
+    return body
 
 
-async def _read(receive: Any, max_bytes: int) -> bytes:
-    chunks, num_bytes = [], 0
+async def _read(receive: Any, max_bytes: int, held: Held) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        chunks.append(message.get("body", b""))
-        num_bytes += len(chunks[-1])
-        if num_bytes > max_bytes:
-            raise too_large(num_bytes, max_bytes)
+        held.pieces.append(message.get("body", b""))
+        held.grow(len(held.pieces[-1]))
+        if held.num_bytes > max_bytes:
+            raise too_large(held.num_bytes, max_bytes)
         if not message.get("more_body", False):
-            return b"".join(chunks)
+            body = b"".join(held.pieces)
+            held.pieces.clear()
+            return body
 
 
 async def linger(receive: Any) -> None:

@@ -15,7 +15,7 @@ from gptj_serve.serving.call import Call
 from gptj_serve.serving.generation import DEADLINE, Delta, Generation
 from gptj_serve.serving.http import headers as http_headers
 from gptj_serve.serving.http.admission import Admission
-from gptj_serve.serving.http.body import linger, read_body
+from gptj_serve.serving.http.body import Bodies, linger, read_body
 from gptj_serve.serving.http.headers import Headers
 from gptj_serve.serving.http.link import CallEvents, ClientGone, EngineLink
 from gptj_serve.serving.http.metrics import Metrics
@@ -41,6 +41,7 @@ class Shared:
     admission: Admission
     metrics: Metrics
     parser: Parser
+    bodies: Bodies
 
 
 @dataclass(slots=True)
@@ -89,11 +90,14 @@ class Generate:
 
     async def _answer(self, exchange: Exchange) -> None:
         max_bytes = self._shared.settings.max_payload_mb * 1024 * 1024
-        exchange.body = await read_body(exchange.receive, exchange.headers, max_bytes)
-        with _Watch(exchange.receive) as watch:
-            found = self._parse(exchange)
-            exchange.call = found if isinstance(found, Call) else await watch.race(found)
-            await self._generate(exchange, exchange.call, watch)
+        with self._shared.bodies.hold() as held:
+            exchange.body = await read_body(exchange.receive, exchange.headers, max_bytes, held)
+            with _Watch(exchange.receive) as watch:
+                found = self._parse(exchange)
+                exchange.call = found if isinstance(found, Call) else await watch.race(found)
+                exchange.body = b""
+                held.let_go()
+                await self._generate(exchange, exchange.call, watch)
 
     def _parse(self, exchange: Exchange) -> Call | Coroutine[Any, Any, Call]:
         headers = exchange.headers

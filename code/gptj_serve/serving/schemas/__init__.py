@@ -1,6 +1,5 @@
 """The request and response schemas, one module each; the body's shape says which one a client speaks."""
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from gptj_serve.serving import body
 from gptj_serve.serving.call import Ask, Call
 from gptj_serve.serving.generation import Answer
 from gptj_serve.serving.schemas import chat, guide, openai, plain, tgi
-from gptj_serve.serving.schemas.streaming import StreamRenderer
+from gptj_serve.serving.schemas.streaming import StreamRenderer, encode
 
 _ACCEPTED = (
     'send {"inputs": string or list of strings, "parameters": {...}},'
@@ -83,7 +82,7 @@ def render(
         document = tgi.render(call, answers)
     if isinstance(document, str):
         return document.encode(), body.PLAIN_UTF8
-    return json.dumps(document, ensure_ascii=False, allow_nan=False).encode(), body.JSON
+    return encode(document).encode(), body.JSON
 
 
 def stream(call: Call, request_id: str) -> StreamRenderer:

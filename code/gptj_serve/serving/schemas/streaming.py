@@ -6,8 +6,8 @@ from typing import Any, Protocol
 from gptj_serve.errors import ServingError
 from gptj_serve.serving.generation import Answer, Delta
 
-encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-"""What `json.dumps` does with these options, without making an encoder for each event."""
+encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+"""What `json.dumps` does with these options, without making an encoder for each event. No space is sent."""
 
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 

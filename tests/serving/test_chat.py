@@ -5,13 +5,15 @@ from typing import Any
 
 import openai.types.chat
 import pytest
-from serving_fakes import FakeClient, tokenizer
+import tokenizers
+from serving_fakes import FakeClient, backend, tokenizer
 
 from gptj_serve.errors import BadRequest
 from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Ask
 from gptj_serve.serving.parameters import Parameters
 from gptj_serve.serving.service import Service
+from gptj_serve.serving.text import Tokenizer
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -198,6 +200,21 @@ def test_a_conversation_is_told_by_its_shape() -> None:
     call = service(Joined()).parse(data, "application/json")
     assert (call.ask.schema, call.prompts[0].text) == ("chat", "HelloHello")
     assert schemas.guess(data) == "openai"
+
+
+@pytest.mark.parametrize("fields", [{}, {"add_special_tokens": False}, {"add_special_tokens": True}], ids=str)
+def test_what_the_tokenizer_adds_comes_to_a_conversation_only_if_asked_for(fields: dict[str, Any]) -> None:
+    with_first = tokenizers.Tokenizer.from_str(backend().to_str())
+    first = tokenizers.processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    with_first.post_processor = first
+    begins = Service(FakeClient(), Tokenizer(with_first), 6 << 20, 30.0, template=Joined())
+    for document, default in (({"messages": HELLO}, False), ({"prompt": "Hello"}, True)):
+        data = json.dumps({**document, **fields}).encode()
+        (prompt,) = begins.parse(data, None).prompts
+        is_added = fields.get("add_special_tokens", default)
+        assert prompt.token_ids == (*([0] if is_added else []), *tokenizer().encode("Hello"))
 
 
 def test_a_model_without_template_cannot_chat() -> None:

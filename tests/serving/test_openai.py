@@ -424,7 +424,6 @@ def test_what_changes_nothing_is_taken(fields: dict[str, Any]) -> None:
         {"prompt_logprobs": 1},
         {"use_beam_search": True},
         {"suffix": "a"},
-        {"add_special_tokens": False},
     ],
     ids=str,
 )

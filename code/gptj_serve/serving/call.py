@@ -24,6 +24,7 @@ class Ask:
         is_bare: The answer is the one entry itself, where the schema has lists of them.
         messages: A conversation, of which the model's chat template makes the one prompt; ``texts`` is empty
             until then. None but in chat.
+        adds_special_tokens: Texts get what the tokenizer adds to them; chat templates write it themselves.
     """
 
     schema: str
@@ -35,15 +36,11 @@ class Ask:
     stream: bool = False
     is_bare: bool = False
     messages: Sequence[Mapping[str, Any]] | None = field(default=None, repr=False)
+    adds_special_tokens: bool = True
 
     def with_prompt(self, prompt: str) -> "Ask":
         """The same with the prompt that was made of its messages."""
         return replace(self, texts=(prompt,))
-
-    @property
-    def adds_special_tokens(self) -> bool:
-        """Whether prompts get what the tokenizer adds to texts; a chat template writes it itself."""
-        return self.messages is None
 
     def prompt_name(self, index: int) -> str:
         """What errors call a prompt."""

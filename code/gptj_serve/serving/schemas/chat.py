@@ -95,6 +95,7 @@ def read(document: Any) -> Ask:
         ),
         stream=fields.get("stream", False),
         messages=messages,
+        adds_special_tokens=fields.get("add_special_tokens", False),
     )
 
 

@@ -105,6 +105,7 @@ SHARED: Mapping[str, Check] = {
     # not OpenAI's, but common among servers that speak its schema
     "min_tokens": COMMON["min_new_tokens"],
     "ignore_eos": boolean,
+    "add_special_tokens": boolean,
     "include_stop_str_in_output": boolean,
     "skip_special_tokens": boolean,
     **EVERYWHERE,
@@ -122,8 +123,6 @@ _CHECKS: Mapping[str, Check] = {
     "logprobs": integer(0, 5),
     "echo": boolean,
     "suffix": only(""),
-    # what is added to a prompt is for the tokenizer to say
-    "add_special_tokens": only(True),
     **openai_fields.NOT_SERVED,
 }
 
@@ -158,6 +157,7 @@ def read(document: Any) -> Ask:
             num_top_logprobs=fields.get("logprobs", 0),
         ),
         stream=fields.get("stream", False),
+        adds_special_tokens=fields.get("add_special_tokens", True),
     )
 
 

@@ -78,8 +78,6 @@ CHAT_NOT_SERVED: Mapping[str, Check] = {
     "add_generation_prompt": only(True),
     "continue_final_message": only(False),
     "include_reasoning": boolean,
-    # the template says what begins a prompt
-    "add_special_tokens": only(False),
 }
 """In chat alone, too."""
 

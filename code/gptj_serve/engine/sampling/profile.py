@@ -1,7 +1,7 @@
 """What the parameters of one sequence mean for its scores, worked out once and not at every step."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -69,6 +69,8 @@ class Profile:
         min_p: See `SamplingParams`.
         typical_p: See `SamplingParams`.
         draw_state: What its random numbers have in common; None if it does not sample.
+        uses: Names of the filters that may have something to do, "draw", and "history" if one of them looks
+            at the tokens so far.
     """
 
     num_prompt: int
@@ -91,16 +93,27 @@ class Profile:
     min_p: float | None
     typical_p: float | None
     draw_state: int | None
+    uses: frozenset[str] = field(init=False)
 
-    @property
-    def reads_history(self) -> bool:
-        """What a filter does depends on the tokens so far."""
-        return (
-            self.penalises_generated
-            or self.repetition_penalty is not None
-            or self.no_repeat_ngram_size is not None
-            or self.words is not None
-        )
+    def __post_init__(self) -> None:
+        repeats = self.repetition_penalty is not None
+        ngrams, words = self.no_repeat_ngram_size is not None, self.words is not None
+        held_back = self.never_ids or self.never_first_ids or self.min_new_tokens
+        asked = {
+            "additions": self.penalises_generated or len(self.bias_ids),
+            "repetition": repeats,
+            "ngrams": ngrams,
+            "words": words,
+            "held_back": held_back,
+            "temperature": self.temperature is not None,
+            "top_k": self.last_of_top_k is not None,
+            "top_p": self.rest_of_top_p is not None,
+            "min_p": self.min_p is not None,
+            "typical_p": self.typical_p is not None,
+            "draw": self.draw_state is not None,
+            "history": self.penalises_generated or repeats or ngrams or words,
+        }
+        object.__setattr__(self, "uses", frozenset(name for name, is_asked in asked.items() if is_asked))
 
 
 def profile(

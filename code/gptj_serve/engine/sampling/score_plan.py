@@ -13,7 +13,7 @@ Shape suffixes: R rows with more to do than taking the maximum, F those of them 
 V vocabulary, S rows of the history, C its positions, W words of the transfer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -141,48 +141,37 @@ def plan_scores(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> 
         vocab_size: Width of the scores.
         upload: Gets all numbers that the device needs; must be there before the plan is carried out.
     """
-    filters = (
-        _additions(rows, vocab_size, upload),
-        _repetition(rows, upload),
-        _ngrams(rows, upload),
-        _words(rows, vocab_size, upload),
-        _held_back(rows, vocab_size, upload),
-        _by_value(rows, "temperature", upload, score_filters.divide_by_temperature),
-        _top_k(rows, upload),
-        _by_value(rows, "rest_of_top_p", upload, score_filters.keep_top_p),
-        _by_value(rows, "min_p", upload, score_filters.keep_min_p),
-        _by_value(rows, "typical_p", upload, score_filters.keep_typical),
-    )
-    reads_history = any(row.profile.reads_history for row in rows)
-    return ScorePlan(tuple(filter(None, filters)), _draw(rows, upload), reads_history)
+    used = frozenset[str]().union(*(row.profile.uses for row in rows))
+    filters = [plan(rows, vocab_size, upload) for name, plan in _FILTERS.items() if name in used]
+    draw = _draw(rows, upload) if "draw" in used else None
+    return ScorePlan(tuple(filter(None, filters)), draw, "history" in used)
 
 
 def _column(field: Field, words_W: torch.Tensor) -> torch.Tensor:
     return field.of(words_W).unsqueeze(1)
 
 
-def _by_value(
-    rows: Sequence[PlannedRow],
-    name: str,
-    upload: Upload,
-    change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-) -> _Filter | None:
+_Plan = Callable[[Sequence[PlannedRow], int, Upload], _Filter | None]
+"""From the rows, of which at least one asks for the filter, the vocabulary's size and the upload."""
+
+
+def _by_value(name: str, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> _Plan:
     """A filter that needs scores and a float32 number a row, the profile's attribute of that name."""
     value_of = attrgetter(name)
-    values = {r: value for r, row in enumerate(rows) if (value := value_of(row.profile)) is not None}
-    if not values:
-        return None
-    field = upload.add(list(values.values()), torch.float32)
-    return _Filter(
-        PickedRows.of(list(values), len(rows), upload),
-        lambda scores_FV, words_W, _: change(scores_FV, _column(field, words_W)),
-    )
+
+    def plan(rows: Sequence[PlannedRow], _: int, upload: Upload) -> _Filter:
+        values = {r: value for r, row in enumerate(rows) if (value := value_of(row.profile)) is not None}
+        field = upload.add(list(values.values()), torch.float32)
+        return _Filter(
+            PickedRows.of(list(values), len(rows), upload),
+            lambda scores_FV, words_W, _: change(scores_FV, _column(field, words_W)),
+        )
+
+    return plan
 
 
-def _top_k(rows: Sequence[PlannedRow], upload: Upload) -> _Filter | None:
+def _top_k(rows: Sequence[PlannedRow], _: int, upload: Upload) -> _Filter:
     values = {r: last for r, row in enumerate(rows) if (last := row.profile.last_of_top_k) is not None}
-    if not values:
-        return None
     num_largest = max(values.values()) + 1
     field = upload.add(list(values.values()), torch.int64)
     return _Filter(
@@ -206,10 +195,8 @@ def _held_back(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> _
     )
 
 
-def _repetition(rows: Sequence[PlannedRow], upload: Upload) -> _Filter | None:
+def _repetition(rows: Sequence[PlannedRow], _: int, upload: Upload) -> _Filter:
     wanted = [r for r, row in enumerate(rows) if row.profile.repetition_penalty is not None]
-    if not wanted:
-        return None
     penalties = upload.add([rows[r].profile.repetition_penalty or 1.0 for r in wanted], torch.float32)
     window = _Window.of([rows[r] for r in wanted], [0] * len(wanted), upload)
 
@@ -220,7 +207,7 @@ def _repetition(rows: Sequence[PlannedRow], upload: Upload) -> _Filter | None:
     return _Filter(PickedRows.of(wanted, len(rows), upload), apply)
 
 
-def _ngrams(rows: Sequence[PlannedRow], upload: Upload) -> _Filter | None:
+def _ngrams(rows: Sequence[PlannedRow], _: int, upload: Upload) -> _Filter | None:
     # of shorter sequences than that nothing can come twice
     sizes = {
         r: size
@@ -272,10 +259,8 @@ def _words(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> _Filt
     return _Filter(PickedRows.of(list(fitting), len(rows), upload), apply)
 
 
-def _additions(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> _Filter | None:
+def _additions(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> _Filter:
     wanted = [r for r, row in enumerate(rows) if row.profile.penalises_generated or len(row.profile.bias_ids)]
-    if not wanted:
-        return None
     asking = [rows[r] for r in wanted]
     bias = _bias(asking, vocab_size, upload)
     penalties = _penalties(asking, upload)
@@ -317,14 +302,12 @@ def _penalties(rows: Sequence[PlannedRow], upload: Upload) -> Apply:
     return apply
 
 
-def _draw(rows: Sequence[PlannedRow], upload: Upload) -> _Filter | None:
+def _draw(rows: Sequence[PlannedRow], upload: Upload) -> _Filter:
     uniforms = {
         r: uniform_at(row.profile.draw_state, row.num_generated)
         for r, row in enumerate(rows)
         if row.profile.draw_state is not None
     }
-    if not uniforms:
-        return None
     field = upload.add(list(uniforms.values()), torch.float64)
     return _Filter(
         PickedRows.of(list(uniforms), len(rows), upload),
@@ -350,3 +333,18 @@ class _Window:
     def read(self, words_W: torch.Tensor, history_SC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         slots_F, starts_F, ends_F = (field.of(words_W) for field in (self.slots, self.starts, self.ends))
         return score_filters.read_history(history_SC, slots_F, starts_F, ends_F, self.width)
+
+
+_FILTERS: Mapping[str, _Plan] = {
+    "additions": _additions,
+    "repetition": _repetition,
+    "ngrams": _ngrams,
+    "words": _words,
+    "held_back": _held_back,
+    "temperature": _by_value("temperature", lambda *all_: score_filters.divide_by_temperature(*all_)),
+    "top_k": _top_k,
+    "top_p": _by_value("rest_of_top_p", lambda *all_: score_filters.keep_top_p(*all_)),
+    "min_p": _by_value("min_p", lambda *all_: score_filters.keep_min_p(*all_)),
+    "typical_p": _by_value("typical_p", lambda *all_: score_filters.keep_typical(*all_)),
+}
+"""In this order. The names are those in `gptj_serve.engine.sampling.profile.Profile.uses`."""

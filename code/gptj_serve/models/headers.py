@@ -45,7 +45,7 @@ def _parse_header(path: Path, header: bytes) -> dict[str, StoredTensor]:
     try:
         entries = json.loads(header)
         metadata = entries.pop("__metadata__", None)
-        if not all(isinstance(value, str) for value in (metadata or {}).values()):
+        if metadata is not None and not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("__metadata__ must be strings by name")
         return {name: _parse_entry(path, entry, 8 + len(header)) for name, entry in entries.items()}
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:

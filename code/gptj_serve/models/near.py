@@ -201,8 +201,8 @@ def _other_formats(folder: Path, names: Sequence[str]) -> Iterator[str]:
 
 def _lone_weights(folder: Path, names: Sequence[str]) -> Iterator[str]:
     for name in names:
-        is_shard_or_variant = any(one.fullmatch(name) for one in (_SHARD, _VARIANT))
-        if _WEIGHTS.fullmatch(name) and not is_shard_or_variant and not _OF_TRAINING.fullmatch(name):
+        is_told_already = any(one.fullmatch(name) for one in (_SHARD, _VARIANT, _OF_TRAINING))
+        if _WEIGHTS.fullmatch(name) and not is_told_already and (folder / name).exists():
             yield f"{folder / name} is near it; {_what_to_do(folder / name)}"
             return
 

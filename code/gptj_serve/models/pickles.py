@@ -23,7 +23,7 @@ from gptj_serve.models.tensors import Contents, PickledTensor
 _OLD_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
 """What a file of before PyTorch 1.6 begins with, behind the pickle's protocol number."""
 
-_SPARE_BYTES = 1 << 30
+_SPARE_BYTES = 512 << 20
 """What unpickling may take beside the file: objects, never numbers."""
 
 

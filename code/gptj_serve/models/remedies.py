@@ -70,4 +70,6 @@ def save_command(module: Path, directory: Path) -> str:
 
 
 def _python(script: str) -> str:
-    return f"python3 -c {shlex.quote(script)}"
+    # Python's own quotes are single ones: double quotes keep the command readable where they can
+    is_plain = not set(script) & set('"$`\\!')
+    return f'python3 -c "{script}"' if is_plain else f"python3 -c {shlex.quote(script)}"

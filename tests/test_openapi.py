@@ -173,6 +173,19 @@ STREAMS: list[tuple[str, Any]] = [
             "max_tokens": 4,
         },
     ),
+    (
+        "/invocations",
+        {
+            "inputs": "a",
+            "parameters": {
+                "details": True,
+                "max_new_tokens": 4,
+                "temperature": 0.7,
+                "min_p": 0.1,
+                "seed": -1,
+            },
+        },
+    ),
 ]
 
 
@@ -192,6 +205,15 @@ def test_fields_have_their_ranges(document: Any) -> None:
     schemas = document["components"]["schemas"]
     fields = schemas["HuggingFaceRequest"]["properties"]["parameters"]["anyOf"][0]["properties"]
     assert fields["top_p"]["anyOf"][0] == {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
-    assert fields["seed"]["anyOf"][0] == {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}
+    assert fields["seed"]["anyOf"][0] == {"type": "integer", "minimum": -1, "maximum": 2**64 - 1}
     assert schemas["CompletionRequest"]["properties"]["logprobs"]["anyOf"][0]["maximum"] == 5
     assert schemas["ChatCompletionRequest"]["required"] == ["messages"]
+
+
+def test_a_best_of_is_documented(front: Server, document: Any) -> None:
+    parameters = {"best_of": 3, "top_k": 5, "details": True, "top_n_tokens": 2, "max_new_tokens": 3}
+    for path in ("/", "/generate"):
+        ask = {"inputs": "a", "parameters": parameters}
+        answer = requests.post(f"http://127.0.0.1:{front.port}{path}", json=ask, timeout=60)
+        assert answer.content.count(b"best_of_sequences") == 1
+        check_answer(document, path, "post", 200, answer.headers["content-type"], answer.content)

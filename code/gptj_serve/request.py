@@ -139,7 +139,7 @@ class ModelInfo:
 
     Attributes:
         engine: Name of the engine that runs ("hf", "deepspeed", "fused").
-        model_dir: Directory the weights came from (the front finds the tokenizer there).
+        model_dir: Directory the weights came from.
         max_context: Prompt plus new tokens at most.
         max_batch_size: Sequences in one batch at most.
         vocab_size: Number of token ids the model knows.

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 from serving_fakes import END_OF_TEXT, FakeClient, backend, model_info, say, tokenizer
+from tokenizers import Tokenizer as Backend
+from tokenizers import processors
 
 from gptj_serve.errors import BadRequest, DeadlinePassed, InternalError, Overloaded, ServingError, Unavailable
 from gptj_serve.request import GenerationRequest, TokenEvent
-from gptj_serve.serving.call import Call
+from gptj_serve.serving.call import Ask, Call
+from gptj_serve.serving.parameters import Parameters
 from gptj_serve.serving.service import Service, render_error
+from gptj_serve.serving.text import Tokenizer
 
 MAX_PAYLOAD_BYTES = 6 << 20
 
@@ -312,6 +316,36 @@ def test_every_schema_takes_what_is_shown_of_stops_and_special_tokens(schema: st
     assert text(stop=[" mat"], include_stop_str_in_output=True) == " cat mat"
     assert text(skip_special_tokens=False) == " cat mat"
     assert text(skip_special_tokens=False, include_stop_str_in_output=True) == f" cat mat{END_OF_TEXT}"
+
+
+def with_first_token(eos_token_id: int | None = None) -> Service:
+    """A service whose tokenizer begins prompts with the end of text, and names a token as that itself."""
+    copy = Backend.from_str(backend().to_str())
+    copy.post_processor = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, 0)]
+    )
+    return Service(FakeClient(), Tokenizer(copy, eos_token_id), MAX_PAYLOAD_BYTES, 30.0)
+
+
+def test_what_the_tokenizer_adds_is_added_to_texts_alone() -> None:
+    hello = tokenizer().encode("Hello cat")
+    service = with_first_token()
+
+    def ids(document: Any) -> tuple[int, ...]:
+        return service.parse(json.dumps(document).encode(), None).prompts[0].token_ids
+
+    assert ids({"inputs": "Hello cat"}) == ids({"prompt": "Hello cat"}) == (0, *hello)
+    assert ids({"prompt": list(hello)}) == hello
+    assert ids({"inputs": "Hello cat", "parameters": {"truncate": len(hello)}}) == hello
+    assert ids({"inputs": "Hello cat", "parameters": {"truncate": len(hello) + 1}}) == (0, *hello)
+    chat = Ask("chat", ("Hello cat",), False, "messages", "body", Parameters(), messages=[{"role": "user"}])
+    assert service.check(chat, time.monotonic()).prompts[0].token_ids == hello
+
+
+@pytest.mark.parametrize(("own", "ends"), [(None, (0,)), (0, (0,)), (5, (0, 5)), (10_000, (0,))])
+def test_the_tokenizers_own_end_of_text_ends_a_text_too(own: int | None, ends: tuple[int, ...]) -> None:
+    call = with_first_token(own).parse(b'{"inputs": "Hello"}', None)
+    assert [request.eos_token_ids for request in call.requests("r", 1.0)] == [ends]
 
 
 def test_a_stop_string_in_the_prompt_does_not_count() -> None:

@@ -103,6 +103,9 @@ CONVERTED = {
     "a special token of special_tokens_map.json alone": Layout(
         special={"additional_special_tokens": [MARK]}, more=(added(MARK, NUM_IDS, special=False),)
     ),
+    "two ends of text": Layout(
+        config=GPT2, special={**NAMED, "eos_token": MARK}, more=(added(MARK, NUM_IDS),)
+    ),
     "a special token of tokenizer_config.json alone": Layout(config={**GPT2, "eos_token": MARK}),
     "added_tokens_decoder has more": Layout(config={**GPT2, "added_tokens_decoder": WITH_MARK}),
     "added_tokens_decoder has less": Layout(

@@ -88,8 +88,9 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, required=True)
     args = parser.parse_args()
     started_s = time.monotonic()
-    logs.configure("tokenizer", Settings.from_env(os.environ).log_level)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # all that is needed is in the directory
     try:
+        logs.configure("tokenizer", Settings.from_env(os.environ).log_level)
         convert(args.model_dir).save(args.directory)
     except StartupError as error:
         args.directory.mkdir(exist_ok=True)

@@ -13,6 +13,9 @@ from gptj_serve.errors import StartupError
 MAX_JSON_BYTES = 16 << 20
 """Of a configuration or an index: a thousand times what GPT-J's take."""
 
+GIT_LFS_POINTER = "version https://git-lfs"
+"""How a file begins that stands for one that was not fetched."""
+
 _KINDS = {
     stat.S_IFIFO: "a pipe (FIFO)",
     stat.S_IFSOCK: "a socket",
@@ -51,16 +54,19 @@ def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
     """The text of a file in UTF-8.
 
     Raises:
-        StartupError: It is no regular file, too large, unreadable, or no UTF-8.
+        StartupError: It is no regular file, too large, unreadable, no UTF-8, or a Git LFS pointer.
     """
     if (num_bytes := check_regular(path)) > max_bytes:
         raise StartupError(f"{path}: {num_bytes} bytes, expected {max_bytes} at most")
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise StartupError(f"{path}: not UTF-8: {error}") from error
+    if text.startswith(GIT_LFS_POINTER):
+        raise StartupError(f"{path}: is a Git LFS pointer, not the file; git lfs pull fetches that")
+    return text
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from gptj_serve.errors import StartupError
-from gptj_serve.files import check_regular
+from gptj_serve.files import GIT_LFS_POINTER, check_regular
 from gptj_serve.models.tensors import StoredTensor
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _FLOAT_BYTES = {"F8_E4M3": 1, "F8_E5M2": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 # what else the format knows: the causal masks of old checkpoints are of such types
 _OTHER_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8}
-_LFS_POINTER = b"version https://git-lfs"
+_LFS_POINTER = GIT_LFS_POINTER.encode()
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

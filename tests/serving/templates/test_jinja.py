@@ -1,6 +1,7 @@
 """Templates and special tokens beside Transformers, which is right."""
 
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -218,18 +219,21 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        ({"tokenizer_config__json": []}, "tokenizer_config.json: must be a JSON object"),
-        ({"tokenizer_config__json": ""}, "tokenizer_config.json: not JSON"),
-        ({"tokenizer_config__json": "{"}, "tokenizer_config.json: not JSON"),
-        ({"tokenizer_config__json": LFS}, "tokenizer_config.json: is a Git LFS pointer"),
-        ({"chat_template__jinja": LFS}, "chat_template.jinja: is a Git LFS pointer"),
+        ({"tokenizer_config__json": []}, "tokenizer_config.json cannot be read"),
+        ({"tokenizer_config__json": ""}, "tokenizer_config.json cannot be read"),
+        ({"tokenizer_config__json": "{"}, "tokenizer_config.json cannot be read"),
+        ({"tokenizer_config__json": LFS}, "tokenizer_config.json cannot be read"),
+        ({"chat_template__jinja": LFS}, "chat_template.jinja cannot be read"),
         ({"tokenizer_config__json": {"chat_template": 5}}, "tokenizer_config.json: chat_template must be"),
         (
             {"tokenizer_config__json": {"chat_template": [{"name": "rag", "template": "x"}]}},
             "the templates rag",
         ),
-        ({"chat_template__jinja": "x", "special_tokens_map__json": "["}, "special_tokens_map.json: not JSON"),
-        ({"chat_template__jinjaSLASHx": ""}, "chat_template.jinja: is no file"),
+        (
+            {"chat_template__jinja": "x", "special_tokens_map__json": "["},
+            "special_tokens_map.json cannot be read",
+        ),
+        ({"chat_template__jinjaSLASHx": ""}, "chat_template.jinja cannot be read"),
     ],
     ids=lambda value: str(value)[:60],
 )
@@ -242,16 +246,19 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, contents: dict[str, Any], 
 
 
 def test_other_kinds_of_files(tmp_path: Path) -> None:
-    model_dir = write(tmp_path, tokenizer_config__json="\ufeff" + json.dumps({"chat_template": "x"}))
-    assert ours(model_dir) == "x"
-    path = model_dir / "chat_template.jinja"
-    path.write_bytes(b"a\xff")
-    with pytest.raises(files.UnusableTemplate, match=r"chat_template.jinja: is not UTF-8: byte 1 is wrong"):
-        files.load(model_dir)
-    path.unlink()
-    path.symlink_to("nothing")
-    with pytest.raises(files.UnusableTemplate, match="a link to nothing"):
-        files.load(model_dir)
+    path = write(tmp_path) / "chat_template.jinja"
+    for make, reason in (
+        (lambda: path.write_bytes(b"a\xff"), "not UTF-8"),
+        (lambda: path.symlink_to("nothing"), "No such file"),
+        (lambda: os.mkfifo(path), "is a pipe"),
+        (lambda: path.write_text(LFS), "is a Git LFS pointer"),
+    ):
+        make()
+        with pytest.raises(files.UnusableTemplate, match=r"chat_template.jinja cannot be read") as caught:
+            files.load(tmp_path)
+        assert f"{path}: " in caught.value.for_log
+        assert reason in caught.value.for_log
+        path.unlink()
 
 
 @pytest.mark.parametrize("source", ["{% if %}", "{{ 1", "{% no_such_tag %}", "{% generation %}"])

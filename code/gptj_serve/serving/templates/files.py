@@ -1,13 +1,14 @@
 """The chat template and the special tokens that a model directory names, as Transformers reads them."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-MAX_FILE_BYTES = 64 * 1024 * 1024
-GIT_LFS = "version https://git-lfs.github.com/spec/"
+from gptj_serve.errors import StartupError
+from gptj_serve.files import read_json, read_text
+
+T = TypeVar("T")
 
 _CONFIG = "tokenizer_config.json"
 _END_OF_TEXT = "<|endoftext|>"
@@ -17,7 +18,16 @@ _CLASSES_WITH_DEFAULTS = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 
 
 class UnusableTemplate(Exception):
-    """The files name a template that cannot be used; says which file and why, as a client may see it."""
+    """The files name a template that cannot be used.
+
+    Args:
+        reason: Which file and why, as a client may see it.
+        for_log: The same for the operator, with paths; None if there is no more to say.
+    """
+
+    def __init__(self, reason: str, for_log: str | None = None) -> None:
+        super().__init__(reason)
+        self.for_log = for_log or reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +50,7 @@ def load(model_dir: Path) -> TemplateFiles | None:
         UnusableTemplate: They name one that cannot be read, or several of which none is the default.
     """
     named = _template_files(model_dir)  # they come before the configuration's
-    config = {} if named and not _is_there(model_dir / _CONFIG) else _config(model_dir)
+    config = _config(model_dir)
     named = named or _templates_of(config)
     if not named:
         return None
@@ -62,10 +72,13 @@ def _template_files(model_dir: Path) -> dict[str, str]:
     named = {}
     single = model_dir / "chat_template.jinja"
     if _is_there(single):
-        named["default"] = _read(single)
+        named["default"] = _read(read_text, single)
     folder = model_dir / "chat_templates"
     if folder.is_dir():
-        named |= {path.name.removesuffix(".jinja"): _read(path) for path in sorted(folder.glob("*.jinja"))}
+        named |= {
+            path.name.removesuffix(".jinja"): _read(read_text, path)
+            for path in sorted(folder.glob("*.jinja"))
+        }
     return named
 
 
@@ -87,7 +100,7 @@ def _special_tokens(config: Mapping[str, Any], model_dir: Path) -> dict[str, str
     path = model_dir / "special_tokens_map.json"
     # older directories, whose configuration does not list the tokens, have the last word there
     if "added_tokens_decoder" not in config and _is_there(path):
-        fields |= _read_object(path)
+        fields |= _read(read_json, path)
     has_defaults = fields.get("tokenizer_class") in _CLASSES_WITH_DEFAULTS
     tokens: dict[str, Any] = dict(_DEFAULT_TOKENS) if has_defaults else {}
     tokens |= {name: value for name, value in fields.items() if name.endswith("_token")}
@@ -101,33 +114,14 @@ def _special_tokens(config: Mapping[str, Any], model_dir: Path) -> dict[str, str
 
 def _config(model_dir: Path) -> dict[str, Any]:
     path = model_dir / _CONFIG
-    return _read_object(path) if _is_there(path) else {}
+    return _read(read_json, path) if _is_there(path) else {}
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read(read: Callable[[Path], T], path: Path) -> T:
     try:
-        document = json.loads(_read(path).removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as error:
-        raise UnusableTemplate(f"{path.name}: not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise UnusableTemplate(f"{path.name}: must be a JSON object")
-    return document
-
-
-def _read(path: Path) -> str:
-    try:
-        if not path.is_file():  # a pipe would never end
-            raise UnusableTemplate(f"{path.name}: is no file, or a link to nothing")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UnusableTemplate(f"{path.name}: is larger than {MAX_FILE_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UnusableTemplate(f"{path.name}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UnusableTemplate(f"{path.name}: is not UTF-8: byte {error.start} is wrong") from None
-    if text.startswith(GIT_LFS):
-        raise UnusableTemplate(f"{path.name}: is a Git LFS pointer, not the file (git lfs pull fetches it)")
-    return text
+        return read(path)
+    except StartupError as error:
+        raise UnusableTemplate(f"{path.name} cannot be read; the log says why", str(error)) from None
 
 
 def _is_there(path: Path) -> bool:

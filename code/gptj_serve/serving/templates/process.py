@@ -61,7 +61,7 @@ def main() -> NoReturn:
     except files.UnusableTemplate as error:
         fields = {"event": "no_chat", "model_dir": str(args.model_dir)}
         logger.warning(
-            "the chat template is not usable, chat is not served: %s", error, extra={"fields": fields}
+            "the chat template is not usable, chat is not served: %s", error.for_log, extra={"fields": fields}
         )
         _serve(listener, partial(_refuse, f"is not usable: {error}"))
     _keep_workers(listener, found)

@@ -129,6 +129,34 @@ def test_sequences_with_a_chosen_seed_share_a_batch_with_their_own_call_only() -
     assert keys_of(step_of(scheduler)) == [key(3)]
 
 
+def test_calls_take_turns() -> None:
+    scheduler = make(max_queue=30)
+    scheduler.add([(key(number), request(new=1)) for number in range(10)], 0.0)
+    assert keys_of(step_of(scheduler)) == [key(0), key(1), key(2), key(3)]
+    add(scheduler, 20, new=1)  # these two come while a batch of the large call runs
+    scheduler.add([(key(30), request(new=1)), (key(31), request(new=1))], 0.0)
+    run_step(scheduler)
+    assert keys_of(step_of(scheduler)) == [key(4), key(20), key(30), key(5)]
+    run_step(scheduler)
+    assert keys_of(step_of(scheduler)) == [key(31), key(6), key(7), key(8)]
+
+
+def test_however_many_others_come_a_large_call_goes_on() -> None:
+    scheduler = make(max_queue=30, max_batch_size=1)
+    scheduler.add([(key(number), request(new=1)) for number in range(4)], 0.0)
+    started: list[Key | None] = []
+    for number in range(10, 30):
+        started += keys_of(step_of(scheduler))
+        add(scheduler, number, new=1)
+        add(scheduler, 100 + number, new=1)
+        run_step(scheduler)
+        if len(started) == 12:
+            break
+    # two others come while each one runs: rounds have 1, 3, 7 sequences, one of them of the large call
+    large = [key(0), key(1), key(2), key(3)]
+    assert [index for index, one in enumerate(started) if one in large] == [0, 1, 4, 11]
+
+
 def test_one_that_does_not_fit_beside_others_is_first_in_the_next_batch() -> None:
     scheduler = make()
     add(scheduler, 0, prompt=20, new=1)

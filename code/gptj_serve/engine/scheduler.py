@@ -7,7 +7,7 @@ Sans-I/O: no torch, no clock, no sockets; time is passed in. What runs next is d
 import itertools
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gptj_serve.errors import BadRequest, DeadlinePassed, Overloaded, ServingError, Unavailable
@@ -21,7 +21,8 @@ Key = tuple[int, str]
 class Running:
     """One sequence that the scheduler holds, waiting or running. Times are in seconds of one clock.
 
-    ``number`` is its own, ``call`` is the same number for all sequences that were added together.
+    ``number`` is its own, ``call`` is the same number for all sequences that were added together, ``turn``
+    the round in which this one may start.
     """
 
     key: Key
@@ -29,6 +30,7 @@ class Running:
     call: int
     arrived_s: float
     number: int = 0
+    turn: int = 0
     started_s: float | None = None
     first_token_s: float | None = None
     generated_ids: list[int] = field(default_factory=list)
@@ -109,6 +111,10 @@ class Scheduler(ABC):
 
     Every sequence that `add` accepted gets exactly one `Ended`.
 
+    Calls take turns: in each round every call that waits starts one sequence, and a new call joins in the
+    next round. So whoever asks for one sequence waits for one of each call before it, not for all of theirs,
+    and a call of many goes on however many others come.
+
     Args:
         max_batch_size: Sequences that run together at most.
         max_context: Prompt plus new tokens of one sequence at most.
@@ -124,6 +130,7 @@ class Scheduler(ABC):
         self._waiting: deque[Running] = deque()
         self._calls = itertools.count()
         self._numbers = itertools.count()
+        self._turn = 0  # of the last sequence that started
         self._closed = False
         self.counters = Counters()
 
@@ -191,8 +198,12 @@ class Scheduler(ABC):
                 retry_after_s=1,
             )
         call = next(self._calls)
-        numbers = self._numbers
-        self._waiting.extend(Running(key, request, call, now_s, next(numbers)) for key, request in group)
+        # nobody comes before the first in the queue: what it needs may just be about to be free
+        head = next((waiting.turn for waiting in self._waiting if waiting.started_s is None), 0)
+        turns = itertools.count(max(self._turn + 1, head))
+        self._queue(
+            Running(key, request, call, now_s, next(self._numbers), next(turns)) for key, request in group
+        )
 
     def _room(self) -> int:
         """How many sequences may be added now; those that can start at once need no queue."""
@@ -230,8 +241,13 @@ class Scheduler(ABC):
             if running.deadline_s <= now_s
         ]
 
+    def _queue(self, more: Iterable[Running]) -> None:
+        """Put sequences into the queue, behind those of the same turn."""
+        self._waiting = deque(sorted((*self._waiting, *more), key=lambda waiting: waiting.turn))
+
     def _start(self, running: Running, now_s: float) -> None:
         """Note that a sequence starts; not its first time if it was preempted."""
+        self._turn = max(self._turn, running.turn)
         if running.started_s is None:
             running.started_s = now_s
             self.counters.prompt_tokens += len(running.request.prompt_ids)

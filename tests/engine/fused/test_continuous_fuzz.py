@@ -57,6 +57,10 @@ class Driver:
         self.ends: dict[Key, Ended] = {}
         self.num_asked: Counter[Running] = Counter()
         self.now_s = 0.0
+        self.calls: dict[Key, int] = {}
+        self.started: set[Key] = set()
+        self.run_order: list[Key] = []  # of those that have a slot, the oldest first
+        self.started_before: dict[int, Counter[int]] = {}  # of each call, when another call came
 
     def add(self, requests: list[GenerationRequest]) -> None:
         group = [((0, str(len(self.accepted) + i)), one) for i, one in enumerate(requests)]
@@ -64,6 +68,9 @@ class Driver:
             self.scheduler.add(group, self.now_s)
         except Overloaded:
             return
+        call = len(self.started_before)
+        self.calls.update((key, call) for key, _ in group)
+        self.started_before[call] = Counter(self.calls[key] for key in self.started)
         self.accepted.update(group)
 
     def note(self, events: list[Event]) -> None:
@@ -75,15 +82,29 @@ class Driver:
                 self.ends[event.key] = event
 
     def oldest(self) -> Key | None:
-        return next((key for key in self.accepted if key not in self.ends), None)
+        """The one that has had its slot for longest."""
+        return next((key for key in self.run_order if key not in self.ends), None)
+
+    def check_turns(self) -> None:
+        """Whoever waits has seen every other call start as many as its own, and one or two more."""
+        started = Counter(self.calls[key] for key in self.started)
+        over = Counter(self.calls[key] for key in self.ends if key not in self.started)
+        for call in {
+            call for key, call in self.calls.items() if key not in self.started and key not in self.ends
+        }:
+            for other, number in (started - self.started_before[call]).items():
+                assert other == call or number <= started[call] + over[call] + 2, (call, other)
 
     def schedule(self) -> None:
         oldest = self.oldest()
         step = self.scheduler.schedule(self.now_s)
         self.scheduler.check()
+        waiting = self.scheduler.held_keys()[: self.scheduler.num_waiting]
+        assert oldest not in waiting
+        self.run_order = [key for key in self.run_order if key not in waiting]
         if isinstance(step, Wait):
             assert step.until_s is None
-            assert self.in_flight or oldest is None, (
+            assert self.in_flight or self.ends.keys() == self.accepted.keys(), (
                 "nothing runs, nothing is in flight, and yet somebody waits"
             )
             return
@@ -104,8 +125,11 @@ class Driver:
                 assert row.samples or row.end == num_prompt or num_prompt_tokens == self.limits.prefill_chunk
         # progress: the oldest has its part in every step until all its tokens are asked for
         in_step = {self.scheduler._started[row.sequence].key for row in (*step.prefills, *step.decodes)}
-        assert oldest is not None
-        assert oldest in in_step or self.is_all_asked(oldest)
+        assert oldest is None or oldest in in_step or self.is_all_asked(oldest)
+        begun = [self.scheduler._started[row.sequence].key for row in step.prefills if row.start == 0]
+        self.started.update(begun)
+        self.run_order = [key for key in self.run_order if key not in begun] + begun
+        self.check_turns()
         self.num_asked.update(self.scheduler._started[row.sequence] for row in step.sampled_rows)
 
     def is_all_asked(self, key: Key) -> bool:

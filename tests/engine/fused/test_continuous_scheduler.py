@@ -8,7 +8,13 @@ from fake_runner import EOS, FakeRunner, alone, limits, request
 
 from gptj_serve.engine.fused.schedule.blocks import IntegrityError
 from gptj_serve.engine.fused.schedule.plan import ContinuousStep, Row, RunnerLimits
-from gptj_serve.engine.fused.schedule.scheduler import LARGE_BATCH, MANY_PREFILLS, ContinuousScheduler
+from gptj_serve.engine.fused.schedule.scheduler import (
+    LARGE_BATCH,
+    MAKE_WAY_S,
+    MANY_PREFILLS,
+    PATIENCE_S,
+    ContinuousScheduler,
+)
 from gptj_serve.engine.scheduler import Ended, Event, Key, Sampled, Token, Wait
 from gptj_serve.errors import BadRequest, InternalError, Overloaded, Unavailable
 from gptj_serve.request import GenerationRequest
@@ -319,6 +325,96 @@ class TestPreemption:
             own = [event for event in events if event.key[1] == name]
             tokens = [event.token_id for event in own if isinstance(event, Token)]
             assert (tokens, ends(own)[name]) == alone(one)
+
+
+class TestTurns:
+    """Every call that waits starts one sequence in each round; what runs can be asked to make way."""
+
+    def add_call(
+        self, scheduler: ContinuousScheduler, name: str, number: int, new: int = 9, **options: bool
+    ) -> None:
+        one = request(2, new, **options)
+        keys = [(0, f"{name}{index}") for index in range(number)]
+        scheduler.add([(key, replace(one, request_id=key[1])) for key in keys], 0.0)
+
+    def run_until(self, scheduler: ContinuousScheduler, now_s: float, num_steps: int = 1) -> list[str]:
+        """Those that started, at this time."""
+        started = []
+        for _ in range(num_steps):
+            step = step_of(scheduler, now_s)
+            started += names([row for row in step.prefills if row.start == 0])
+            commit(scheduler, step, now_s=now_s)
+        return started
+
+    def test_a_new_call_comes_after_one_of_each_not_after_all(self) -> None:
+        scheduler = make(max_batch_size=1, max_queue=30)
+        self.add_call(scheduler, "a", 4, new=1)
+        assert self.run_until(scheduler, 0.0) == ["a0"]
+        self.add_call(scheduler, "b", 2, new=1)
+        self.add_call(scheduler, "c", 1, new=1)
+        assert self.run_until(scheduler, 0.0, 6) == ["a1", "b0", "c0", "a2", "b1", "a3"]
+
+    def full_house(self, **options: bool) -> ContinuousScheduler:
+        scheduler = make(max_batch_size=4, num_blocks=40, max_queue=30)
+        self.add_call(scheduler, "a", 4, new=25, **options)
+        assert self.run_until(scheduler, 0.0, 4) == ["a0", "a1", "a2", "a3"]
+        self.add_call(scheduler, "b", 1, new=1)
+        self.add_call(scheduler, "c", 1, new=1)
+        return scheduler
+
+    def test_the_youngest_of_a_large_call_makes_way_after_a_while(self) -> None:
+        scheduler = self.full_house()
+        assert self.run_until(scheduler, PATIENCE_S / 2, 3) == []
+        # b has one token and leaves; c follows at once, and then the one that made way comes back
+        assert self.run_until(scheduler, PATIENCE_S, 3) == ["b0", "c0", "a3"]
+        assert scheduler.counters.preempted == 1
+
+    def test_it_says_what_it_would_have_said(self) -> None:
+        scheduler, runner = (
+            make(max_batch_size=2, num_blocks=40),
+            FakeRunner(limits(max_batch_size=2, num_blocks=40)),
+        )
+        asked = [request(4, 12, first=first) for first in range(2)]
+        scheduler.add([((0, str(index)), one) for index, one in enumerate(asked)], 0.0)
+        events: list[Event] = []
+        for now_s in range(40):
+            if now_s == 4:
+                add(scheduler, "new", request(1, 1), float(now_s))
+            if scheduler.is_idle:
+                break
+            step = step_of(scheduler, float(now_s))
+            events += scheduler.commit(step, runner.launch(step).results(), float(now_s))
+        assert scheduler.counters.preempted == 1
+        for index, one in enumerate(asked):
+            own = [event for event in events if event.key[1] == str(index)]
+            assert (
+                [event.token_id for event in own if isinstance(event, Token)],
+                ends(own)[str(index)],
+            ) == alone(one)
+
+    def test_one_at_a_time(self) -> None:
+        scheduler = make(max_batch_size=4, num_blocks=40, max_queue=30)
+        self.add_call(scheduler, "a", 4, new=25)
+        self.run_until(scheduler, 0.0, 4)
+        for name in "bcde":
+            self.add_call(scheduler, name, 1, new=20)
+        assert self.run_until(scheduler, PATIENCE_S, 3) == ["b0"]
+        assert self.run_until(scheduler, PATIENCE_S + MAKE_WAY_S, 3) == ["c0"]
+        assert self.run_until(scheduler, PATIENCE_S + 2 * MAKE_WAY_S, 3) == ["d0"]
+        # one of each runs: e waits until one ends, and so does what made way
+        assert self.run_until(scheduler, PATIENCE_S + 9 * MAKE_WAY_S, 3) == []
+        assert names(step_of(scheduler, 9.0).decodes) == ["a0", "b0", "c0", "d0"]
+
+    def test_chosen_seeds_make_no_way(self) -> None:
+        scheduler = self.full_house(reproducible=True)
+        assert self.run_until(scheduler, 5 * PATIENCE_S, 3) == []
+
+    def test_nor_do_calls_of_one_for_each_other(self) -> None:
+        scheduler = make(max_batch_size=2, num_blocks=40, max_queue=30)
+        for name in "abc":
+            self.add_call(scheduler, name, 1, new=25)
+        assert self.run_until(scheduler, 0.0, 2) == ["a0", "b0"]
+        assert self.run_until(scheduler, 5 * PATIENCE_S, 3) == []
 
 
 class TestIntake:

@@ -6,10 +6,12 @@ token ended a sequence is known one step late; what the next step chooses for it
 works in the order of the steps, so a sequence's blocks and slot can be given away while a step still uses
 them.
 
-Progress: sequences start in the order in which they came, the youngest makes room for the others, and a
-sequence alone always fits. So the oldest goes on until it ends, and then another one is the oldest.
+Progress: sequences start in the order of their turns, the youngest makes room for the others (and, where one
+call holds many slots, the youngest of that call for a call that has none), and a sequence alone always fits.
+So the oldest goes on until it ends, and then another one is the oldest.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 from gptj_serve.engine.fused.schedule.blocks import IntegrityError
@@ -24,6 +26,11 @@ MANY_PREFILLS = 3
 
 LARGE_BATCH = 24
 """From this many sequences on, a step takes long by itself, and bears two chunks of prompts."""
+
+PATIENCE_S = 1.0
+"""A call of which nothing runs, and which is next, waits no longer for a call that holds several slots."""
+MAKE_WAY_S = 0.25
+"""Between two sequences that have to make room for others' turns: each costs the computing of its prompt."""
 
 
 class ContinuousScheduler(Scheduler):
@@ -51,6 +58,7 @@ class ContinuousScheduler(Scheduler):
         # tokens that planned steps choose and that are not known yet, of all that have started
         self._num_pending: dict[Running, int] = {}
         self._started: dict[int, Running] = {}
+        self._made_way_s = float("-inf")
 
     @property
     def num_running(self) -> int:
@@ -73,6 +81,7 @@ class ContinuousScheduler(Scheduler):
         Every step must be answered by `commit` or `fail`, in order. `Wait` means that nothing can be
         planned before something is added or a step is answered.
         """
+        self._make_way(now_s)
         decodes = self._plan_decodes()
         prefills = self._plan_prefills(len(decodes), now_s)
         if not (prefills or decodes):
@@ -217,6 +226,33 @@ class ContinuousScheduler(Scheduler):
         self._seats.give_back(running)
         self._waiting.appendleft(running)
         self.counters.preempted += 1
+
+    def _make_way(self, now_s: float) -> None:
+        """Let the first of the queue have a slot of the call that holds most, if it has waited long enough.
+
+        Each call keeps the oldest of its sequences, so the oldest of all goes on. Those with a seed chosen by
+        the client go on too: they would be computed in other steps than they are alone.
+        """
+        head = self._waiting[0] if self._waiting else None
+        if head is None or head.started_s is not None or self._seats.num_free_slots or self._unfinished():
+            return
+        if now_s < max(head.arrived_s + PATIENCE_S, self._made_way_s + MAKE_WAY_S):
+            return
+        calls = Counter(running.call for running in self._running())
+        call, number = calls.most_common(1)[0]
+        if head.call in calls or number < 2:
+            return
+        of_call = [running for running in self._running() if running.call == call][1:]
+        youngest = next((one for one in reversed(of_call) if self._may_make_way(one)), None)
+        if youngest is not None:
+            self._seats.give_back(youngest)
+            youngest.turn = self._turn + 1
+            self._queue([youngest])
+            self._made_way_s = now_s
+            self.counters.preempted += 1
+
+    def _may_make_way(self, running: Running) -> bool:
+        return not running.request.reproducible and self._wants_token(running)
 
     def _wants_token(self, running: Running) -> bool:
         num_asked = len(running.generated_ids) + self._num_pending[running]

@@ -35,7 +35,7 @@ make_venv() {
     say "Making $venv with $("$python" --version) ..."
     "$python" -I -m venv "$venv"
   fi
-  if [ "${missing[*]}" = deploy ]; then
+  if [ "${missing[*]}" = deploy ] || [ -e "$stamps/base" ]; then
     say "Installing what the command needs (once) ..."
   else
     say "Installing (minutes the first time: PyTorch is large) ..."

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gptj_serve.elsewhere import has_program, what_is_not_used
+from gptj_serve.serving import mms
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,11 @@ def test_a_script_in_the_model(tmp_path: Path) -> None:
     (sentence,) = what_is_not_used({}, "mms", (tmp_path, nested))
     assert sentence.startswith(f"{nested / 'code' / 'inference.py'} is not run")
     assert len(what_is_not_used({}, "http", (nested, nested))) == 1
+
+
+@pytest.mark.parametrize("program", ["my_inference.py", "inference.py"])
+def test_the_toolkit_does_not_hear_of_a_program_that_is_not_there(tmp_path: Path, program: str) -> None:
+    """It would serve with functions of its own, which fail for every request."""
+    env = mms._worker_env({"SAGEMAKER_PROGRAM": program, "OTHER": "x"}, tmp_path, tmp_path)
+    assert env["OTHER"] == "x"
+    assert ("SAGEMAKER_PROGRAM" in env) is (program == "inference.py")

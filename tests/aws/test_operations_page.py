@@ -12,6 +12,7 @@ from gptj_serve.serving.http.metrics import Metrics
 from gptj_serve.settings import KEYS
 from harness import ROOT
 
+AWS = ROOT / "code/gptj_serve/aws"
 PAGE = (ROOT / "docs/operations.md").read_text()
 CODE = re.findall(r"`([^`\n]+)`", PAGE) + re.findall(r"^    (.+)$", PAGE, re.MULTILINE)
 
@@ -50,7 +51,14 @@ def test_every_alarm_of_updates_is_listed() -> None:
     assert {f"{prefix}{kind}" for kind in alarms.KINDS} <= set(CODE)
 
 
-COMMANDS = sorted({name for code in CODE for name in re.findall(r"scripts/([a-z-]+)", code)})
+SCRIPTS = sorted({name for code in CODE for name in re.findall(r"scripts/([a-z-]+)", code)})
+COMMANDS = [name for name in SCRIPTS if (AWS / f"{name.replace('-', '_')}.py").exists()]
+
+
+def test_every_script_exists() -> None:
+    assert "deploy" in COMMANDS
+    for name in SCRIPTS:
+        assert (ROOT / "scripts" / name).exists(), name
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -422,6 +422,10 @@ def test_tgis_paths(front: Server) -> None:
     for path, asked in (("/generate_stream", document), ("/", {**document, "stream": True})):
         *_, last = events(front, path, asked)
         assert (last["generated_text"], last["index"]) == (entry["generated_text"], 12)
+    # large bodies are read in another process
+    large = {"inputs": "a" + " b" * 20_000, "parameters": {"truncate": 3, "max_new_tokens": 2}}
+    (answer,) = ask("/invocations", large)[1]
+    assert ask("/generate", large) == (200, answer)
     wrong = {
         "inputs: must be a string here": {"inputs": ["The king"]},
         "parameters.num_return_sequences=2: must be 1 here": {

@@ -211,7 +211,7 @@ def test_unknown_names_come_with_their_nearest_neighbour() -> None:
     [
         (
             {"inputs": "a", "prompts": "b"},
-            "body.prompts: no such field; there are inputs, parameters, stream, options",
+            "body.prompts: no such field; there are inputs, parameters, stream, add_special_tokens, options",
         ),
         # too many to list, and none that is nearly the same
         ({"inputs": "a", "parameters": {"top_n": 3}}, "parameters.top_n: no such field"),
@@ -398,6 +398,12 @@ def test_wrong_shapes_are_refused_by_name(document: Any, named: str) -> None:
     with pytest.raises(BadRequest, match=named) as caught:
         read(document)
     caught.value.message.encode()
+
+
+def test_special_tokens_may_be_left_out_of_a_prompt() -> None:
+    assert read({"inputs": "a"}).adds_special_tokens
+    assert read({"inputs": "a", "add_special_tokens": True}) == read({"inputs": "a"})
+    assert not read({"inputs": "a", "add_special_tokens": False}).adds_special_tokens
 
 
 def test_prompts_arrive_in_order() -> None:

@@ -338,7 +338,7 @@ def test_what_the_tokenizer_adds_is_added_to_texts_alone() -> None:
     assert ids({"prompt": list(hello)}) == hello
     assert ids({"inputs": "Hello cat", "parameters": {"truncate": len(hello)}}) == hello
     assert ids({"inputs": "Hello cat", "parameters": {"truncate": len(hello) + 1}}) == (0, *hello)
-    chat = Ask("chat", ("Hello cat",), False, "messages", "body", Parameters(), messages=[{"role": "user"}])
+    chat = Ask("chat", ("Hello cat",), False, "messages", "body", Parameters(), adds_special_tokens=False)
     assert service.check(chat, time.monotonic()).prompts[0].token_ids == hello
 
 

@@ -50,6 +50,7 @@ _FIELDS = {
     "inputs": PROMPTS,
     "parameters": checked_elsewhere(object_schema(_CHECKS)),
     "stream": boolean,
+    "add_special_tokens": boolean,
     "options": checked_elsewhere(object_schema(_OPTIONS)),
 }
 
@@ -95,6 +96,7 @@ def read(document: dict[str, Any]) -> Ask:
             num_top_logprobs=parameters.get("top_n_tokens", 0) if tells_tokens else 0,
         ),
         stream=stream,
+        adds_special_tokens=fields.get("add_special_tokens", True),
     )
 
 

@@ -17,6 +17,7 @@ from gptj_serve.engine.engine import Engine
 from gptj_serve.engine.scheduler import Sampled
 from gptj_serve.engine.server import EngineServer
 from gptj_serve.engine.static.backend import BackendLimits
+from gptj_serve.engine.static.runner import StaticRunner
 from gptj_serve.engine.static.scheduler import Decode, Prefill, StaticScheduler
 from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.errors import InternalError
@@ -41,12 +42,12 @@ def test_the_scheduler_counts_every_end_once() -> None:
     assert isinstance(step, Prefill)
     assert (scheduler.counters.prompt_tokens, scheduler.num_cache_tokens) == (12, 12)
     # "a" ends by itself, "b" is aborted, "c" fails, the time of "d" passes
-    scheduler.commit(step, [Sampled(9), Sampled(1), Sampled(1), Sampled(1)], 1.0)
+    scheduler.commit(step, [[Sampled(9)], [Sampled(1)], [Sampled(1)], [Sampled(1)]], 1.0)
     assert scheduler.num_cache_tokens == 16
     scheduler.abort((0, "b"), 2.0)
     step = scheduler.schedule(2.0)
     assert isinstance(step, Decode)
-    scheduler.commit(step, [None, None, Sampled(error=InternalError("x")), Sampled(1)], 3.0)
+    scheduler.commit(step, [[], [], [Sampled(error=InternalError("x"))], [Sampled(1)]], 3.0)
     scheduler.expire(10.0)
     counters = scheduler.counters
     assert (counters.finished, counters.cancelled, counters.failed) == (1, 1, 2)
@@ -85,7 +86,7 @@ def test_columns_stay_when_the_longest_row_ends() -> None:
     scheduler.add([((0, "long"), long), ((0, "short"), request("short", 5))], 0.0)
     step = scheduler.schedule(0.0)
     assert isinstance(step, Prefill)
-    scheduler.commit(step, [Sampled(1), Sampled(1)], 0.0)
+    scheduler.commit(step, [[Sampled(1)], [Sampled(1)]], 0.0)
     assert (scheduler.num_running, scheduler.num_cache_tokens) == (1, 2 * 21)
 
 
@@ -115,7 +116,9 @@ def test_a_blocked_step_loop_delays_no_statistics(tmp_path: Path) -> None:
     backend = StuckBackend()
     scheduler = StaticScheduler(max_batch_size=4, max_context=32, vocab_size=10, max_queue=8, batch_wait_s=0)
     server = EngineServer(tmp_path / "engine.sock", INFO)
-    engine = Engine(server, scheduler, StepLoop(scheduler, backend), drain_timeout_s=5)
+    engine = Engine(
+        server, scheduler, StepLoop(scheduler, StaticRunner(backend), steps_ahead=0), drain_timeout_s=5
+    )
     server.stats = engine.stats
     server.start()
     loop = threading.Thread(target=engine.run, daemon=True)

@@ -46,7 +46,7 @@ def step_of(scheduler: StaticScheduler, now_s: float = 0.0) -> Step:
 
 def run_step(scheduler: StaticScheduler, token_id: int = 5, now_s: float = 0.0) -> list[Event]:
     step = step_of(scheduler, now_s)
-    return scheduler.commit(step, [Sampled(token_id)] * len(step.rows), now_s)
+    return scheduler.commit(step, [[Sampled(token_id)]] * len(step.rows), now_s)
 
 
 def ends(events: list[Event]) -> dict[Key, str]:
@@ -79,7 +79,7 @@ def test_a_request_that_comes_later_waits_for_the_next_batch() -> None:
     assert keys_of(step_of(scheduler)) == [key(0)]
     step = step_of(scheduler)
     assert isinstance(step, Decode)
-    assert ends(scheduler.commit(step, [Sampled(5)], 0.0)) == {key(0): "length"}
+    assert ends(scheduler.commit(step, [[Sampled(5)]], 0.0)) == {key(0): "length"}
     following = step_of(scheduler)
     assert isinstance(following, Prefill)
     assert keys_of(following) == [key(1)]
@@ -266,7 +266,7 @@ def test_a_row_aborted_while_its_step_ran_gets_nothing_more() -> None:
     add(scheduler, 1)
     step = step_of(scheduler)
     scheduler.abort(key(0), 0.0)
-    events = scheduler.commit(step, [Sampled(5), Sampled(6)], 0.0)
+    events = scheduler.commit(step, [[Sampled(5)], [Sampled(6)]], 0.0)
     assert events == [Token(key(1), 6, None)]
 
 
@@ -284,7 +284,7 @@ def test_a_row_without_a_token_fails_alone() -> None:
     add(scheduler, 0)
     add(scheduler, 1)
     step = step_of(scheduler)
-    events = scheduler.commit(step, [Sampled(error=InternalError("nan")), Sampled(6)], 0.0)
+    events = scheduler.commit(step, [[Sampled(error=InternalError("nan"))], [Sampled(6)]], 0.0)
     assert ends(events) == {key(0): "failed"}
     assert scheduler.num_running == 1
 
@@ -344,7 +344,7 @@ def test_every_accepted_sequence_ends_exactly_once(operations: list[tuple[str, i
             if operation == "fail":
                 events = scheduler.fail(step, InternalError("x"), now)
             else:
-                events = scheduler.commit(step, [Sampled(a)] * len(step.rows), now)
+                events = scheduler.commit(step, [[Sampled(a)]] * len(step.rows), now)
         ended += [event.key for event in events if isinstance(event, Ended)]
     ended += [event.key for event in scheduler.abort_all(InternalError("end"), 1e9)]
     assert sorted(ended) == sorted(accepted)

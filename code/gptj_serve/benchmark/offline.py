@@ -24,11 +24,11 @@ from gptj_serve.benchmark.surroundings import surroundings
 from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE
 from gptj_serve.engine.fused.memory_needs import MAX_PREFILL, PREFILL_CHUNK
 from gptj_serve.engine.fused.runner import FusedRunner
-from gptj_serve.engine.fused.schedule.plan import RunnerLimits
+from gptj_serve.engine.fused.schedule.plan import ContinuousStep, RunnerLimits
 from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
-from gptj_serve.engine.fused.step_loop import ContinuousStepLoop
 from gptj_serve.engine.fused.warm_up import warm_up
 from gptj_serve.engine.scheduler import Event, Token
+from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.request import GenerationRequest, SamplingParams
 
 PROMPT_TOKENS, NEW_TOKENS = 200, 100
@@ -108,7 +108,7 @@ def _disturbed(runner: FusedRunner) -> dict[str, Any]:
     }
 
 
-def _engine(runner: FusedRunner) -> tuple[ContinuousStepLoop, Callable[[int, int], None]]:
+def _engine(runner: FusedRunner) -> tuple[StepLoop[ContinuousStep], Callable[[int, int], None]]:
     """A fresh scheduler before the runner, and what gives it a request of so many tokens, in and out."""
     scheduler = ContinuousScheduler(runner.limits, max_queue=1000)
     names = iter(range(1000))
@@ -118,10 +118,10 @@ def _engine(runner: FusedRunner) -> tuple[ContinuousStepLoop, Callable[[int, int
         request = GenerationRequest(name, (5,) * prompt_tokens, SamplingParams(new_tokens))
         scheduler.add([((0, name), request)], time.monotonic())
 
-    return ContinuousStepLoop(scheduler, runner), add
+    return StepLoop(scheduler, runner, steps_ahead=1), add
 
 
-def _until_idle(loop: ContinuousStepLoop) -> list[Event]:
+def _until_idle(loop: StepLoop[ContinuousStep]) -> list[Event]:
     found: list[Event] = []
     while True:
         events, wait = loop.step()

@@ -3,24 +3,24 @@
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from gptj_serve.engine import engine
 from gptj_serve.engine.choose import Machine, choose_engine
 from gptj_serve.engine.engine import Engine
 from gptj_serve.engine.fused.geometry import obstacle
 from gptj_serve.engine.fused.kernels.library import find_library
-from gptj_serve.engine.fused.schedule.plan import RunnerLimits, StepRunner
+from gptj_serve.engine.fused.schedule.plan import ContinuousRunner, RunnerLimits
 from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
-from gptj_serve.engine.fused.step_loop import ContinuousStepLoop
 from gptj_serve.engine.machine import describe, limit_threads, look_at_machine
 from gptj_serve.engine.sampling import sampler
 from gptj_serve.engine.scheduler import Scheduler
 from gptj_serve.engine.server import EngineServer
 from gptj_serve.engine.start_log import logged_import
 from gptj_serve.engine.static.backend import Backend, BackendLimits
-from gptj_serve.engine.static.scheduler import StaticScheduler
+from gptj_serve.engine.static.runner import StaticRunner
+from gptj_serve.engine.static.scheduler import StaticScheduler, Step
 from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.errors import StartupError
 from gptj_serve.models.model_dir import Checkpoint
@@ -84,16 +84,18 @@ def join_static(
         batch_wait_s=settings.batch_wait_ms / 1000,
     )
     info = _model_info(backend.name, "static", limits, settings, checkpoint)
-    return _open(scheduler, StepLoop(scheduler, backend), info, settings, socket_path), info
+    step_loop = StepLoop[Step](scheduler, StaticRunner(backend), steps_ahead=0)
+    return _open(scheduler, step_loop, info, settings, socket_path), info
 
 
 def join_continuous(
-    runner: StepRunner, settings: Settings, checkpoint: Checkpoint, socket_path: Path
+    runner: ContinuousRunner, settings: Settings, checkpoint: Checkpoint, socket_path: Path
 ) -> tuple[Engine, ModelInfo]:
     """Join a runner to continuous batching and open the socket; see `build_engine`."""
     scheduler = ContinuousScheduler(runner.limits, max_queue=settings.max_queue)
     info = _model_info(runner.name, "continuous", runner.limits, settings, checkpoint)
-    return _open(scheduler, ContinuousStepLoop(scheduler, runner), info, settings, socket_path), info
+    step_loop = StepLoop(scheduler, runner, steps_ahead=1)
+    return _open(scheduler, step_loop, info, settings, socket_path), info
 
 
 def _model_info(
@@ -117,7 +119,7 @@ def _model_info(
 
 
 def _open(
-    scheduler: Scheduler, step_loop: engine.StepLoop, info: ModelInfo, settings: Settings, socket_path: Path
+    scheduler: Scheduler, step_loop: StepLoop[Any], info: ModelInfo, settings: Settings, socket_path: Path
 ) -> Engine:
     server = EngineServer(socket_path, info)
     joined = Engine(server, scheduler, step_loop, settings.drain_timeout_s)
@@ -134,7 +136,7 @@ def _load(name: str, settings: Settings, checkpoint: Checkpoint, device: torch.d
 
 def _load_fused(
     settings: Settings, checkpoint: Checkpoint, device: torch.device, library: Path | None
-) -> StepRunner:
+) -> ContinuousRunner:
     from gptj_serve.engine.fused.build import load_fused
 
     return load_fused(

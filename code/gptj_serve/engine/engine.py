@@ -4,33 +4,14 @@ import queue
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any
 
 from gptj_serve import wire
-from gptj_serve.engine.scheduler import Event, Scheduler, Token, Wait
+from gptj_serve.engine.scheduler import Event, Scheduler, Token
 from gptj_serve.engine.server import Abort, EngineServer, Gone, Message, Submit
+from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.errors import ServingError, Unavailable
 from gptj_serve.request import EndEvent, EngineStats, TokenEvent
-
-
-class StepLoop(Protocol):
-    """Runs what its scheduler decides."""
-
-    @property
-    def num_steps(self) -> int:
-        """Steps that were run so far. Other threads read it too."""
-        ...
-
-    def step(self) -> tuple[list[Event], Wait | None]:
-        """Go one step on.
-
-        Returns:
-            What happened, and how long there is nothing to do (None if there may be more at once).
-
-        Raises:
-            BackendDead: The process has to end; running sequences have had no terminal event.
-        """
-        ...
 
 
 class Engine:
@@ -44,7 +25,7 @@ class Engine:
     """
 
     def __init__(
-        self, server: EngineServer, scheduler: Scheduler, step_loop: StepLoop, drain_timeout_s: float
+        self, server: EngineServer, scheduler: Scheduler, step_loop: StepLoop[Any], drain_timeout_s: float
     ) -> None:
         self._server = server
         self._scheduler = scheduler

@@ -106,6 +106,10 @@ class Ended:
 Event = Token | Ended
 
 
+class IntegrityError(Exception):
+    """The books do not add up: a block leaked, is held twice, or someone has too few. Always a bug."""
+
+
 class Scheduler(ABC):
     """Takes sequences in and ends them; a subclass decides what runs.
 
@@ -170,6 +174,16 @@ class Scheduler(ABC):
     @abstractmethod
     def _leave(self, running: Running, now_s: float) -> None:
         """Give up what a sequence that runs holds."""
+
+    def check(self) -> None:
+        """Check that the books add up.
+
+        Raises:
+            IntegrityError: They do not; says what is wrong.
+        """
+        held = self._held()
+        if len(set(held)) < len(held):
+            raise IntegrityError("a sequence is held twice")
 
     def held_keys(self) -> list[Key]:
         """The keys of all sequences held."""

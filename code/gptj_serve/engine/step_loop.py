@@ -1,85 +1,170 @@
-"""Runs what the static scheduler decides: schedule → prefill or decode → sample → commit."""
+"""Runs what a scheduler decides: schedule → launch → results → commit, at once or one step ahead.
+
+One step ahead, the results waited for are those of the step before: while the host books and reports one
+step's tokens, the device computes the next step.
+"""
 
 import time
 from collections.abc import Callable, Sequence
-
-import torch
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from gptj_serve.engine.failures import BackendDead, FailedSteps
-from gptj_serve.engine.sampling.sampler import SamplerRow, sample
-from gptj_serve.engine.scheduler import Event, Running, Sampled, Wait
-from gptj_serve.engine.static.backend import Backend
-from gptj_serve.engine.static.scheduler import Prefill, StaticScheduler, Step
+from gptj_serve.engine.scheduler import Counters, Event, Sampled, Wait
+from gptj_serve.errors import ServingError
 
 
-class StepLoop:
-    """One backend, one scheduler, one thread.
+class Step(Protocol):
+    """What one step computes."""
+
+    @property
+    def calls(self) -> set[int]:
+        """The calls whose sequences have a part in it."""
+        ...
+
+
+StepT = TypeVar("StepT", bound=Step)
+ComputedStep = TypeVar("ComputedStep", bound=Step, contravariant=True)
+
+
+class PendingStep(Protocol):
+    """A step that was launched."""
+
+    def results(self) -> Sequence[Sequence[Sampled]]:
+        """Wait for the step; the tokens of each row that chooses some, in the order of the step's rows.
+
+        Raises:
+            BatchLost, BackendDead: As `gptj_serve.engine.failures` has them.
+        """
+        ...
+
+
+class StepRunner(Protocol[ComputedStep]):
+    """Runs steps in the order in which they are launched."""
+
+    def launch(self, step: ComputedStep) -> PendingStep:
+        """Start a step. A runner that can be one step ahead waits neither for it nor for any before it.
+
+        Raises:
+            ValueError: The step passes a limit; nothing has run.
+            BatchLost, BackendDead: As `gptj_serve.engine.failures` has them.
+        """
+        ...
+
+    def release(self) -> None:
+        """No sequence runs any more: give up what the last steps held."""
+        ...
+
+
+class StepScheduler(Protocol[StepT]):
+    """Decides the steps; see `gptj_serve.engine.scheduler.Scheduler`."""
+
+    counters: Counters
+
+    @property
+    def num_running(self) -> int: ...
+    def expire(self, now_s: float) -> list[Event]: ...
+    def schedule(self, now_s: float) -> StepT | Wait: ...
+    def commit(self, step: StepT, sampled: Sequence[Sequence[Sampled]], now_s: float) -> list[Event]: ...
+    def fail(self, step: StepT, error: ServingError, now_s: float) -> list[Event]: ...
+    def check(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched(Generic[StepT]):
+    """A step in flight, or why it could not be launched."""
+
+    step: StepT
+    pending: PendingStep | Exception
+
+
+class StepLoop(Generic[StepT]):
+    """One runner, one scheduler, one thread.
 
     Args:
         scheduler: Decides what runs.
-        backend: Runs it.
+        runner: Runs it.
         now_s: The clock, in seconds.
+        steps_ahead: Steps in flight while the next one is scheduled: 0, or 1 for a scheduler that plans
+            without knowing the tokens of the step before.
+        checks: Check the scheduler's books after every step; an error in them ends the loop.
 
     Attributes:
         num_steps: Steps that were run, those that failed included.
     """
 
     def __init__(
-        self, scheduler: StaticScheduler, backend: Backend, now_s: Callable[[], float] = time.monotonic
+        self,
+        scheduler: StepScheduler[StepT],
+        runner: StepRunner[StepT],
+        now_s: Callable[[], float] = time.monotonic,
+        *,
+        steps_ahead: int,
+        checks: bool = False,
     ) -> None:
+        if steps_ahead not in (0, 1):
+            raise ValueError(f"steps_ahead is {steps_ahead}; must be 0 or 1")
         self._scheduler = scheduler
-        self._backend = backend
+        self._runner = runner
         self._now_s = now_s
+        self._is_ahead = steps_ahead == 1
+        self._checks = checks
+        self._in_flight: _Launched[StepT] | None = None
         self._failed_steps = FailedSteps(scheduler.counters)
         self.num_steps = 0
 
     def step(self) -> tuple[list[Event], Wait | None]:
-        """Run one step.
+        """Launch the next step, if there is one, and finish the one before, or this one.
 
         Returns:
             What happened, and how long there is nothing to run (None if there may be more at once).
 
         Raises:
-            BackendDead: The process has to end; the batch's sequences have had no terminal event.
+            BackendDead: The process has to end; sequences of steps in flight have had no terminal event.
         """
         self._failed_steps.check()
         events = self._scheduler.expire(self._now_s())
         step = self._scheduler.schedule(self._now_s())
+        before = self._in_flight
         if isinstance(step, Wait):
-            return events, step
+            if before is None:
+                return events, step
+            self._in_flight = None
+        else:
+            self._in_flight = self._launch(step)
+        if before:
+            events += self._finish(before)
+        # sequences of a step that failed must not be scheduled again before they have failed
+        last = self._in_flight
+        if last and (not self._is_ahead or isinstance(last.pending, Exception)):
+            events += self._finish(last)
+            self._in_flight = None
+        if self._checks:
+            self._scheduler.check()
+        if not self._in_flight and not self._scheduler.num_running:
+            self._runner.release()
+        return events, None
+
+    def _launch(self, step: StepT) -> _Launched[StepT]:
         try:
-            sampled = self._run(step)
+            return _Launched(step, self._runner.launch(step))
+        except BackendDead:
+            raise
+        except Exception as error:
+            return _Launched(step, error)
+
+    def _finish(self, launched: _Launched[StepT]) -> list[Event]:
+        try:
+            if isinstance(launched.pending, Exception):
+                raise launched.pending
+            sampled = launched.pending.results()
         except BackendDead:
             raise
         except Exception as error:
             # whatever failed must not reach the next batch
-            failure = self._failed_steps.add(error, {row.call for row in step.rows if row})
-            events += self._scheduler.fail(step, failure, self._now_s())
+            failure = self._failed_steps.add(error, launched.step.calls)
+            events = self._scheduler.fail(launched.step, failure, self._now_s())
         else:
-            events += self._scheduler.commit(step, sampled, self._now_s())
+            events = self._scheduler.commit(launched.step, sampled, self._now_s())
         self.num_steps += 1
-        if not self._scheduler.num_running:
-            self._backend.reset()
-        return events, None
-
-    @torch.inference_mode()
-    def _run(self, step: Step) -> Sequence[Sampled | None]:
-        if isinstance(step, Prefill):
-            self._backend.reset()  # a batch whose rows were all aborted was never ended by a step
-            logits_BV = self._backend.prefill([row.request.prompt_ids for row in step.rows])
-        else:
-            logits_BV = self._backend.decode([row.generated_ids[-1] if row else 0 for row in step.rows])
-        return sample(logits_BV, [_sampler_row(row) for row in step.rows])
-
-
-def _sampler_row(running: Running | None) -> SamplerRow | None:
-    if running is None:
-        return None
-    return SamplerRow(
-        sampling=running.request.sampling,
-        prompt_ids=running.request.prompt_ids,
-        generated_ids=running.generated_ids,
-        eos_token_ids=running.request.eos_token_ids,
-        logprobs=running.request.logprobs,
-        num_top_logprobs=running.request.num_top_logprobs,
-    )
+        return events

@@ -108,6 +108,9 @@ class FakeRunner:
         sampled = [[Sampled(tokens[row.slot])] for row in step.sampled_rows]
         return FakePending(sampled, lambda: self.before_results(number))
 
+    def release(self) -> None:
+        """Nothing to give up."""
+
     def _check_limits(self, step: ContinuousStep) -> None:
         rows = (*step.prefills, *step.decodes)
         assert rows

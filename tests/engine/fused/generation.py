@@ -7,10 +7,10 @@ import torch
 from transformers import GPTJForCausalLM
 
 from gptj_serve.engine.fused.runner import FusedRunner
-from gptj_serve.engine.fused.schedule.plan import ContinuousStep, RunnerLimits, StepRunner
+from gptj_serve.engine.fused.schedule.plan import ContinuousRunner, ContinuousStep, RunnerLimits
 from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
-from gptj_serve.engine.fused.step_loop import ContinuousStepLoop
 from gptj_serve.engine.scheduler import Ended, Token
+from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.request import GenerationRequest, SamplingParams
 
 
@@ -38,13 +38,16 @@ class Driver:
         self.steps: list[ContinuousStep] = []
         self.ended: dict[str, str] = {}
         self.tokens: dict[str, list[Token]] = {}
-        self._runner: StepRunner = runner
+        self._runner: ContinuousRunner = runner
         self.scheduler = ContinuousScheduler(self.limits, max_queue=1000)
-        self._loop = ContinuousStepLoop(self.scheduler, self, checks=True)
+        self._loop = StepLoop(self.scheduler, self, steps_ahead=1, checks=True)
 
     def launch(self, step: ContinuousStep) -> object:
         self.steps.append(step)
         return self._runner.launch(step)
+
+    def release(self) -> None:
+        self._runner.release()
 
     def run(
         self, arrivals: Mapping[int, Mapping[str, GenerationRequest]], aborts: Mapping[int, str] | None = None

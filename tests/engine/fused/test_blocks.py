@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptj_serve.engine.fused.schedule.blocks import BlockPool, IntegrityError
+from gptj_serve.engine.fused.schedule.blocks import BlockPool
+from gptj_serve.engine.scheduler import IntegrityError
 
 
 def test_all_or_nothing() -> None:

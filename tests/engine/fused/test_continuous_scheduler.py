@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from fake_runner import EOS, FakeRunner, alone, limits, request
 
-from gptj_serve.engine.fused.schedule.blocks import IntegrityError
 from gptj_serve.engine.fused.schedule.plan import ContinuousStep, Row, RunnerLimits
 from gptj_serve.engine.fused.schedule.scheduler import (
     LARGE_BATCH,
@@ -15,7 +14,7 @@ from gptj_serve.engine.fused.schedule.scheduler import (
     PATIENCE_S,
     ContinuousScheduler,
 )
-from gptj_serve.engine.scheduler import Ended, Event, Key, Sampled, Token, Wait
+from gptj_serve.engine.scheduler import Ended, Event, IntegrityError, Key, Sampled, Token, Wait
 from gptj_serve.errors import BadRequest, InternalError, Overloaded, Unavailable
 from gptj_serve.request import GenerationRequest
 

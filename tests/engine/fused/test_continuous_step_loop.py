@@ -6,10 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptj_serve.engine.failures import MAX_FAILED_STEPS, BackendDead, BatchLost, FailedSteps
-from gptj_serve.engine.fused.schedule.blocks import IntegrityError
 from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
-from gptj_serve.engine.fused.step_loop import ContinuousStepLoop
-from gptj_serve.engine.scheduler import Counters, Ended, Event, Token, Wait
+from gptj_serve.engine.scheduler import Counters, Ended, Event, IntegrityError, Token, Wait
+from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.request import GenerationRequest
 
 
@@ -20,7 +19,7 @@ class Joined:
         self.runner = FakeRunner(limits(**changes))
         self.scheduler = ContinuousScheduler(self.runner.limits, max_queue=50)
         self.now_s = 0.0
-        self.loop = ContinuousStepLoop(self.scheduler, self.runner, lambda: self.now_s, checks=True)
+        self.loop = StepLoop(self.scheduler, self.runner, lambda: self.now_s, steps_ahead=1, checks=True)
         self.said: list[str] = []
         self.errors: dict[str, Exception] = {}
         self.runner.before_launch = lambda number: self.say(f"launch {number}")

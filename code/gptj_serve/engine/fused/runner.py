@@ -22,7 +22,7 @@ from gptj_serve.engine.scheduler import Sampled
 
 
 class FusedRunner:
-    """Meets `gptj_serve.engine.fused.schedule.plan.StepRunner`.
+    """Meets `gptj_serve.engine.fused.schedule.plan.ContinuousRunner`.
 
     Args:
         state: The model and its memory.
@@ -63,6 +63,9 @@ class FusedRunner:
                 choice = self._decode([step.decodes[place] for place in group])
                 parts.append(([num_prefills + place for place in group], choice))
         return RunningStep(parts)
+
+    def release(self) -> None:
+        """Nothing to give up: slots and blocks are the scheduler's."""
 
     @contextmanager
     def _memory_given_back(self) -> Iterator[None]:
@@ -119,7 +122,7 @@ class FusedRunner:
 
 
 class RunningStep:
-    """Meets `gptj_serve.engine.fused.schedule.plan.PendingStep`.
+    """Meets `gptj_serve.engine.step_loop.PendingStep`.
 
     Args:
         parts: All choices of the step.

@@ -19,12 +19,22 @@ class Prefill:
 
     rows: tuple[Running, ...]
 
+    @property
+    def calls(self) -> set[int]:
+        """The calls whose sequences have a part in it."""
+        return {row.call for row in self.rows}
+
 
 @dataclass(frozen=True, slots=True)
 class Decode:
     """Append one token to every row of the running batch; None marks a row whose sequence has ended."""
 
     rows: tuple[Running | None, ...]
+
+    @property
+    def calls(self) -> set[int]:
+        """The calls whose sequences have a part in it."""
+        return {row.call for row in self.rows if row is not None}
 
 
 Step = Prefill | Decode
@@ -121,20 +131,20 @@ class StaticScheduler(Scheduler):
         self._waiting = deque(running for running in self._waiting if id(running) not in taken)
         return batch
 
-    def commit(self, step: Step, sampled: Sequence[Sampled | None], now_s: float) -> list[Event]:
+    def commit(self, step: Step, sampled: Sequence[Sequence[Sampled]], now_s: float) -> list[Event]:
         """Book the tokens of a step.
 
         Args:
             step: What `schedule` returned.
-            sampled: One entry a row; entries of rows that had ended are ignored.
+            sampled: The tokens of each row; those of rows that had ended are ignored.
             now_s: The time at which the tokens were known.
         """
         events: list[Event] = []
-        for running, choice in zip(step.rows, sampled, strict=True):
-            # a row may have been aborted while the step ran
-            if running is None or choice is None or running not in self._rows:
-                continue
-            events.extend(self._book(running, choice, now_s))
+        for running, tokens in zip(step.rows, sampled, strict=True):
+            for token in tokens:
+                # a row may have been aborted while the step ran
+                if running is not None and running in self._rows:
+                    events.extend(self._book(running, token, now_s))
         return events
 
     def fail(self, step: Step, error: ServingError, now_s: float) -> list[Event]:

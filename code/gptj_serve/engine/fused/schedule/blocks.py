@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-
-class IntegrityError(Exception):
-    """The books do not add up: a block leaked, is held twice, or someone has too few. Always a bug."""
+from gptj_serve.engine.scheduler import IntegrityError
 
 
 class BlockPool:

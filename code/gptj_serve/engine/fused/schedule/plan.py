@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from gptj_serve.engine.scheduler import Sampled
+from gptj_serve.engine.step_loop import StepRunner
 from gptj_serve.request import GenerationRequest
 
 
@@ -64,6 +64,11 @@ class ContinuousStep:
     decodes: tuple[Row, ...]
 
     @property
+    def calls(self) -> set[int]:
+        """The calls whose sequences have a part in it."""
+        return {row.call for row in (*self.prefills, *self.decodes)}
+
+    @property
     def sampled_rows(self) -> tuple[Row, ...]:
         """The rows that choose a token, in the order of the results."""
         return (*(row for row in self.prefills if row.samples), *self.decodes)
@@ -93,20 +98,8 @@ class RunnerLimits:
     max_prefill: int
 
 
-class PendingStep(Protocol):
-    """A step that was launched."""
-
-    def results(self) -> list[list[Sampled]]:
-        """Wait for the step; the tokens of each of its `ContinuousStep.sampled_rows`, in order, one at least.
-
-        Raises:
-            BatchLost, BackendDead: As `gptj_serve.engine.failures` has them.
-        """
-        ...
-
-
-class StepRunner(Protocol):
-    """Runs steps in the order in which they are launched.
+class ContinuousRunner(StepRunner[ContinuousStep], Protocol):
+    """Runs steps in the order in which they are launched, without waiting for any.
 
     A step may use a slot or a block that the step before it used for another sequence: everything
     happens in launch order on the device.
@@ -114,12 +107,3 @@ class StepRunner(Protocol):
 
     name: str
     limits: RunnerLimits
-
-    def launch(self, step: ContinuousStep) -> PendingStep:
-        """Start a step without waiting for it, or for any before it.
-
-        Raises:
-            ValueError: The step passes a limit; nothing has run.
-            BatchLost, BackendDead: As `gptj_serve.engine.failures` has them.
-        """
-        ...

@@ -14,10 +14,9 @@ So the oldest goes on until it ends, and then another one is the oldest.
 from collections import Counter
 from collections.abc import Sequence
 
-from gptj_serve.engine.fused.schedule.blocks import IntegrityError
 from gptj_serve.engine.fused.schedule.plan import ContinuousStep, Row, RunnerLimits
 from gptj_serve.engine.fused.schedule.seats import Seat, Seats
-from gptj_serve.engine.scheduler import Ended, Event, Running, Sampled, Scheduler, Wait
+from gptj_serve.engine.scheduler import Ended, Event, IntegrityError, Running, Sampled, Scheduler, Wait
 from gptj_serve.errors import BadRequest, ServingError
 from gptj_serve.request import GenerationRequest
 
@@ -34,7 +33,7 @@ MAKE_WAY_S = 0.25
 
 
 class ContinuousScheduler(Scheduler):
-    """Continuous batching over one `gptj_serve.engine.fused.schedule.plan.StepRunner`.
+    """Continuous batching over one `gptj_serve.engine.fused.schedule.plan.ContinuousRunner`.
 
     Args:
         limits: The runner's.
@@ -118,6 +117,7 @@ class ContinuousScheduler(Scheduler):
         Raises:
             IntegrityError: They do not; says what is wrong.
         """
+        super().check()
         self._seats.check()
         started = set(self._num_pending)
         if not set(self._running()) <= started <= set(self._held()):

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gptj_serve.engine.fused.schedule.blocks import BlockPool, IntegrityError
+from gptj_serve.engine.fused.schedule.blocks import BlockPool
 from gptj_serve.engine.fused.schedule.plan import RunnerLimits
-from gptj_serve.engine.scheduler import Running
+from gptj_serve.engine.scheduler import IntegrityError, Running
 
 
 @dataclass(slots=True, eq=False)

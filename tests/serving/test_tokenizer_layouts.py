@@ -269,6 +269,7 @@ def test_a_corrupt_file_is_named(layout: Layout, name: str, content: bytes, tmp_
             Layout(config={**GPT2, "added_tokens_decoder": {"0": "text"}}),
             r"Transformers makes no tokenizer of tokenizer\.json, tokenizer_config\.json: TypeError: .*dict",
         ),
+        (Layout(config={**GPT2, "additional_special_tokens": 5}), "Transformers makes no tokenizer of"),
         (
             Layout(config={"tokenizer_class": "TokenizersBackend"}, json={"decoder": {"type": "Fuse"}}),
             "the tokenizer's decoder is Fuse; only ByteLevel",

@@ -157,11 +157,11 @@ class _AddedTokens:
 
     def has_all_special(self, special: Mapping[str, Any]) -> bool:
         """Whether all tokens that have a name, or are listed, are special here too."""
-        listed = [token for name in _TOKEN_LISTS for token in special.get(name) or ()]
-        named = [special[name] for name in special if name not in _TOKEN_LISTS and special[name] is not None]
-        return special.keys() <= {*_NAMED_TOKENS, *_TOKEN_LISTS} and all(
-            map(self._is_special, named + listed)
-        )
+        tokens: list[Any] = []
+        for name, value in special.items():
+            is_list = name in _TOKEN_LISTS and isinstance(value, (list, dict))
+            tokens += value if is_list else [value] if value is not None else []
+        return special.keys() <= {*_NAMED_TOKENS, *_TOKEN_LISTS} and all(map(self._is_special, tokens))
 
     def has_decoder(self, decoder: Any) -> bool:
         """Whether a list of added tokens by their ids is that of ``tokenizer.json``, if there is one."""

@@ -71,11 +71,10 @@ def test_a_template_that_loops_costs_nobody_else_anything(chatty: Server) -> Non
     assert ask(chatty).status == 200
 
 
-@pytest.mark.parametrize("front", ["mms", "http"])
-def test_a_template_that_cannot_be_used_refuses_chat_alone(tmp_path: Path, front: str) -> None:
+def test_a_template_that_cannot_be_used_refuses_chat_alone(tmp_path: Path) -> None:
     model_dir = model_with(tmp_path / "model", "{% if %}")
     with contextlib.closing(
-        Server(GPTJ_MODEL_DIR=str(model_dir), GPTJ_FRONT=front, GPTJ_ENGINE="fused")
+        Server(GPTJ_MODEL_DIR=str(model_dir), GPTJ_FRONT="http", GPTJ_ENGINE="fused")
     ) as server:
         server.wait_until_ready()
         assert server.processes_of("gptj_serve.serving.templates.process")

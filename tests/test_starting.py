@@ -256,12 +256,11 @@ if any(name in " ".join(sys.orig_argv) for name in ("gptj_serve.serving.http", "
 """
 
 
-@pytest.mark.parametrize("front", ["mms", "http"])
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    ("front", "error", "reason"),
     [
-        ("errors.StartupError('tokenizer.json: no')", "tokenizer.json: no"),
-        ("OSError('gone')", "the front could not start: OSError: gone"),
+        ("mms", "errors.StartupError('tokenizer.json: no')", "tokenizer.json: no"),
+        ("http", "OSError('gone')", "the front could not start: OSError: gone"),
     ],
     ids=["foreseen", "unforeseen"],
 )

@@ -132,8 +132,6 @@ def profile(
     bias = {
         token_id: value for token_id, value in dict(sampling.logit_bias).items() if 0 <= token_id < vocab_size
     }
-    penalises_generated = bool(sampling.presence_penalty or sampling.frequency_penalty)
-    repetition = sampling.repetition_penalty if sampling.repetition_penalty != 1.0 else None
     draws = sampling.do_sample
     return Profile(
         num_prompt=num_prompt,
@@ -146,10 +144,10 @@ def profile(
         eos_token_ids=eos,
         bias_ids=np.array(list(bias), dtype=np.int64),
         bias_values=np.array(list(bias.values()), dtype=np.float64),
-        penalises_generated=penalises_generated,
+        penalises_generated=bool(sampling.presence_penalty or sampling.frequency_penalty),
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
-        repetition_penalty=repetition,
+        repetition_penalty=sampling.repetition_penalty if sampling.repetition_penalty != 1.0 else None,
         temperature=sampling.temperature if draws and sampling.temperature != 1.0 else None,
         last_of_top_k=sampling.top_k - 1 if draws and 0 < sampling.top_k < vocab_size else None,
         rest_of_top_p=1 - sampling.top_p if draws and sampling.top_p < 1.0 else None,

@@ -438,3 +438,15 @@ def test_a_config_that_is_far_too_large(tmp_path: Path) -> None:
     write_model(tmp_path)
     os.truncate(tmp_path / CONFIG, 1 << 40)
     assert refusal(tmp_path).startswith(f"{tmp_path / CONFIG}: {1 << 40} bytes, expected ")
+
+
+@pytest.mark.parametrize("name", [CONFIG, "generation_config.json", "model.safetensors.index.json"])
+def test_pointers_of_git_lfs(tmp_path: Path, name: str) -> None:
+    write_model(tmp_path, files="sharded safetensors")
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert refusal(tmp_path).startswith(f"{tmp_path / name}: is a Git LFS pointer")
+
+
+def test_what_nobody_reads_does_not_matter(tmp_path: Path) -> None:
+    os.mkfifo(write_model(tmp_path) / ".a-tool's.pipe")
+    assert find_checkpoint(tmp_path).notes == ()

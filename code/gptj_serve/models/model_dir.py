@@ -184,7 +184,8 @@ def _has_weights(folder: Path) -> bool:
 
 def _refuse_special_files(directory: Path) -> None:
     """Whoever opens a pipe waits for its writer, and a device may have no end: none belongs here."""
-    for path in map(directory.joinpath, sorted(os.listdir(directory))):
+    names = sorted(name for name in os.listdir(directory) if not name.startswith("."))
+    for path in map(directory.joinpath, names):
         try:
             kind = special_kind(path.stat().st_mode)
         except OSError:  # a link without a target; who needs it says so

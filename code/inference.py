@@ -55,6 +55,7 @@ def model_fn(model_dir: str) -> Service:  # noqa: ARG001 - the engine says where
         tokenizer,
         settings.max_payload_mb * 1024 * 1024,
         settings.request_timeout_s,
+        max_queue=settings.max_queue,
         template=TemplateClient(run_dir.template_socket(directory)),
     )
 

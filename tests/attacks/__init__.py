@@ -4,11 +4,11 @@
 bound on time, and on the memory of process ``N`` and all that it has started.
 """
 
-from attacks import connections, protocol
+from attacks import connections, load, protocol
 from attacks.attack import Attack
 from attacks.target import Target
 
 __all__ = ["ALL", "Attack", "Target"]
 
-ALL: tuple[Attack, ...] = (*protocol.ATTACKS, *connections.ATTACKS)
+ALL: tuple[Attack, ...] = (*protocol.ATTACKS, *connections.ATTACKS, *load.ATTACKS)
 """All attacks there are."""

@@ -11,6 +11,7 @@ from serving_fakes import FakeClient, tokenizer
 from gptj_serve.errors import is_failure
 from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Ask
+from gptj_serve.serving.http.body import Bodies
 from gptj_serve.serving.http.generate import Generate
 from gptj_serve.serving.http.parsing import Parser
 from gptj_serve.serving.parsing import pack, unpack
@@ -34,6 +35,7 @@ def ask(read: Any, body: bytes, is_openai: bool = False) -> tuple[int, Any]:
         shared: Any = SimpleNamespace(
             settings=SimpleNamespace(max_payload_mb=1, request_timeout_s=30.0),
             service=service,
+            bodies=Bodies(MIB),
             metrics=SimpleNamespace(finished=lambda *_, **__: None),
             parser=Parser(service, None, None),  # type: ignore[arg-type]
         )

@@ -382,10 +382,10 @@ def test_truncate_keeps_the_end() -> None:
         ({"inputs": ["a", ""]}, "inputs[1]: is empty"),
         ({"inputs": {"text_inputs": ["a", "b", ""]}}, "inputs.text_inputs[2]: is empty"),
         ({"inputs": ["a", "b\ud800"]}, "inputs[1]: has a lone surrogate at character 1"),
-        ({"inputs": ["a"] * 65}, "at most 64"),
+        ({"inputs": ["a"] * 1025}, "at most 1024"),
         (
-            {"inputs": ["a"] * 20, "parameters": {"do_sample": True, "num_return_sequences": 4}},
-            "80 sequences",
+            {"inputs": ["a"] * 300, "parameters": {"do_sample": True, "num_return_sequences": 4}},
+            "1200 sequences",
         ),
         ({"inputs": "a", "parameters": {"num_return_sequences": 2}}, "num_return_sequences=2"),
         (
@@ -404,9 +404,10 @@ def test_what_cannot_run_never_reaches_the_engine(document: Any, named: str) -> 
 
 
 def test_a_request_may_have_as_many_sequences_as_the_limit_says() -> None:
-    assert parse({"inputs": ["a"] * 64}).num_sequences == 64
-    assert parse({"inputs": ["a"] * 2}, max_sequences=2).num_sequences == 2
-    assert "at most 2" in refusal({"inputs": ["a"] * 3}, max_sequences=2)
+    assert parse({"inputs": ["a"] * 1024}).num_sequences == 1024
+    assert parse({"inputs": ["a"] * 6}, max_queue=2).num_sequences == 6
+    assert "at most 6" in refusal({"inputs": ["a"] * 7}, max_queue=2)
+    assert "at most 1024" in refusal({"inputs": ["a"] * 1025}, max_queue=100_000)
 
 
 def test_the_context_is_a_limit_told_with_its_numbers() -> None:

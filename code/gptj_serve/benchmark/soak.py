@@ -1,22 +1,30 @@
 """Many clients, for a long time, doing everything at once: is every answer the one its prompt gets alone?
 
-Usage: scripts/benchmark soak --url URL [--clients 64] [--seconds 600] [--pid PID] [--out F]
+Usage: scripts/benchmark soak --url URL [--clients 64] [--seconds 600] [--pid PID] [--attacks tests] [--out F]
 
 Each client mixes short, long, streamed, abandoned and bad requests against a running HTTP front. Greedy
 answers are compared with those that the prompts got alone before. What an overloaded server refuses or
 does not finish in time is counted, not wrong: a longer GPTJ_REQUEST_TIMEOUT_S lets it finish. With the pid
 of ``serve``, memory and open files of all its processes are looked at before, meanwhile and after. Exit
 code 0: nothing was lost or crossed, and no sequence and no open file is left.
+
+With ``--attacks``, the folder that holds the package of attacks, a tenth of what clients do in the second
+half are attacks; then ``/ping``, measured by a process of its own, must take at most twice as long there
+(99th percentile) as in the first half, and memory must not grow.
 """
 
 import argparse
 import asyncio
 import collections
+import concurrent.futures
+import contextlib
+import importlib
 import json
+import multiprocessing
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +46,16 @@ BAD = (
     {"inputs": 1},
 )
 
+KINDS = {"whole": 4.0, "stream": 4.0, "abandoned": 2.0, "bad": 1.0}
+ATTACKS_WEIGHT = sum(KINDS.values()) / 9
+"""Of all that clients do, a tenth."""
+PING_EVERY_S = 0.05
+MAX_PING_RATIO = 2.0
+MAX_GROWTH_MIB = 128.0
+"""Between the end of the first half and the end: buffers, and the allocator's ways."""
+REST_S = 60.0
+"""For what attacks leave behind: limits on silent connections take half a minute."""
+
 TIMEOUT_S = 600.0
 """An answer that takes longer is lost."""
 
@@ -52,6 +70,9 @@ class Run:
         counts: What was asked, by kind; and what was refused or late.
         wrong: What was lost or crossed, in words.
         samples: Of the server's processes.
+        attack: One of the attacks, by chance; None if there are none.
+        attacks_from_s: When they begin.
+        got_through: What attacks found, in words.
     """
 
     alone: dict[tuple[str, int], str]
@@ -59,6 +80,9 @@ class Run:
     counts: collections.Counter[str] = field(default_factory=collections.Counter)
     wrong: list[str] = field(default_factory=list)
     samples: list[Any] = field(default_factory=list)
+    attack: Callable[[random.Random], None] | None = None
+    attacks_from_s: float = 0.0
+    got_through: list[str] = field(default_factory=list)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,9 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--pid", type=int, help="of serve, to look at its processes")
+    parser.add_argument("--attacks", type=Path, help="folder with the package attacks: mix them in")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
-    report = {**surroundings(), **asyncio.run(soak(args.url, args.clients, args.seconds, args.pid))}
+    attack = attacks_on(args.url, args.pid, args.attacks) if args.attacks else None
+    report = {**surroundings(), **asyncio.run(soak(args.url, args.clients, args.seconds, args.pid, attack))}
     print(json.dumps(report, indent=1))
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n")
@@ -78,22 +104,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def is_right(report: dict[str, Any]) -> bool:
-    """Nothing was lost or crossed, and no sequence or open file is left."""
+    """Nothing was lost or crossed, no sequence or open file is left, and attacks cost little."""
     before, after = report["resources_before"], report["resources_after"]
     has_leak = before is not None and after["open_files"] > before["open_files"]
-    return not report["wrong"] and report["sequences_left"] == 0 and not has_leak
+    ping, growth_mib = report.get("ping_p99_ms"), report.get("growth_mib")
+    is_late = ping is not None and ping["with_attacks"] > MAX_PING_RATIO * ping["without"]
+    has_grown = growth_mib is not None and growth_mib > MAX_GROWTH_MIB
+    return not (report["wrong"] or report["sequences_left"] or has_leak or is_late or has_grown)
 
 
-async def soak(url: str, num_clients: int, seconds: float, pid: int | None) -> dict[str, Any]:
+def attacks_on(url: str, pid: int | None, folder: Path) -> Callable[[random.Random], None]:
+    """What tries one of the attacks that take no longer than a second or so.
+
+    Args:
+        url: The service.
+        pid: Its first process.
+        folder: Holds the package ``attacks``.
+    """
+    sys.path.insert(0, str(folder.resolve()))
+    package = importlib.import_module("attacks")
+    target = package.Target.of(url, pid)
+    chosen = [one for one in package.ALL if one.is_cheap and target.front in one.fronts]
+
+    def attack(dice: random.Random) -> None:
+        one = dice.choice(chosen)
+        try:
+            one.run(target)
+        except (AssertionError, OSError) as error:
+            raise GotThrough(f"{one.name}: {type(error).__name__}: {str(error)[:200]}") from None
+
+    return attack
+
+
+async def soak(
+    url: str,
+    num_clients: int,
+    seconds: float,
+    pid: int | None,
+    attack: Callable[[random.Random], None] | None = None,
+) -> dict[str, Any]:
     """Run all clients and sum up."""
-    run = Run(await _answers_alone(url), time.monotonic() + seconds)
+    alone = await _answers_alone(url)
     before = await _resources_at_rest(pid)
+    started_s = time.monotonic()
+    half_s, until_s = started_s + seconds / 2, started_s + seconds
+    run = Run(alone, until_s, attack=attack, attacks_from_s=half_s)
     watch = asyncio.create_task(_watch(run, pid, seconds))
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=limits) as client:
-        await asyncio.gather(*(_client(client, random.Random(seed), run) for seed in range(num_clients)))
-    watch.cancel()
-    after = await _resources_at_rest(pid)
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pings = pool.submit(_pings, url, until_s)
+        async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=limits) as client:
+            dice = [random.Random(seed) for seed in range(num_clients)]
+            await asyncio.gather(*(_client(client, one, run) for one in dice))
+        watch.cancel()
+        split = _percentiles(await asyncio.wrap_future(pings), half_s)
+    after = await _resources_at_rest(pid, before)
     metrics = (await _get(url, "/metrics")).text
     return {
         "engine": next(line for line in metrics.splitlines() if line.startswith("gptj_engine_info")),
@@ -104,9 +169,43 @@ async def soak(url: str, num_clients: int, seconds: float, pid: int | None) -> d
         "sequences_left": sum(_metric(metrics, f"gptj_sequences_{name}") for name in ("running", "waiting")),
         "tokens": _metric(metrics, "gptj_generation_tokens_total"),
         "preemptions": _metric(metrics, "gptj_preemptions_total"),
+        **(_of_attacks(run, split, after) if attack else {}),
         "resources_before": before,
         "resources_meanwhile": run.samples,
         "resources_after": after,
+    }
+
+
+def _of_attacks(run: Run, split: dict[str, float], after: dict[str, Any] | None) -> dict[str, Any]:
+    """What the attacks came to; ``got_through`` also has bounds on time that a busy machine broke."""
+    growth_mib = None
+    if after is not None and len(run.samples) >= 5:
+        half_mib = sum(run.samples[4]["rss_mib"].values())  # the fifth of ten is the end of the first half
+        growth_mib = round(sum(after["rss_mib"].values()) - half_mib, 1)
+    through = dict(collections.Counter(run.got_through).most_common(20))
+    return {"ping_p99_ms": split, "growth_mib": growth_mib, "got_through": through}
+
+
+def _pings(url: str, until_s: float) -> list[tuple[float, float]]:
+    """When ``/ping`` was asked, on the monotonic clock of all processes, and how long each answer took."""
+    found = []
+    with httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
+        while (asked_s := time.monotonic()) < until_s:
+            client.get("/ping")
+            found.append((asked_s, time.monotonic() - asked_s))
+            time.sleep(PING_EVERY_S)
+    return found
+
+
+def _percentiles(pings: list[tuple[float, float]], half_s: float) -> dict[str, float]:
+    """The 99th percentiles before and after a moment, in milliseconds."""
+    halves = {
+        "without": [seconds for asked_s, seconds in pings if asked_s < half_s],
+        "with_attacks": [seconds for asked_s, seconds in pings if asked_s >= half_s],
+    }
+    return {
+        name: round(1000 * sorted(seconds)[int(0.99 * (len(seconds) - 1))], 1) if seconds else 0.0
+        for name, seconds in halves.items()
     }
 
 
@@ -131,10 +230,13 @@ async def _watch(run: Run, pid: int | None, seconds: float) -> None:
 
 async def _client(client: httpx.AsyncClient, rng: random.Random, run: Run) -> None:
     while time.monotonic() < run.until_s:
-        kind = rng.choices(("whole", "stream", "abandoned", "bad"), (4, 4, 2, 1))[0]
+        kind = _kind(rng, run)
         key = rng.choice(PROMPTS), rng.choice(LENGTHS)
         try:
-            if kind == "bad":
+            if kind == "attack":
+                assert run.attack is not None
+                await asyncio.to_thread(run.attack, rng)
+            elif kind == "bad":
                 answer = await client.post("/invocations", json=rng.choice(BAD))
                 if answer.status_code != 400:
                     run.wrong.append(f"bad request: {answer.status_code}")
@@ -148,8 +250,22 @@ async def _client(client: httpx.AsyncClient, rng: random.Random, run: Run) -> No
         except Overloaded as error:
             run.counts[str(error)] += 1
             await asyncio.sleep(rng.random())
+        except GotThrough as error:
+            run.counts[kind] += 1
+            run.got_through.append(str(error))
         except httpx.HTTPError as error:
             run.wrong.append(f"{kind}: {type(error).__name__} {error}")
+
+
+def _kind(rng: random.Random, run: Run) -> str:
+    kinds = dict(KINDS)
+    if run.attack is not None and time.monotonic() >= run.attacks_from_s:
+        kinds["attack"] = ATTACKS_WEIGHT
+    return rng.choices(list(kinds), list(kinds.values()))[0]
+
+
+class GotThrough(Exception):
+    """An attack found that a promise is broken."""
 
 
 class Overloaded(Exception):
@@ -197,22 +313,42 @@ async def _abandon(client: httpx.AsyncClient, prompt: str, after_s: float) -> No
         return
 
 
-async def _resources_at_rest(pid: int | None) -> dict[str, Any] | None:
+async def _resources_at_rest(pid: int | None, before: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Once it is quiet: with ``before``, as soon as no more files are open than there were."""
     # the front has to see the ends of connections, and the engine tells its figures four times a second
     await asyncio.sleep(2)
-    return _resources(pid)
+    give_up_s = time.monotonic() + REST_S
+    while (now := _resources(pid)) and before and now["open_files"] > before["open_files"]:
+        if time.monotonic() > give_up_s:
+            break
+        await asyncio.sleep(1)
+    return now
 
 
 def _resources(pid: int | None) -> dict[str, Any] | None:
     """Memory (resident) and open files of ``serve`` and all its processes."""
     if pid is None:
         return None
-    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    rss: collections.Counter[str] = collections.Counter()
+    num_files = 0
+    for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+        with contextlib.suppress(
+            psutil.NoSuchProcess, IndexError
+        ):  # one that lives for a body alone has ended
+            rss[_name(one.cmdline())] += one.memory_info().rss
+            num_files += one.num_fds()
     return {
-        # the launcher, the engine and the front by their modules
-        "rss_mib": {one.cmdline()[2]: round(one.memory_info().rss / (1 << 20), 1) for one in processes},
-        "open_files": sum(one.num_fds() for one in processes),
+        "rss_mib": {name: round(num_bytes / (1 << 20), 1) for name, num_bytes in rss.items()},
+        "open_files": num_files,
     }
+
+
+def _name(command: Sequence[str]) -> str:
+    """The launcher, the engine and the front by their modules; what is started otherwise by its file."""
+    if "-m" in command[:-1]:
+        return command[command.index("-m") + 1]
+    scripts = [Path(word).name for word in command[1:] if not word.startswith("-")]
+    return scripts[0] if scripts else Path(command[0]).name
 
 
 def _metric(text: str, name: str) -> float:

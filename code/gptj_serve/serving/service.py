@@ -24,7 +24,8 @@ from gptj_serve.serving.text import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-MAX_SEQUENCES = 64
+MAX_SEQUENCES = 1024
+"""Of one call, however long the queue is."""
 
 Read = Callable[[bytes, str | None, int], Ask]
 """Reads a body: its bytes, its content type, and the bytes that it may have."""
@@ -101,7 +102,7 @@ class Service:
         max_payload_bytes: Largest body.
         request_timeout_s: Seconds from arrival to answer.
         streaming: Whether the front can send tokens as they come.
-        max_sequences: Prompts times answers a prompt, at most, in one call.
+        max_queue: Sequences that may wait in the engine: a call may have as many, and a batch.
         clock: Seconds, monotonic.
         template: Makes prompts of messages for `parse`; None if the model cannot chat.
 
@@ -116,7 +117,7 @@ class Service:
         max_payload_bytes: int,
         request_timeout_s: float,
         streaming: bool = False,
-        max_sequences: int = MAX_SEQUENCES,
+        max_queue: int = MAX_SEQUENCES,
         clock: Callable[[], float] = time.monotonic,
         template: Renderer | None = None,
     ) -> None:
@@ -125,7 +126,7 @@ class Service:
         self.max_payload_bytes = max_payload_bytes
         self.request_timeout_s = request_timeout_s
         self._streaming = streaming
-        self._max_sequences = max_sequences
+        self._max_queue = max_queue
         self._clock = clock
         self._template = template
 
@@ -173,7 +174,7 @@ class Service:
         info = self._info()
         ask = replace(ask, parameters=ask.parameters.with_defaults(info))
         ask.parameters.check_against(info, ask.parameters_field)
-        self._check_num_sequences(ask)
+        self._check_num_sequences(ask, info)
         bad_words = self._bad_words(ask.parameters.bad_words)
         prompts = [
             self._prompt(text, ask, info, ask.prompt_name(index), bad_words)
@@ -299,16 +300,17 @@ class Service:
             skip_special=parameters.skip_special_tokens,
         )
 
-    def _check_num_sequences(self, ask: Ask) -> None:
+    def _check_num_sequences(self, ask: Ask, info: ModelInfo) -> None:
         each = ask.parameters.num_candidates
         num_sequences = len(ask.texts) * each
-        if num_sequences > self._max_sequences:
+        most = min(MAX_SEQUENCES, info.max_batch_size + self._max_queue)
+        if num_sequences > most:
             name = "best_of" if ask.parameters.best_of else "num_return_sequences"
             name = ask.parameters.names.get(name, name)
             raise BadRequest(
                 f"{ask.prompts_field}: {len(ask.texts)} prompts with {name}={each} make"
                 f" {num_sequences} sequences;"
-                f" one request has at most {self._max_sequences}"
+                f" one request has at most {most}, a batch and the queue"
             )
 
     def _info(self) -> ModelInfo:

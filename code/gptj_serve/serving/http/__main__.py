@@ -42,7 +42,9 @@ async def connect(settings: Settings, directory: Path, tokenizer: Tokenizer, for
     """What the application works with. The engine must be ready."""
     link = await EngineLink.connect(run_dir.engine_socket(directory))
     max_bytes = settings.max_payload_mb * 1024 * 1024
-    service = Service(link, tokenizer, max_bytes, settings.request_timeout_s, streaming=True)
+    service = Service(
+        link, tokenizer, max_bytes, settings.request_timeout_s, streaming=True, max_queue=settings.max_queue
+    )
     return Shared(
         settings=settings,
         link=link,
@@ -94,9 +96,8 @@ def main() -> int:
     directory = Path(os.environ[run_dir.ENV_NAME])
     with start_failures(directory):
         tokenizer = Tokenizer.of(PreparedTokenizer.load(run_dir.tokenizer(directory)))
-        max_bytes = settings.max_payload_mb * 1024 * 1024
         template = TemplateClient(run_dir.template_socket(directory))
-        forks = ForkServer(work(tokenizer, template, max_bytes, settings.request_timeout_s))
+        forks = ForkServer(work(settings, tokenizer, template))
         if os.read(args.go_fd, 1):  # else the launcher is gone
             uvloop.run(serve(settings, directory, tokenizer, forks))
     return 0

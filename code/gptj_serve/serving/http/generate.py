@@ -1,6 +1,7 @@
 """The endpoints that generate text: one ASGI application for each way a body may be read."""
 
 import asyncio
+import functools
 import json
 import logging
 import time
@@ -27,6 +28,8 @@ from gptj_serve.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+LARGE_ANSWER_TOKENS = 1000
+"""An answer that reports more tokens than these, the likely ones included, is rendered beside the loop."""
 T = TypeVar("T")
 Send = Callable[[dict[str, Any]], Any]
 
@@ -134,7 +137,10 @@ class Generate:
             if exchange.failure is not None:
                 raise exchange.failure
         result = self._shared.service.result(call, exchange.request_id, generation, exchange.first_token_s)
-        body, content_type = self._shared.service.render(call, result)
+        render = functools.partial(self._shared.service.render, call, result)
+        num_told = sum(len(answer.tokens) for answer in result.answers)
+        is_large = num_told * (1 + call.parameters.num_top_logprobs) > LARGE_ANSWER_TOKENS
+        body, content_type = await asyncio.to_thread(render) if is_large else render()
         self._count(call, 200, result)
         more = http_headers.of_result(call, result)
         await self._send_whole(exchange, 200, body, content_type, more)

@@ -15,18 +15,26 @@ from gptj_serve.serving.parsing import LARGE_BODY_BYTES, NUM_PLACES, Body
 from gptj_serve.serving.service import Read, Service
 from gptj_serve.serving.templates.client import Renderer, TemplateClient
 from gptj_serve.serving.text import Tokenizer
+from gptj_serve.settings import Settings
 
 MAX_WAITING = 16
 """Large bodies that wait for a place at most; the next one is refused with 429."""
 
 
-def work(tokenizer: Tokenizer, template: Renderer, max_bytes: int, request_timeout_s: float) -> Work:
+def work(settings: Settings, tokenizer: Tokenizer, template: Renderer) -> Work:
     """What the processes of large bodies do."""
 
     def parse(job: bytes) -> bytes:
         info, read, body = pickle.loads(job)
-        client = _Known(info)
-        service = Service(client, tokenizer, max_bytes, request_timeout_s, streaming=True, template=template)
+        service = Service(
+            _Known(info),
+            tokenizer,
+            settings.max_payload_mb * 1024 * 1024,
+            settings.request_timeout_s,
+            streaming=True,
+            max_queue=settings.max_queue,
+            template=template,
+        )
         return parsing.pack(lambda: parsing.parse(service, read, body), body.request_id)
 
     return parse

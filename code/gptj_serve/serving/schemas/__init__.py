@@ -1,7 +1,7 @@
 """The request and response schemas, one module each; the body's shape says which one a client speaks."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gptj_serve.errors import BadRequest, ServingError, UnsupportedMediaType
@@ -82,7 +82,26 @@ def render(
         document = tgi.render(call, answers)
     if isinstance(document, str):
         return document.encode(), body.PLAIN_UTF8
-    return encode(document).encode(), body.JSON
+    return b"".join(_pieces(document)), body.JSON
+
+
+def _pieces(document: Any) -> Iterator[bytes]:
+    """JSON, an answer at a time: encoding all at once would let no other thread run meanwhile."""
+    if isinstance(document, dict):
+        start = b"{"
+        for name, value in document.items():
+            yield start + encode(name).encode() + b":"
+            yield from _pieces(value) if isinstance(value, list) else (encode(value).encode(),)
+            start = b","
+        yield b"}" if document else b"{}"
+    elif isinstance(document, list):
+        start = b"["
+        for value in document:
+            yield start + encode(value).encode()
+            start = b","
+        yield b"]" if document else b"[]"
+    else:
+        yield encode(document).encode()
 
 
 def stream(call: Call, request_id: str) -> StreamRenderer:

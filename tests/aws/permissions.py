@@ -196,9 +196,8 @@ def _options(module: str, argv: Sequence[str]) -> argparse.Namespace:
     given = parser.parse_intermixed_args(argv) if module == "invoke" else parser.parse_args(argv)
     options = deploy_options.parser().parse_args([])
     words = getattr(given, "words", None)
-    options.name = _endpoint_of(words, given) if words is not None else getattr(given, "name", None) or "*"
-    if module == "upload_model":
-        options.name = "*"
+    named = _endpoint_of(words, given) if words is not None else getattr(given, "name", None)
+    options.name = named or options.name
     for key in ("region", "kms_key", "all", "is_async"):
         setattr(options, key, getattr(given, key, None))
     if to := getattr(given, "to", None):

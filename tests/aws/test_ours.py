@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from gptj_serve import demo
 from gptj_serve.aws import autoscaling, removal, waiting
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.grants import COMMANDS
+from gptj_serve.aws.iam import Scope, execution_policy
 from gptj_serve.aws.model_upload import SHA256
 from gptj_serve.aws.roles import ROLE_NAME
 
@@ -99,6 +101,13 @@ def test_a_role_of_others(aws: Aws) -> None:
     assert f"--role {ROLE_NAME}" in result.err
     iam = aws.client("iam")
     assert iam.list_role_policies(RoleName=ROLE_NAME)["PolicyNames"] == []
+    name = "gptj-serve-eu-west-1-gpt-j"
+    iam.put_role_policy(
+        RoleName=ROLE_NAME, PolicyName=name, PolicyDocument=json.dumps(execution_policy(Scope()))
+    )
+    deleted = call("delete", "gpt-j")
+    assert f"its policy {name} stays: `aws iam delete-role-policy" in deleted.err
+    assert iam.list_role_policies(RoleName=ROLE_NAME)["PolicyNames"] == [name]
     iam.tag_role(RoleName=ROLE_NAME, Tags=[{"Key": "gptj-serve:role", "Value": ROLE_NAME}])
     assert deploy(image, "--create-role", role=None).code == 0
 

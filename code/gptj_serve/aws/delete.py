@@ -90,7 +90,7 @@ def _delete(arguments: argparse.Namespace, console: Console) -> None:
 def _role_actions(aws: Aws, console: Console, name: str) -> list[Action]:
     """The policy that ``deploy --create-role`` made; who may not look has most likely not used it."""
     try:
-        return removal_actions(aws, name)
+        return removal_actions(aws, name, console)
     except ClientError as error:
         if not is_denied(error):
             raise

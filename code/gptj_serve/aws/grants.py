@@ -4,6 +4,7 @@ It is data. The tests let no command make a call in their process that is not al
 that are allowed and that nothing makes.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from gptj_serve.aws.iam import (
@@ -252,5 +253,8 @@ def documents(scope: Scope, command: str | None = None) -> dict[str, Any]:
         KeyError: There is no such command.
     """
     role = {"trust": dict(TRUST), "permissions": execution_policy(scope)}
-    everything = {name: policy(grants, scope) for name, grants in COMMANDS.items()} | {"execution-role": role}
+    # without a name, status shows every endpoint
+    scopes = {"status": replace(scope, name="*")}
+    everything = {name: policy(grants, scopes.get(name, scope)) for name, grants in COMMANDS.items()}
+    everything |= {"execution-role": role}
     return everything if command is None else {command: everything[command]}

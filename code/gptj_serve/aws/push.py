@@ -125,8 +125,8 @@ def _to_ecr(aws: Aws, image: Image, tag: str, arguments: argparse.Namespace, con
 def _check_media_type(pushed: Manifest, console: Console) -> None:
     if pushed.media_type != repository.MEDIA_TYPES[0]:
         console.progress(
-            f"warning: the image's manifest is of type {pushed.media_type}, which SageMaker may refuse; "
-            "scripts/build makes images without"
+            f"warning: the image's manifest is of type {pushed.media_type}, which SageMaker "
+            "refuses, and scripts/deploy with it; scripts/build makes images without"
         )
 
 

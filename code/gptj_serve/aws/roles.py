@@ -136,15 +136,22 @@ def plan_role(aws: Aws, endpoint: str, policy: Mapping[str, Any]) -> RoleChange:
     return RoleChange(tuple(actions), (undo,))
 
 
-def removal_actions(aws: Aws, endpoint: str) -> list[Action]:
+def removal_actions(aws: Aws, endpoint: str, console: Console) -> list[Action]:
     """The calls that take an endpoint's policy out of our role; none if there is none.
 
     Raises:
         ClientError: AWS refuses to tell.
     """
-    if _policy_of(aws, endpoint) is None or not _is_ours(find_role(aws, ROLE_NAME) or {}):
+    if _policy_of(aws, endpoint) is None:
         return []
-    return [_delete(aws, endpoint)]
+    if _is_ours(find_role(aws, ROLE_NAME) or {}):
+        return [_delete(aws, endpoint)]
+    name = policy_name(endpoint, aws.region)
+    console.progress(
+        f"note: the role {ROLE_NAME} has no tag {TAG}, so its policy {name} stays: "
+        f"`aws iam delete-role-policy --role-name {ROLE_NAME} --policy-name {name}` deletes it"
+    )
+    return []
 
 
 def find_role(aws: Aws, name: str) -> Mapping[str, Any] | None:

@@ -231,7 +231,7 @@ class Roller:
             self._call(action)
         if role:
             # the version before may need what another policy allowed
-            undo = role.undo if found.endpoint else removal_actions(self._aws, self._name)
+            undo = role.undo if found.endpoint else removal_actions(self._aws, self._name, self._console)
             for action in undo:
                 self._call(action)
 

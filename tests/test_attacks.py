@@ -1,22 +1,32 @@
 """The attacks of `attacks` on a service from outside."""
 
+from typing import Any
+
 import pytest
 
 import attacks
 from attacks import Attack, Target
 from harness import Server
 
-CHEAP = [
-    pytest.param(server, attack, id=f"{server}-{attack.name}")
-    for server in ("mms-hf", "http-fused")
-    for attack in attacks.ALL
-    if attack.is_cheap and server.split("-")[0] in attack.fronts
-]
+
+def cheap(front: str) -> list[Any]:
+    return [pytest.param(one, id=one.name) for one in attacks.ALL if one.is_cheap and front in one.fronts]
 
 
-@pytest.mark.parametrize(("server", "attack"), CHEAP, indirect=["server"])
-def test_what_takes_no_time(server: Server, attack: Attack) -> None:
+def run_on(server: Server, attack: Attack) -> None:
     attack.run(Target("127.0.0.1", server.port, server.process.pid))
+
+
+@pytest.mark.parametrize("server", ["mms-hf"], indirect=True)
+@pytest.mark.parametrize("attack", cheap("mms"))
+def test_what_takes_no_time_on_the_model_server(server: Server, attack: Attack) -> None:
+    run_on(server, attack)
+
+
+@pytest.mark.parametrize("server", ["http-fused"], indirect=True)
+@pytest.mark.parametrize("attack", cheap("http"))
+def test_what_takes_no_time_on_the_http_front(server: Server, attack: Attack) -> None:
+    run_on(server, attack)
 
 
 @pytest.mark.outside

@@ -85,21 +85,22 @@ def idle_as_load_balancers(target: Target) -> None:
 
 @attack(ATTACKS, is_cheap=False)
 def unread_answers(target: Target) -> None:
-    """A whole answer or a stream that nobody takes is given up after half a minute."""
-    length = {"max_new_tokens": 1000, "min_new_tokens": 1000}
+    """A whole answer or a stream that nobody takes is given up, half a minute after it is more than waits."""
+    length = {"max_new_tokens": 1900, "min_new_tokens": 1900}
+    several = {"do_sample": True, "num_return_sequences": 4, "details": True}
     wants: list[dict[str, Any]] = [
-        {"inputs": "And", "parameters": {**length, "details": True, "top_n_tokens": 5}},
-        {"inputs": "And", "parameters": length, "stream": True},
+        {"inputs": "And", "parameters": {**length, **several}},
+        {"prompt": "And", "n": 4, "logprobs": 5, "max_tokens": 1900, "min_tokens": 1900, "stream": True},
     ]
     with contextlib.ExitStack() as stack:
         socks = []
-        for want in wants * 2:
+        for want in wants:
             sock = stack.enter_context(socket.socket())
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.connect((target.host, target.port))
             sock.sendall(post(json.dumps(want).encode()))
             socks.append(sock)
-        time.sleep(50)
+        time.sleep(90)
         for sock in socks:
             data = received(sock, 5)
             assert data

@@ -75,7 +75,7 @@ async def serve(name: str, settings: Settings, directory: Path, *parts: Any) -> 
     await SERVERS[name](app, settings.port)
 
 
-def compare(name: str, attacks: list[str]) -> None:
+def compare(name: str, attacks: list[str], has_streams: bool) -> None:
     """Print what came of the attacks on a server, and what its streams cost."""
     prepare = http_front.prepare
 
@@ -90,6 +90,8 @@ def compare(name: str, attacks: list[str]) -> None:
             fake_service.running("http", front.TOKENS_PER_S, Path(folder, "log")) as service,
         ):
             run(Target("127.0.0.1", service.port, service.front_process.pid), attacks)
+        if not has_streams:
+            return
         try:
             streams = front.measure("http", front.Plan(num_calls=20, num_rounds=2))["streams"]
         except (ConnectionError, RuntimeError) as error:
@@ -115,12 +117,13 @@ def main() -> None:
         sys.exit(serve_instead(name))
     parser = argparse.ArgumentParser(prog="tests/attacks/servers.py")
     parser.add_argument("names", nargs="*", help=f"of {OURS}, {', '.join(SERVERS)} (default: all)")
+    parser.add_argument("--no-streams", action="store_true", help="attacks alone")
     parser.add_argument("--attacks", nargs="*", default=[], help="only these")
     args = parser.parse_args()
     for package in ("uvicorn", "h11", "httptools", "hypercorn", "granian"):
         print(package, importlib.metadata.version(package))
     for name in args.names or [OURS, *SERVERS]:
-        compare(name, args.attacks)
+        compare(name, args.attacks, has_streams=not args.no_streams)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from transformers import GPTJConfig, GPTJForCausalLM
 from gptj_serve.errors import StartupError
 from gptj_serve.models.config import CONFIG
 from gptj_serve.models.model_dir import find_checkpoint, find_directory
+from gptj_serve.models.remedies import GPT_J
+from gptj_serve.serving.tokenizing.files import read_plain
 
 
 def refusal(root: Path, given: str | None = None) -> str:
@@ -450,3 +452,13 @@ def test_pointers_of_git_lfs(tmp_path: Path, name: str) -> None:
 def test_what_nobody_reads_does_not_matter(tmp_path: Path) -> None:
     os.mkfifo(write_model(tmp_path) / ".a-tool's.pipe")
     assert find_checkpoint(tmp_path).notes == ()
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(StartupError) as caught:
+        read_plain(write_model(tmp_path))
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}: no tokenizer.json, and no vocab.json to do without it; copy the ")
+    assert message.endswith(
+        f"hf download {GPT_J} tokenizer.json tokenizer_config.json --local-dir {tmp_path}"
+    )

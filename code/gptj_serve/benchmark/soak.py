@@ -96,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
     attack = attacks_on(args.url, args.pid, args.attacks) if args.attacks else None
-    report = {**surroundings(), **asyncio.run(soak(args.url, args.clients, args.seconds, args.pid, attack))}
+    with contextlib.redirect_stdout(sys.stderr):  # attacks print what they see
+        found = asyncio.run(soak(args.url, args.clients, args.seconds, args.pid, attack))
+    report = {**surroundings(), **found}
     print(json.dumps(report, indent=1))
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -483,6 +483,7 @@ def test_other_paths_and_methods(front: Server, method: str, path: str, status: 
         assert told["code"] == {404: "not_found", 405: "method_not_allowed"}[status]
     elif status != 200:
         assert set(answer.json) == {"error", "error_type"}
+        assert ("GPTJ_CORS_ORIGINS" in answer.json["error"]) == (method == "OPTIONS")
     assert "server" not in answer.headers
 
 

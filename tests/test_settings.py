@@ -76,6 +76,13 @@ def test_the_models_name() -> None:
             Settings.from_env({"GPTJ_MODEL_NAME": wrong})
 
 
+def test_idle_connections_outlive_those_of_load_balancers() -> None:
+    assert Settings.from_env({}).idle_timeout_s > 60
+    assert Settings.from_env({"GPTJ_IDLE_TIMEOUT_S": "620"}).idle_timeout_s == 620
+    with pytest.raises(StartupError, match="GPTJ_IDLE_TIMEOUT_S='0': must be a whole number from 1 to 3600"):
+        Settings.from_env({"GPTJ_IDLE_TIMEOUT_S": "0"})
+
+
 def test_web_origins() -> None:
     assert Settings.from_env({}).cors_origins == ()
     origins = "https://a.example, http://localhost:3000"

@@ -241,16 +241,21 @@ def test_a_request_may_end_anywhere_in_what_arrives() -> None:
     chunked = ASK[:-2] + b"Transfer-Encoding: chunked\r\n\r\n4\r\n\r\n\r\n\r\n0\r\nX: \r\n\r\n"
     data = ASK + chunked + ASK[:-2] + b"Content-Length: 4\r\nConnection: close\r\n\r\n\r\n\r\n"
 
+    states: list[ServerState] = []
+
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        # nothing that is behind a request has reached the parser
+        assert not any(connection.pipeline for connection in states[0].connections)
         while (await receive())["more_body"]:
             pass
         await answering(1)(scope, receive, send)
 
     async def test() -> None:
-        async with serving(app) as (port, _):
+        async with serving(app) as (port, state):
+            states.append(state)
             for cut in range(1, len(data)):
                 async with asking(port, data[:cut]) as sock:
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0.002)
                     await asyncio.get_running_loop().sock_sendall(sock, data[cut:])
                     assert (await read_all(sock)).count(b"HTTP/1.1 200") == 3, cut
 

@@ -69,7 +69,7 @@ if "gptj_serve.engine" in sys.orig_argv:
 
 @pytest.mark.parametrize(
     ("engine", "module", "backend", "method"),
-    [("fused", "fused.runner", "FusedRunner", "launch"), ("hf", "hf", "HfBackend", "decode")],
+    [("fused", "fused.runner", "FusedRunner", "launch"), ("hf", "static.hf", "HfBackend", "decode")],
 )
 def test_an_engine_that_only_fails_ends_and_one_that_fails_at_times_does_not(
     tmp_path: Path, engine: str, module: str, backend: str, method: str

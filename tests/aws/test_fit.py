@@ -8,11 +8,10 @@ import torch
 from gptj_serve.aws.fit import GPT_J_6B, fits, fitting_types, longest_context, need_of, why_it_does_not_fit
 from gptj_serve.aws.instances import A10G, T4, Gpu, InstanceType, all_gpu_instances, find_instance
 from gptj_serve.engine.fused import memory_needs
-from gptj_serve.engine.fused.geometry import Geometry
 from gptj_serve.engine.fused.kernels.protocol import make_scratch
 from gptj_serve.engine.fused.layout import BLOCK_SIZE
 
-TWICE = dataclasses.replace(GPT_J_6B, n_layer=56)
+TWICE = dataclasses.replace(GPT_J_6B, num_layers=56)
 """A GPT-J of 12 billion parameters."""
 
 
@@ -35,10 +34,12 @@ def test_what_it_needs_on_a_t4() -> None:
 
 
 def test_scratch_memory_is_what_the_engine_takes() -> None:
-    geometry = Geometry(2, 4, 64, 32, 1024, 3000, 1e-5)
-    scratch = make_scratch(geometry, torch.empty(0, dtype=torch.float16), 512, 64)
+    architecture = dataclasses.replace(
+        GPT_J_6B, num_layers=2, num_heads=4, head_dim=64, width=256, inner=1024, vocab_size=3000
+    )
+    scratch = make_scratch(architecture, torch.empty(0, dtype=torch.float16), 512, 64)
     taken = sum(getattr(scratch, field.name).nbytes for field in dataclasses.fields(scratch))
-    assert taken == memory_needs.scratch_bytes(geometry, 512, 64)
+    assert taken == memory_needs.scratch_bytes(architecture, 512, 64)
 
 
 def test_what_does_not_fit_is_told_with_what_would() -> None:
@@ -70,7 +71,7 @@ def test_smaller_batches_need_less() -> None:
 
 
 def test_what_nothing_can_hold() -> None:
-    huge = dataclasses.replace(GPT_J_6B, n_layer=28 * 40)
+    huge = dataclasses.replace(GPT_J_6B, num_layers=28 * 40)
     told = why_it_does_not_fit(huge, instance("ml.p5en.48xlarge"), 2048, None)
     assert told is not None
     assert told[1] == "no instance type has such a GPU"

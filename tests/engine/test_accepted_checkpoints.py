@@ -15,7 +15,8 @@ from transformers import GPTJForCausalLM
 from gptj_serve.engine.fused.weights.load import load_weights
 from gptj_serve.engine.static.transformers_loader import load_model
 from gptj_serve.errors import StartupError
-from gptj_serve.models.config import CONFIG, EMBEDDING, TIED_HEAD
+from gptj_serve.models.architecture import EMBEDDING, TIED_HEAD
+from gptj_serve.models.config import CONFIG
 from gptj_serve.models.model_dir import find_checkpoint
 
 CPU = torch.device("cpu")

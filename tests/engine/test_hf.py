@@ -16,6 +16,7 @@ from gptj_serve.engine.static.backend import Backend, BackendLimits
 from gptj_serve.engine.static.hf import HfBackend, load_hf, row_bytes, rows_that_fit, warm_up
 from gptj_serve.engine.static.transformers_loader import load_model
 from gptj_serve.errors import StartupError
+from gptj_serve.models.families import read_architecture
 from gptj_serve.models.model_dir import Checkpoint, find_checkpoint
 
 CPU = torch.device("cpu")
@@ -262,7 +263,7 @@ def test_a_warm_up_that_fails_stops_the_start(backend: HfBackend, monkeypatch: p
 
 
 def test_rows_that_fit(checkpoint: Checkpoint) -> None:
-    gpt_j = replace(checkpoint, n_layer=28, n_embd=4096, n_head=16, n_positions=2048)
+    gpt_j = replace(checkpoint, architecture=read_architecture({"model_type": "gptj"}, Path("config.json")))
     one_row = row_bytes(gpt_j, 2048)
     cache_bytes = 458_752 * 2048
     scores_bytes = 16 * 2048 * 2048 * 4

@@ -26,7 +26,7 @@ from gptj_serve.engine.memory import (
 from gptj_serve.engine.static import transformers_loader as loader
 from gptj_serve.engine.static.transformers_loader import load_model, needed_bytes
 from gptj_serve.errors import StartupError
-from gptj_serve.models.config import ModelConfig, expected_shapes
+from gptj_serve.models.families import read_architecture, shapes_of
 from gptj_serve.models.model_dir import find_checkpoint
 
 CPU = torch.device("cpu")
@@ -158,7 +158,7 @@ print(json.dumps([[load(one, dtype) for dtype in (torch.float16, torch.float32)]
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_never_two_copies_in_memory(tmp_path: Path) -> None:
     """A 298 MB checkpoint: as FP16 it is only mapped; as FP32 there is the one converted copy."""
-    shapes = expected_shapes(ModelConfig(**_dims(LARGE)))
+    shapes = shapes_of(read_architecture({"model_type": "gptj", **_dims(LARGE)}, Path("config.json")))
     tensors = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in shapes.items()}
     fp16_bytes = sum(tensor.nbytes for tensor in tensors.values())
     assert fp16_bytes > 290e6
@@ -262,9 +262,8 @@ def test_memory_that_runs_out_on_a_cpu(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_needed_bytes_of_gpt_j_6b(tmp_path: Path) -> None:
     checkpoint = find_checkpoint(write_model(tmp_path))
-    gpt_j = replace(
-        checkpoint, n_layer=28, n_positions=2048, rotary_dim=64, n_embd=4096, num_weights=6_050_882_784
-    )
+    published = read_architecture({"model_type": "gptj"}, Path("config.json"))
+    gpt_j = replace(checkpoint, architecture=published, num_weights=6_050_882_784)
     assert needed_bytes(gpt_j, torch.float16) == 2 * 6_050_882_784 + 28 * 2048 * 64 * 4
 
 

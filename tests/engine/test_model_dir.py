@@ -16,7 +16,8 @@ from tiny import TINY_CONFIG, random_tensors, write_model
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from gptj_serve.errors import StartupError
-from gptj_serve.models.config import CONFIG, expected_shapes, parse_config
+from gptj_serve.models.config import CONFIG
+from gptj_serve.models.families import read_architecture, shapes_of
 from gptj_serve.models.model_dir import find_checkpoint
 
 FORMATS = ("safetensors", "sharded safetensors", "pickle", "sharded pickle")
@@ -37,24 +38,27 @@ def model_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("changes", [{}, {"n_inner": 48, "n_layer": 3}, {"n_inner": None}])
 def test_expected_shapes_are_those_of_transformers(changes: dict[str, Any]) -> None:
     config = TINY_CONFIG | changes
-    assert expected_shapes(parse_config(config, Path(CONFIG))) == model_shapes(config)
+    assert shapes_of(read_architecture(config, Path(CONFIG))) == model_shapes(config)
 
 
 def test_defaults_are_gpt_j_6b() -> None:
-    config = parse_config({"model_type": "gptj"}, Path(CONFIG))
+    config = read_architecture({"model_type": "gptj"}, Path(CONFIG))
     default = GPTJConfig()
-    for name in ("n_layer", "n_embd", "n_head", "rotary_dim", "n_positions", "vocab_size"):
-        assert getattr(config, name) == getattr(default, name)
-    assert sum(torch.Size(shape).numel() for shape in expected_shapes(config).values()) == 6_050_882_784
+    dims = (config.num_layers, config.width, config.num_heads, config.positions.dim)
+    assert dims == (default.n_layer, default.n_embd, default.n_head, default.rotary_dim)
+    assert (config.max_positions, config.vocab_size) == (default.n_positions, default.vocab_size)
+    assert (config.epsilon, config.activation) == (default.layer_norm_epsilon, default.activation_function)
+    assert sum(torch.Size(shape).numel() for shape in shapes_of(config).values()) == 6_050_882_784
 
 
 @pytest.mark.parametrize("files", FORMATS)
 def test_a_whole_model_is_described(tmp_path: Path, files: str) -> None:
     write_model(tmp_path, files=files, dtype=torch.float16, eos_token_id=[98, 99])
     checkpoint = find_checkpoint(tmp_path)
-    dims = (checkpoint.n_layer, checkpoint.n_embd, checkpoint.n_head, checkpoint.n_inner)
+    of = checkpoint.architecture
+    dims = (of.num_layers, of.width, of.num_heads, of.inner)
     assert dims == (2, 32, 4, 128)
-    assert (checkpoint.rotary_dim, checkpoint.n_positions, checkpoint.vocab_size) == (4, 64, 100)
+    assert (of.positions.dim, of.max_positions, of.vocab_size) == (4, 64, 100)
     assert (checkpoint.directory, checkpoint.generation.eos_token_ids) == (tmp_path, (98, 99))
     assert checkpoint.files.format == files.split()[-1]
     assert len(checkpoint.files.paths) == (2 if "sharded" in files else 1)
@@ -293,7 +297,7 @@ def test_tied_embeddings_need_no_head(tmp_path: Path) -> None:
     tensors = random_tensors(TINY_CONFIG, torch.float16)
     del tensors["lm_head.weight"]
     write_model(tmp_path, tensors=tensors, tie_word_embeddings=True)
-    assert find_checkpoint(tmp_path).tie_word_embeddings
+    assert find_checkpoint(tmp_path).architecture.tied_head
 
 
 # --- files

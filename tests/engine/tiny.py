@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from gptj_serve.models.config import CONFIG, expected_shapes, parse_config
+from gptj_serve.models.config import CONFIG
+from gptj_serve.models.families import read_architecture, shapes_of
 
 TINY_CONFIG: dict[str, Any] = {
     "architectures": ["GPTJForCausalLM"],
@@ -29,7 +30,7 @@ def random_tensors(config: dict[str, Any], dtype: torch.dtype, seed: int = 0) ->
     """Weights spread widely enough that greedy decoding is no constant."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, shape in expected_shapes(parse_config(config, Path(CONFIG))).items():
+    for name, shape in shapes_of(read_architecture(config, Path(CONFIG))).items():
         noise = torch.randn(shape, generator=generator)
         is_norm_scale = "ln_" in name and name.endswith("weight")
         tensors[name] = (1 + 0.1 * noise if is_norm_scale else 0.3 * noise).to(dtype)

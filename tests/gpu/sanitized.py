@@ -7,7 +7,6 @@ import torch
 from states import batch, copy_of, mixed_step, random_state
 
 from gptj_serve import demo
-from gptj_serve.engine.fused.geometry import geometry_of
 from gptj_serve.engine.fused.kernels.cuda import CudaKernels
 from gptj_serve.engine.fused.kernels.library import find_library
 from gptj_serve.engine.fused.kernels.protocol import Tokens
@@ -24,7 +23,7 @@ def main(with_cublas: bool) -> None:
     checkpoint = find_checkpoint(demo.MODEL_DIR)
     weights = load_weights(checkpoint, device, torch.float16)
     torch.set_grad_enabled(False)
-    state = random_state(geometry_of(checkpoint), weights, 400)
+    state = random_state(checkpoint, weights, 400)
     major, minor = torch.cuda.get_device_capability()
     library = find_library(os.environ, [f"{major}.{minor}"])
     for positions in BATCHES:

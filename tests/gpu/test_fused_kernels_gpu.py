@@ -13,9 +13,9 @@ import pytest
 import torch
 from states import (
     Batch,
+    architecture,
     batch,
     copy_of,
-    geometry,
     mixed_step,
     random_state,
     random_weights,
@@ -23,12 +23,12 @@ from states import (
 )
 
 from gptj_serve.engine.failures import BackendDead
-from gptj_serve.engine.fused.geometry import Geometry
 from gptj_serve.engine.fused.kernels.cuda import CudaKernels
 from gptj_serve.engine.fused.kernels.library import compile_library, find_library, find_nvcc
 from gptj_serve.engine.fused.kernels.plain import PlainKernels
 from gptj_serve.engine.fused.kernels.protocol import State
 from gptj_serve.engine.fused.model import FusedModel
+from gptj_serve.models.architecture import Architecture
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
@@ -62,7 +62,7 @@ def no_gradients() -> Iterator[None]:
         yield
 
 
-def make_state(of: Geometry) -> State:
+def make_state(of: Architecture) -> State:
     return random_state(of, random_weights(of, device(), torch.float16), NUM_BLOCKS)
 
 
@@ -103,26 +103,26 @@ def check(state: State, library: Path, of: Batch, *, large: bool) -> None:
 class TestDecode:
     @pytest.mark.parametrize("num_rows", [1, 2, 7, 8, 9, 16])
     def test_small_batches(self, library: Path, head_dim: int, num_rows: int) -> None:
-        state = make_state(geometry(head_dim))
+        state = make_state(architecture(head_dim))
         check(state, library, batch(state, LENGTHS[:num_rows]), large=False)
 
     @pytest.mark.parametrize("position", LENGTHS)
     def test_every_length_alone(self, library: Path, head_dim: int, position: int) -> None:
-        state = make_state(geometry(head_dim))
+        state = make_state(architecture(head_dim))
         check(state, library, batch(state, [position]), large=False)
 
     def test_large_batches_and_padding(self, library: Path, head_dim: int) -> None:
-        state = make_state(geometry(head_dim))
+        state = make_state(architecture(head_dim))
         positions = [*LENGTHS, *(-1 for _ in range(3)), *(7 * row for row in range(30)), -1]
         check(state, library, batch(state, positions), large=True)
 
     def test_padding_in_a_small_batch(self, library: Path, head_dim: int) -> None:
-        state = make_state(geometry(head_dim))
+        state = make_state(architecture(head_dim))
         check(state, library, batch(state, [-1, 300, -1, 5]), large=False)
 
     def test_a_row_does_not_depend_on_the_others(self, library: Path, head_dim: int) -> None:
         """Bit for bit, up to the largest batch that the kernels decode themselves."""
-        state = make_state(geometry(head_dim))
+        state = make_state(architecture(head_dim))
         of = batch(state, LENGTHS)
         together_TV = decoded(copied := copy_of(state), CudaKernels(library, copied), of)
         for row in range(len(LENGTHS)):
@@ -144,7 +144,7 @@ class TestDecode:
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_prompts_and_decoding_in_one_step(library: Path, head_dim: int) -> None:
     """Two prompts begin while two sequences are decoded: each as if alone."""
-    state = make_state(geometry(head_dim))
+    state = make_state(architecture(head_dim))
     exact, plain = copy_of(state, torch.float32), copy_of(state)
     found = []
     for one, kernels in (
@@ -167,7 +167,7 @@ def test_prompts_and_decoding_in_one_step(library: Path, head_dim: int) -> None:
 
 @pytest.mark.parametrize("inner", [64, 192, 4096])
 def test_other_widths(library: Path, inner: int) -> None:
-    of = geometry(64, num_heads=3, inner=inner, rotary_dim=64, vocab_size=17, num_layers=1)
+    of = architecture(64, num_heads=3, inner=inner, rotary_dim=64, vocab_size=17, num_layers=1)
     state = make_state(of)
     check(state, library, batch(state, [3, 40]), large=False)
 
@@ -175,11 +175,11 @@ def test_other_widths(library: Path, inner: int) -> None:
 def test_kernels_overlap_only_where_their_code_waits(library: Path, request: pytest.FixtureRequest) -> None:
     is_native = "7.5 as PTX" not in request.node.name
     wanted = is_native and torch.cuda.get_device_capability() >= (9, 0)
-    assert CudaKernels(library, make_state(geometry(64))).overlap == wanted
+    assert CudaKernels(library, make_state(architecture(64))).overlap == wanted
 
 
 def test_a_nan_in_one_sequence_stays_there(library: Path) -> None:
-    state = make_state(geometry(128))
+    state = make_state(architecture(128))
     of = batch(state, [40, 41, 42])
     state.cache.keys_LNHSE[:, of.tables[1][0]] = float("nan")
     logits_TV = decoded(state, CudaKernels(library, state), of)
@@ -188,7 +188,7 @@ def test_a_nan_in_one_sequence_stays_there(library: Path) -> None:
 
 
 def test_equal_logits_give_the_first(library: Path) -> None:
-    state = make_state(geometry(64))
+    state = make_state(architecture(64))
     state.weights.head.tensors[0].zero_()
     state.weights.head_bias_V.zero_()
     state.weights.head_bias_V[[100, 7, 900]] = 1.0
@@ -202,6 +202,6 @@ def test_kernels_of_another_gpu_are_said(tmp_path: Path) -> None:
     if torch.cuda.get_device_capability()[0] == 7:
         pytest.skip("a GPU that runs what is built for 7.5")
     compile_library(nvcc, ["7.5"], tmp_path / "libfused.so")
-    state = make_state(geometry(64))
+    state = make_state(architecture(64))
     with pytest.raises(BackendDead, match="no kernel image"):
         CudaKernels(tmp_path / "libfused.so", state).embed(batch(state, [1]).tokens)

@@ -27,7 +27,7 @@ from gptj_serve.engine.fused.weights import upload
 from gptj_serve.engine.fused.weights.load import load_weights
 from gptj_serve.engine.fused.weights.pack import PackedWeights
 from gptj_serve.errors import StartupError
-from gptj_serve.models.config import expected_shapes
+from gptj_serve.models.families import shapes_of
 from gptj_serve.models.model_dir import find_checkpoint
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
@@ -146,7 +146,7 @@ def test_a_gpu_that_is_full(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(MODEL_DIR is None, reason="GPTJ_6B_DIR names no model")
 def test_every_bit_of_a_large_model() -> None:
-    assert run("check")["num_tensors"] == len(expected_shapes(find_checkpoint(Path(str(MODEL_DIR)))))
+    assert run("check")["num_tensors"] == len(shapes_of(find_checkpoint(Path(str(MODEL_DIR)))))
 
 
 @pytest.mark.skipif(MODEL_DIR is None, reason="GPTJ_6B_DIR names no model")

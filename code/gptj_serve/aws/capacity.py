@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from gptj_serve.aws.fit import ELEMENT_BYTES, GPT_J_6B, need_of, usable_bytes
 from gptj_serve.aws.instances import Gpu, InstanceType
 from gptj_serve.engine.fused import memory_needs
-from gptj_serve.engine.fused.geometry import geometry_of
 from gptj_serve.engine.fused.layout import BLOCK_SIZE
 
 STATIC_ROWS = 8
@@ -67,5 +66,5 @@ def capacity(environment: Mapping[str, str], instance: InstanceType | None, requ
 def cache_tokens(gpu: Gpu, batch_size: int) -> int:
     """Tokens that the fused engine's cache holds on a GPU, 0 if the weights leave no room."""
     left_bytes = usable_bytes(gpu) - need_of(GPT_J_6B, gpu, 0, batch_size).total_bytes
-    of_block = memory_needs.block_bytes(geometry_of(GPT_J_6B), ELEMENT_BYTES)
+    of_block = memory_needs.block_bytes(GPT_J_6B, ELEMENT_BYTES)
     return max(0, left_bytes // of_block * BLOCK_SIZE)

@@ -107,7 +107,7 @@ def check_fit(instance: InstanceType, data: ModelData, settings: Settings) -> No
         CommandError: It does not; says what would.
     """
     config = config_or_default(data)
-    context = min(settings.max_context or config.n_positions, config.n_positions)
+    context = min(settings.max_context or config.max_positions, config.max_positions)
     told = why_it_does_not_fit(config, instance, context, settings.max_batch_size)
     if told:
         raise CommandError(*told)

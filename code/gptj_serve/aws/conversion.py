@@ -23,7 +23,8 @@ from gptj_serve.aws.model_files import INDEX, SINGLE
 from gptj_serve.errors import StartupError
 from gptj_serve.files import read_json
 from gptj_serve.models.checkpoint_files import read_safetensors
-from gptj_serve.models.config import CONFIG, expected_shapes
+from gptj_serve.models.config import CONFIG
+from gptj_serve.models.families import shapes_of
 from gptj_serve.models.match import check_tensors
 from gptj_serve.models.model_dir import BESIDE_THE_WEIGHTS, Checkpoint, find_checkpoint
 from gptj_serve.models.sources import Source, open_sources
@@ -88,7 +89,7 @@ def open_conversion(
     """
     with open_sources(checkpoint) as sources:
         # the order in which the model uses them; a head that is stored though it is tied comes last
-        names = [name for name in expected_shapes(checkpoint) if name in sources]
+        names = [name for name in shapes_of(checkpoint.architecture) if name in sources]
         names += [name for name in sources if name not in names]
         tensors = [
             Tensor(name, sources[name].shape, _stored_dtype(sources[name].dtype, keep_dtype))
@@ -256,7 +257,7 @@ def _checked(directory: Path, shards: Shards) -> Checkpoint:
         StartupError: It is not the model that should have been written.
     """
     checkpoint = find_checkpoint(directory)
-    found = check_tensors(read_safetensors(checkpoint.files), expected_shapes(checkpoint), directory)
+    found = check_tensors(read_safetensors(checkpoint.files), shapes_of(checkpoint.architecture), directory)
     for name, tensors in shards.items():
         for tensor in tensors:
             stored = found.pop(tensor.name, None)

@@ -52,7 +52,7 @@ def _other_host(wanted: Wanted) -> str:
 
 def _others(wanted: Wanted) -> str:
     config = config_or_default(wanted.data)
-    types = fitting_types(config, config.n_positions, None)
+    types = fitting_types(config, config.max_positions, None)
     names = [one.name for one in types if one.family != wanted.instance.family]
     advice = "AWS has no such instance free in this region now; --capacity-wait tries longer"
     return f"{advice}, and the model fits {', '.join(names)} too" if names else advice

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from gptj_serve.aws.instances import Gpu, InstanceType, all_gpu_instances
 from gptj_serve.engine.fused import memory_needs
-from gptj_serve.engine.fused.geometry import geometry_of
 from gptj_serve.engine.fused.layout import BLOCK_SIZE
-from gptj_serve.models.config import ModelConfig, expected_shapes, parse_config
+from gptj_serve.models.architecture import Architecture
+from gptj_serve.models.families import read_architecture, shapes_of
 
 ELEMENT_BYTES = 2
 """FP16: the one precision that the engines have on a GPU."""
@@ -20,7 +20,7 @@ ELEMENT_BYTES = 2
 DRIVER_BYTES = memory_needs.GIB // 2
 """What CUDA takes for itself before anything is loaded: its context, and PyTorch's and our kernels."""
 
-GPT_J_6B = parse_config({"model_type": "gptj"}, Path("GPT-J-6B"))
+GPT_J_6B = read_architecture({"model_type": "gptj"}, Path("GPT-J-6B"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def usable_bytes(gpu: Gpu) -> int:
     return int(gpu.memory_gib * memory_needs.GIB) - DRIVER_BYTES
 
 
-def need_of(config: ModelConfig, gpu: Gpu, context: int, batch_size: int | None) -> Need:
+def need_of(config: Architecture, gpu: Gpu, context: int, batch_size: int | None) -> Need:
     """What a model needs.
 
     Args:
@@ -59,29 +59,29 @@ def need_of(config: ModelConfig, gpu: Gpu, context: int, batch_size: int | None)
     """
     rows = batch_size or memory_needs.MAX_AUTO_BATCH_SIZE
     _, max_tokens = memory_needs.prefill_sizes(int(gpu.memory_gib * memory_needs.GIB))
-    scratch = memory_needs.scratch_bytes(geometry_of(config), max_tokens + rows, rows)
-    of_block = memory_needs.block_bytes(geometry_of(config), ELEMENT_BYTES)
+    scratch = memory_needs.scratch_bytes(config, max_tokens + rows, rows)
+    of_block = memory_needs.block_bytes(config, ELEMENT_BYTES)
     return Need(
-        weights_bytes=ELEMENT_BYTES * sum(map(math.prod, expected_shapes(config).values())),
+        weights_bytes=ELEMENT_BYTES * sum(map(math.prod, shapes_of(config).values())),
         cache_bytes=memory_needs.num_blocks(context) * of_block,
         working_bytes=scratch + memory_needs.reserved_bytes(rows, config.vocab_size),
     )
 
 
-def longest_context(config: ModelConfig, gpu: Gpu, batch_size: int | None) -> int:
+def longest_context(config: Architecture, gpu: Gpu, batch_size: int | None) -> int:
     """The longest context that fits, 0 if none does; no more than the model's."""
     need = need_of(config, gpu, 0, batch_size)
     left_bytes = usable_bytes(gpu) - need.total_bytes
-    of_block = memory_needs.block_bytes(geometry_of(config), ELEMENT_BYTES)
-    return max(0, min(config.n_positions, left_bytes // of_block * BLOCK_SIZE))
+    of_block = memory_needs.block_bytes(config, ELEMENT_BYTES)
+    return max(0, min(config.max_positions, left_bytes // of_block * BLOCK_SIZE))
 
 
-def fits(config: ModelConfig, gpu: Gpu, context: int, batch_size: int | None) -> bool:
+def fits(config: Architecture, gpu: Gpu, context: int, batch_size: int | None) -> bool:
     """Whether a model fits."""
     return need_of(config, gpu, context, batch_size).total_bytes <= usable_bytes(gpu)
 
 
-def fitting_types(config: ModelConfig, context: int, batch_size: int | None) -> list[InstanceType]:
+def fitting_types(config: Architecture, context: int, batch_size: int | None) -> list[InstanceType]:
     """The smallest type with one GPU (if there is one) of each family that a model fits and that can be
     recommended."""
     found: dict[str, InstanceType] = {}
@@ -92,7 +92,7 @@ def fitting_types(config: ModelConfig, context: int, batch_size: int | None) -> 
 
 
 def why_it_does_not_fit(
-    config: ModelConfig, instance: InstanceType, context: int, batch_size: int | None
+    config: Architecture, instance: InstanceType, context: int, batch_size: int | None
 ) -> tuple[str, str] | None:
     """What is wrong and what would be right; None if the model fits, or the type has no GPU."""
     gpu = instance.gpu

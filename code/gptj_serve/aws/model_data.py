@@ -16,7 +16,9 @@ from gptj_serve.aws.errors import CommandError
 from gptj_serve.aws.fit import GPT_J_6B
 from gptj_serve.aws.s3 import S3Url
 from gptj_serve.errors import StartupError
-from gptj_serve.models.config import CONFIG, ModelConfig, parse_config
+from gptj_serve.models.architecture import Architecture
+from gptj_serve.models.config import CONFIG
+from gptj_serve.models.families import read_architecture
 from gptj_serve.models.near import ADAPTER
 
 ARCHIVE = ".tar.gz"
@@ -41,7 +43,7 @@ class ModelData:
     uri: str
     num_bytes: int
     fingerprint: str | None
-    config: ModelConfig | None
+    config: Architecture | None
     kms_key: str | None = None
 
     @property
@@ -125,7 +127,7 @@ def _summarise(s3: Any, uri: str, bucket: str, objects: Sequence[dict[str, Any]]
 
 def _read_config(
     s3: Any, uri: str, bucket: str, objects: Sequence[dict[str, Any]]
-) -> tuple[ModelConfig, str | None]:
+) -> tuple[Architecture, str | None]:
     """The model's dimensions, and the KMS key that they are encrypted with."""
     keys = [item["Key"] for item in objects if item["Key"].rsplit("/", 1)[-1] == CONFIG]
     if not keys and any(item["Key"].rsplit("/", 1)[-1] == ADAPTER for item in objects):
@@ -144,7 +146,7 @@ def _read_config(
         raw = json.loads(body)
         if not isinstance(raw, dict):
             raise ValueError("not an object")
-        return parse_config(raw, Path(CONFIG)), answer.get("SSEKMSKeyId")
+        return read_architecture(raw, Path(CONFIG)), answer.get("SSEKMSKeyId")
     except (ValueError, StartupError) as error:
         raise CommandError(f"--model-data: s3://{bucket}/{key}: {error}") from error
 
@@ -156,6 +158,6 @@ def _fingerprint(objects: Sequence[dict[str, Any]]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def config_or_default(data: ModelData) -> ModelConfig:
+def config_or_default(data: ModelData) -> Architecture:
     """The model's dimensions, GPT-J-6B's if there is no telling."""
     return data.config or GPT_J_6B

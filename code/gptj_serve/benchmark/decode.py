@@ -19,17 +19,15 @@ import torch
 
 from gptj_serve.benchmark.surroundings import surroundings
 from gptj_serve.engine.fused.build import make_state
-from gptj_serve.engine.fused.geometry import geometry_of
 from gptj_serve.engine.fused.kernels.cuda import CudaKernels
 from gptj_serve.engine.fused.kernels.library import find_library
 from gptj_serve.engine.fused.kernels.prompt_attention import PromptPart
 from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE, Tokens
 from gptj_serve.engine.fused.model import FusedModel, Prefill
 from gptj_serve.engine.fused.weights.pack import PackedWeights, empty_weights
-from gptj_serve.models.config import parse_config
+from gptj_serve.models.families import read_architecture
 
-CONFIG = parse_config({"model_type": "gptj"}, Path("GPT-J-6B"))
-GPT_J_6B = geometry_of(CONFIG)
+GPT_J_6B = read_architecture({"model_type": "gptj"}, Path("GPT-J-6B"))
 MAX_CONTEXT = 2048
 MAX_BATCH = 64
 BATCH_CONTEXT = 250
@@ -192,7 +190,7 @@ class Bench:
 
 
 def _weights(device: torch.device) -> PackedWeights:
-    weights = empty_weights(CONFIG, device, torch.float16, is_tied=False)
+    weights = empty_weights(GPT_J_6B, device, torch.float16, is_tied=False)
     for tensor in weights.tensors():
         tensor.normal_(0, 0.02)
     for norm in weights.norms():

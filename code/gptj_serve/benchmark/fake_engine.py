@@ -143,7 +143,7 @@ def main() -> None:
         model_dir=str(checkpoint.directory),
         max_context=1 << 20,
         max_batch_size=MAX_BATCH_SIZE,
-        vocab_size=checkpoint.vocab_size,
+        vocab_size=checkpoint.architecture.vocab_size,
         eos_token_ids=checkpoint.generation.eos_token_ids,
     )
     server = EngineServer(args.socket, info)

@@ -21,10 +21,10 @@ def model_facts(root: Path) -> dict[str, Any]:
     config = (checkpoint.directory / CONFIG).read_bytes()
     return {
         "fingerprint": hashlib.sha256(config + repr(files).encode()).hexdigest()[:16],
-        "num_layers": checkpoint.n_layer,
-        "width": checkpoint.n_embd,
-        "inner": checkpoint.n_inner,
-        "vocab_size": checkpoint.vocab_size,
-        "max_context": checkpoint.n_positions,
+        "num_layers": checkpoint.architecture.num_layers,
+        "width": checkpoint.architecture.width,
+        "inner": checkpoint.architecture.inner,
+        "vocab_size": checkpoint.architecture.vocab_size,
+        "max_context": checkpoint.architecture.max_positions,
         "num_weights": checkpoint.num_weights,
     }

@@ -10,12 +10,14 @@ import argparse
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from gptj_serve import demo
+from gptj_serve.models.families import read_architecture, tensors_of
 
 GPT_J_6B = {
     "architectures": ["GPTJForCausalLM"],
@@ -68,23 +70,10 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> to
 
 
 def _shards() -> Iterator[dict[str, tuple[int, ...]]]:
-    d, vocab = 4096, 50400
-    yield {"transformer.wte.weight": (vocab, d)}
-    for layer in range(28):
-        prefix = f"transformer.h.{layer}"
-        yield {
-            **{f"{prefix}.ln_1.{part}": (d,) for part in ("weight", "bias")},
-            **{f"{prefix}.attn.{name}_proj.weight": (d, d) for name in ("q", "k", "v", "out")},
-            f"{prefix}.mlp.fc_in.weight": (4 * d, d),
-            f"{prefix}.mlp.fc_in.bias": (4 * d,),
-            f"{prefix}.mlp.fc_out.weight": (d, 4 * d),
-            f"{prefix}.mlp.fc_out.bias": (d,),
-        }
-    yield {
-        **{f"transformer.ln_f.{part}": (d,) for part in ("weight", "bias")},
-        "lm_head.weight": (vocab, d),
-        "lm_head.bias": (vocab,),
-    }
+    """The model's tensors: one shard a block, the others in the order in which files have them."""
+    parts = tensors_of(read_architecture(GPT_J_6B, Path("config.json")))
+    for _, shard in groupby(parts, key=lambda name: parts[name].layer):
+        yield {name: parts[name].shape for name in shard}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,8 +9,8 @@ import torch
 
 from gptj_serve.engine.choose import Machine, choose_engine
 from gptj_serve.engine.engine import Engine
-from gptj_serve.engine.fused.geometry import obstacle
 from gptj_serve.engine.fused.kernels.library import find_library
+from gptj_serve.engine.fused.obstacle import obstacle
 from gptj_serve.engine.fused.schedule.plan import ContinuousRunner, RunnerLimits
 from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
 from gptj_serve.engine.machine import describe, limit_threads, look_at_machine

@@ -7,20 +7,16 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from gptj_serve.errors import StartupError
 from gptj_serve.files import read_json, some, special_kind, unreadable
 from gptj_serve.models import checkpoint_files
+from gptj_serve.models.architecture import Architecture
 from gptj_serve.models.checkpoint_files import CheckpointFiles
-from gptj_serve.models.config import (
-    CONFIG,
-    ModelConfig,
-    config_notes,
-    expected_shapes,
-    parse_config,
-)
+from gptj_serve.models.config import CONFIG
+from gptj_serve.models.families import config_notes, read_architecture, shapes_of
 from gptj_serve.models.generation_config import GenerationDefaults, read_defaults
 from gptj_serve.models.match import check_tensors, ignored
 from gptj_serve.models.near import describe_folder, describe_folders, describe_path
@@ -47,10 +43,11 @@ MAX_DEPTH = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint(ModelConfig):
+class Checkpoint:
     """A model directory that was found whole.
 
     Attributes:
+        architecture: What the model is.
         directory: Where config.json is.
         generation: What it says of how to generate.
         files: The weight files.
@@ -59,6 +56,7 @@ class Checkpoint(ModelConfig):
         notes: What is unusual about it and cannot change its answers, a sentence each: worth a warning.
     """
 
+    architecture: Architecture
     directory: Path
     generation: GenerationDefaults
     files: CheckpointFiles
@@ -80,17 +78,17 @@ def find_checkpoint(root: Path, given: str | None = None) -> Checkpoint:
     """
     directory = find_directory(root, given)
     raw = read_json(directory / CONFIG)
-    config = parse_config(raw, directory / CONFIG)
+    architecture = read_architecture(raw, directory / CONFIG)
     try:
         files = checkpoint_files.find_files(directory)
     except OSError as error:
         raise unreadable(Path(error.filename or directory), error) from error
     if files is None:
         raise _no_weights(directory)
-    expected = expected_shapes(config)
+    expected = shapes_of(architecture)
     contents = checkpoint_files.read_contents(files)
     tensors = check_tensors(contents.tensors, expected, directory)
-    generation = read_defaults(directory, raw, config.vocab_size)
+    generation = read_defaults(directory, raw, architecture.vocab_size)
     notes = [*config_notes(raw, directory / CONFIG), *contents.notes, *generation.notes]
     if (adapter := directory / "adapter_config.json").exists():
         notes.append(f"{adapter}: the adapter beside the whole model is not applied")
@@ -99,7 +97,7 @@ def find_checkpoint(root: Path, given: str | None = None) -> Checkpoint:
             f"{directory}: the weights hold tensors that are not GPT-J's and are ignored: {some(names)}"
         )
     return Checkpoint(
-        **asdict(config),
+        architecture=architecture,
         directory=directory,
         generation=generation,
         files=files,

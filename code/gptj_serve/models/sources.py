@@ -12,7 +12,7 @@ import torch
 from gptj_serve.errors import StartupError
 from gptj_serve.files import unreadable
 from gptj_serve.models.checkpoint_files import SAFETENSORS, read_pickles, read_safetensors
-from gptj_serve.models.config import expected_shapes
+from gptj_serve.models.families import shapes_of
 from gptj_serve.models.match import check_tensors
 from gptj_serve.models.model_dir import Checkpoint
 from gptj_serve.models.tensors import StoredTensor
@@ -119,7 +119,7 @@ def open_sources(checkpoint: Checkpoint) -> Iterator[dict[str, Source]]:
     Raises:
         StartupError: The files do not hold the model any more, or were changed meanwhile.
     """
-    paths, expected = checkpoint.files.paths, expected_shapes(checkpoint)
+    paths, expected = checkpoint.files.paths, shapes_of(checkpoint.architecture)
     with contextlib.ExitStack() as stack:
         opened = {path: stack.enter_context(_opened(path)) for path in paths}
         before = {path: _signature(descriptor) for path, descriptor in opened.items()}

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from gptj_serve.engine.fused.geometry import Geometry
 from gptj_serve.engine.fused.kernels.prompt_attention import PromptPart
 from gptj_serve.engine.fused.kernels.protocol import (
     BLOCK_SIZE,
@@ -18,24 +17,35 @@ from gptj_serve.engine.fused.kernels.protocol import (
 from gptj_serve.engine.fused.model import Prefill
 from gptj_serve.engine.fused.weights.formats.plain import PlainMatrix
 from gptj_serve.engine.fused.weights.pack import Epilogue, Layer, Norm, PackedWeights, Product
+from gptj_serve.models.architecture import Architecture, Rotary
 
 MAX_CONTEXT = 2048
 MAX_ROWS = 64
 
 
-def geometry(head_dim: int, **changes: int) -> Geometry:
-    """A small model; by default two layers of 256 numbers with a vocabulary that is no multiple of 16."""
-    values = {
-        "num_layers": 2,
-        "num_heads": 512 // head_dim,
-        "rotary_dim": 32,
-        "inner": 1088,
-        "vocab_size": 1003,
-    }
-    return Geometry(head_dim=head_dim, epsilon=1e-5, **{**values, **changes})
+def architecture(
+    head_dim: int, *, num_heads: int | None = None, rotary_dim: int = 32, **changes: int
+) -> Architecture:
+    """A small model; by default two layers of 512 numbers with a vocabulary that is no multiple of 16."""
+    num_heads = num_heads or 512 // head_dim
+    values = {"num_layers": 2, "inner": 1088, "vocab_size": 1003, **changes}
+    return Architecture(
+        family="gptj",
+        head_dim=head_dim,
+        num_heads=num_heads,
+        width=num_heads * head_dim,
+        positions=Rotary(rotary_dim),
+        max_positions=MAX_CONTEXT,
+        activation="gelu_new",
+        epsilon=1e-5,
+        tied_head=False,
+        **values,
+    )
 
 
-def random_weights(of: Geometry, device: torch.device, dtype: torch.dtype, seed: int = 0) -> PackedWeights:
+def random_weights(
+    of: Architecture, device: torch.device, dtype: torch.dtype, seed: int = 0
+) -> PackedWeights:
     """Weights whose activations neither vanish nor explode."""
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -73,7 +83,7 @@ def random_weights(of: Geometry, device: torch.device, dtype: torch.dtype, seed:
     )
 
 
-def random_state(of: Geometry, weights: PackedWeights, num_blocks: int, max_tokens: int = 512) -> State:
+def random_state(of: Architecture, weights: PackedWeights, num_blocks: int, max_tokens: int = 512) -> State:
     """A state whose cache holds random numbers everywhere."""
     like = weights.embedding_VD
     generator = torch.Generator(like.device).manual_seed(1)
@@ -86,7 +96,7 @@ def random_state(of: Geometry, weights: PackedWeights, num_blocks: int, max_toke
         0, of.vocab_size, (MAX_ROWS + 1, MAX_CONTEXT + 1), generator=generator, device=like.device
     )
     return State(
-        geometry=of,
+        architecture=of,
         weights=weights,
         rotary_PR2=make_rotary(of, MAX_CONTEXT).to(like.device),
         cache=Cache(*cache),
@@ -98,7 +108,7 @@ def random_state(of: Geometry, weights: PackedWeights, num_blocks: int, max_toke
 def copy_of(state: State, dtype: torch.dtype | None = None) -> State:
     """The same model and cache in memory of its own, in another type if asked for."""
     like = state.weights.embedding_VD
-    copied = random_weights(state.geometry, like.device, dtype or like.dtype)
+    copied = random_weights(state.architecture, like.device, dtype or like.dtype)
     for target, source in zip(copied.tensors(), state.weights.tensors(), strict=True):
         target.copy_(source)
     cache = [
@@ -106,12 +116,12 @@ def copy_of(state: State, dtype: torch.dtype | None = None) -> State:
     ]
     max_tokens, max_rows = state.scratch.hidden_TD.shape[0], state.scratch.logits_TV.shape[0]
     return State(
-        geometry=state.geometry,
+        architecture=state.architecture,
         weights=copied,
         rotary_PR2=state.rotary_PR2,
         cache=Cache(*cache),
         history_SC=state.history_SC.clone(),
-        scratch=make_scratch(state.geometry, copied.embedding_VD, max_tokens, max_rows),
+        scratch=make_scratch(state.architecture, copied.embedding_VD, max_tokens, max_rows),
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from states import geometry, random_state, random_weights
+from states import architecture, random_state, random_weights
 
 from gptj_serve.engine.fused.kernels.prompt_attention import PromptPart, prompt_attentions
 from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE, State
@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def state() -> State:
-    of = geometry(64)
+    of = architecture(64)
     made = random_state(of, random_weights(of, CPU, torch.float32), num_blocks=40)
     made.scratch.projected_TP.normal_(generator=torch.Generator().manual_seed(2))
     made.scratch.mixed_TK.zero_()
@@ -21,7 +21,7 @@ def state() -> State:
 
 def by_the_formula(state: State, layer: int, part: PromptPart) -> torch.Tensor:
     """Each token looks at the cache up to its own position; the cache has the part's tokens already."""
-    of, found = state.geometry, []
+    of, found = state.architecture, []
     assert part.blocks_N is not None
     for number in range(part.num_tokens):
         position = part.start + number
@@ -41,11 +41,11 @@ def test_chunks_of_two_sequences_in_one_step(state: State) -> None:
     blocks = torch.randperm(40, generator=torch.Generator().manual_seed(3))
     parts = [PromptPart(0, 21, 37, blocks[:4]), PromptPart(21, 5, 16, blocks[4:6])]
     attentions = prompt_attentions(state, parts, torch.tensor([0, 21, 26], dtype=torch.int32))
-    for layer in range(state.geometry.num_layers):
+    for layer in range(state.architecture.num_layers):
         for attention in attentions:
             attention.run(layer)
-        mixed_TD = state.scratch.mixed_TK[:26, state.geometry.inner :]
+        mixed_TD = state.scratch.mixed_TK[:26, state.architecture.inner :]
         expected_TD = torch.cat([by_the_formula(state, layer, part) for part in parts])
         torch.testing.assert_close(mixed_TD, expected_TD, rtol=1e-4, atol=1e-5)
     assert not state.scratch.mixed_TK[26:].any()
-    assert not state.scratch.mixed_TK[:, : state.geometry.inner].any()
+    assert not state.scratch.mixed_TK[:, : state.architecture.inner].any()

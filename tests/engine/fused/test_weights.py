@@ -8,18 +8,19 @@ from packed import named_tensors
 from tiny import TINY_CONFIG
 
 from gptj_serve.engine.fused.weights.pack import empty_weights, slots
-from gptj_serve.models.config import ModelConfig, expected_shapes, parse_config
+from gptj_serve.models.architecture import Architecture
+from gptj_serve.models.families import read_architecture, shapes_of
 
 CPU = torch.device("cpu")
 SHAPES = [{}, {"n_layer": 1}, {"n_layer": 3, "n_inner": 40, "vocab_size": 7}, {"n_embd": 8, "n_head": 1}]
 
 
-def config(**changes: int | bool) -> ModelConfig:
-    return parse_config(TINY_CONFIG | changes, Path("config.json"))
+def config(**changes: int | bool) -> Architecture:
+    return read_architecture(TINY_CONFIG | changes, Path("config.json"))
 
 
 def test_shapes_of_gpt_j_6b() -> None:
-    gpt_j = parse_config({"model_type": "gptj"}, Path("config.json"))
+    gpt_j = read_architecture({"model_type": "gptj"}, Path("config.json"))
     weights = empty_weights(gpt_j, torch.device("meta"), torch.float16, is_tied=False)
     layer = {"project": (28672, 4096), "project_bias": (16384,), "add": (4096, 20480), "add_bias": (4096,)}
     norm = {"norm_weight": (4096,), "norm_bias": (4096,)}
@@ -40,8 +41,8 @@ def test_the_slots_cover_every_number_once(changes: dict[str, int], is_tied: boo
     weights = empty_weights(dims, CPU, torch.float32, is_tied=is_tied)
     for tensor in weights.tensors():
         tensor.zero_()
-    expected = expected_shapes(dims)
-    found = slots(weights)
+    expected = shapes_of(dims)
+    found = slots(weights, dims)
     assert found.keys() == expected.keys()
     for name, slot in found.items():
         rows, columns = slot.shape
@@ -67,6 +68,6 @@ def test_a_slot_takes_parts_of_any_type() -> None:
     (out_DK,) = weights.layers[1].products[1].matrix.tensors
     out_DK.zero_()
     part = torch.tensor([[1.5, 2.0], [3.0, -4.0]], dtype=torch.bfloat16)
-    slots(weights)["transformer.h.1.attn.out_proj.weight"].put(part, 7, 3)
+    slots(weights, config())["transformer.h.1.attn.out_proj.weight"].put(part, 7, 3)
     assert torch.equal(out_DK[7:9, 128 + 3 : 128 + 5], part.float())
     assert out_DK.count_nonzero() == 4

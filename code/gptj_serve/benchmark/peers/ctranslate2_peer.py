@@ -57,7 +57,7 @@ class _Converter(TransformersConverter):  # type: ignore[misc]  # its package ha
     def load_tokenizer(self, tokenizer_class: Any, model_name_or_path: str, **kwargs: Any) -> Any:
         """Names the others, much as the tokenizer that was published with GPT-J does."""
         tokenizer = super().load_tokenizer(tokenizer_class, model_name_or_path, **kwargs)
-        num_rows = find_checkpoint(Path(model_name_or_path)).vocab_size
+        num_rows = find_checkpoint(Path(model_name_or_path)).architecture.vocab_size
         tokenizer.add_tokens([f"<|extratoken_{row}|>" for row in range(len(tokenizer), num_rows)])
         return tokenizer
 

@@ -9,7 +9,6 @@ import torch
 
 from gptj_serve.engine.failures import BackendDead, BatchLost
 from gptj_serve.engine.fused import warm_up
-from gptj_serve.engine.fused.geometry import Geometry, geometry_of
 from gptj_serve.engine.fused.kernels.cuda import CudaKernels
 from gptj_serve.engine.fused.kernels.library import find_library
 from gptj_serve.engine.fused.kernels.plain import PlainKernels
@@ -37,6 +36,7 @@ from gptj_serve.engine.fused.weights.load import load_weights
 from gptj_serve.engine.fused.weights.pack import PackedWeights
 from gptj_serve.engine.start_log import logged_warm_up
 from gptj_serve.errors import StartupError
+from gptj_serve.models.architecture import Architecture
 from gptj_serve.models.model_dir import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def load_fused(
     """Load the model and warm it up: CUDA kernels in FP16 on a GPU, their plain twin in FP32 on a CPU.
 
     Args:
-        checkpoint: What to load; `gptj_serve.engine.fused.geometry.obstacle` has none against it.
+        checkpoint: What to load; `gptj_serve.engine.fused.obstacle.obstacle` has none against it.
         device: Where to.
         max_batch_size: Sequences that run together at most; None is 64.
         max_context: Positions of a sequence at most, no more than the model's; None is the model's.
@@ -66,21 +66,21 @@ def load_fused(
     Raises:
         StartupError: The kernels are not to be had, or the memory does not suffice.
     """
-    geometry = geometry_of(checkpoint)
+    architecture = checkpoint.architecture
     is_cuda = device.type == "cuda"
     if is_cuda and library is None:
         library = find_library(env, [_architecture(device)])
-    max_context = min(max_context or checkpoint.n_positions, checkpoint.n_positions)
+    max_context = min(max_context or architecture.max_positions, architecture.max_positions)
     # on a GPU the cache takes what the weights leave
-    cache = {} if is_cuda else _cpu_cache_needs(geometry, max_context)
+    cache = {} if is_cuda else _cpu_cache_needs(architecture, max_context)
     weights = load_weights(checkpoint, device, torch.float16 if is_cuda else torch.float32, beside=cache)
     max_batch_size = max_batch_size or MAX_AUTO_BATCH_SIZE
     prefill_chunk, max_prefill = prefill_sizes(_memory_bytes(device))
-    state = make_state(geometry, weights, max_batch_size, max_context, max_prefill)
+    state = make_state(architecture, weights, max_batch_size, max_context, max_prefill)
     limits = RunnerLimits(
         max_batch_size=max_batch_size,
         max_context=max_context,
-        vocab_size=geometry.vocab_size,
+        vocab_size=architecture.vocab_size,
         block_size=BLOCK_SIZE,
         num_blocks=state.cache.keys_LNHSE.shape[1],
         prefill_chunk=prefill_chunk,
@@ -99,7 +99,7 @@ def _memory_bytes(device: torch.device) -> int | None:
 
 
 def make_state(
-    geometry: Geometry,
+    architecture: Architecture,
     weights: PackedWeights,
     max_batch_size: int,
     max_context: int,
@@ -108,7 +108,7 @@ def make_state(
     """Allocate everything that the model works on.
 
     Args:
-        geometry: The model's dimensions.
+        architecture: The model's dimensions.
         weights: Its weights.
         max_batch_size: Slots.
         max_context: Positions of each.
@@ -119,17 +119,17 @@ def make_state(
     """
     like = weights.embedding_VD
     try:
-        scratch = make_scratch(geometry, like, max_prefill + max_batch_size, max_batch_size)
+        scratch = make_scratch(architecture, like, max_prefill + max_batch_size, max_batch_size)
     except torch.OutOfMemoryError as error:
         raise StartupError(
             f"{_gpu_name(like)}: no memory is left beside the weights; use a larger GPU"
         ) from error
-    blocks = _cache_blocks(geometry, like, max_batch_size, max_context)
+    blocks = _cache_blocks(architecture, like, max_batch_size, max_context)
     return State(
-        geometry=geometry,
+        architecture=architecture,
         weights=weights,
-        rotary_PR2=make_rotary(geometry, max_context).to(like.device),
-        cache=Cache(*(empty_array(array, like).zero_() for array in cache_arrays(geometry, blocks))),
+        rotary_PR2=make_rotary(architecture, max_context).to(like.device),
+        cache=Cache(*(empty_array(array, like).zero_() for array in cache_arrays(architecture, blocks))),
         history_SC=empty_array(history_array(max_batch_size, max_context), like).zero_(),
         scratch=scratch,
     )
@@ -139,19 +139,21 @@ def _cpu_cache_blocks(max_context: int) -> int:
     return max(num_blocks(max_context), CPU_CACHE_TOKENS // BLOCK_SIZE)
 
 
-def _cpu_cache_needs(geometry: Geometry, max_context: int) -> dict[str, int]:
-    of_block = block_bytes(geometry, torch.float32.itemsize)
+def _cpu_cache_needs(architecture: Architecture, max_context: int) -> dict[str, int]:
+    of_block = block_bytes(architecture, torch.float32.itemsize)
     return {f"KV cache for GPTJ_MAX_CONTEXT={max_context}": _cpu_cache_blocks(max_context) * of_block}
 
 
-def _cache_blocks(geometry: Geometry, like: torch.Tensor, max_batch_size: int, max_context: int) -> int:
+def _cache_blocks(
+    architecture: Architecture, like: torch.Tensor, max_batch_size: int, max_context: int
+) -> int:
     """Cache blocks: as many as all slots can fill, or as there is memory for."""
     of_one = num_blocks(max_context)
     if like.device.type != "cuda":
         return _cpu_cache_blocks(max_context)
     free_bytes, _ = torch.cuda.mem_get_info(like.device)
-    of_block = block_bytes(geometry, like.element_size())
-    to_leave = reserved_bytes(max_batch_size, geometry.vocab_size)
+    of_block = block_bytes(architecture, like.element_size())
+    to_leave = reserved_bytes(max_batch_size, architecture.vocab_size)
     there_are = min((free_bytes - to_leave) // of_block, max_batch_size * of_one)
     if there_are < of_one:
         needed_bytes = of_one * of_block + to_leave

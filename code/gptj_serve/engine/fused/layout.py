@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from gptj_serve.engine.fused.geometry import Geometry
+from gptj_serve.models.architecture import Architecture
 
 BLOCK_SIZE = 16
 """Positions in one block of the KV cache: compiled into the kernels."""
@@ -40,16 +40,16 @@ class Array:
         return math.prod(self.shape) * _BYTES.get(self.kind, activation_bytes)
 
 
-def scratch_arrays(geometry: Geometry, max_tokens: int, max_rows: int) -> tuple[Array, ...]:
+def scratch_arrays(architecture: Architecture, max_tokens: int, max_rows: int) -> tuple[Array, ...]:
     """What `gptj_serve.engine.fused.kernels.protocol.Scratch` holds, field by field.
 
     Args:
-        geometry: The model's.
+        architecture: The model's.
         max_tokens: Tokens in one call at most.
         max_rows: Sequences in one call at most.
     """
-    width, attention_width, inner = geometry.width, geometry.attention_width, geometry.inner
-    parts = MAX_SPLITS * (geometry.head_dim + 2)
+    width, attention_width, inner = architecture.width, architecture.attention_width, architecture.inner
+    parts = MAX_SPLITS * (architecture.head_dim + 2)
     return (
         Array("hidden_TD", (max_tokens, width), "float32"),
         Array("normed_TD", (max_tokens, width), "activation"),
@@ -57,22 +57,22 @@ def scratch_arrays(geometry: Geometry, max_tokens: int, max_rows: int) -> tuple[
         Array("projected_TP", (max_tokens, 3 * attention_width + inner), "activation"),
         Array("mixed_TK", (max_tokens, inner + attention_width), "activation"),
         Array("added_TD", (max_tokens, width), "activation"),
-        Array("logits_TV", (max_rows, geometry.vocab_size), "float32"),
+        Array("logits_TV", (max_rows, architecture.vocab_size), "float32"),
         Array("chosen_2T", (2, max_rows), "int64"),
-        Array("partial", (max_rows * geometry.num_heads * parts,), "float32"),
-        Array("counters", (sum(counter_sizes(geometry, max_rows)),), "int32"),
+        Array("partial", (max_rows * architecture.num_heads * parts,), "float32"),
+        Array("counters", (sum(counter_sizes(architecture, max_rows)),), "int32"),
     )
 
 
-def counter_sizes(geometry: Geometry, max_rows: int) -> tuple[int, ...]:
+def counter_sizes(architecture: Architecture, max_rows: int) -> tuple[int, ...]:
     """Numbers of each part of the counters: best (two a row), arrived_heads, arrived_splits, arrived."""
-    heads = geometry.num_heads
+    heads = architecture.num_heads
     return (2 * max_rows, heads * 8, max_rows * heads, 8)
 
 
-def cache_arrays(geometry: Geometry, num_blocks: int) -> tuple[Array, Array]:
+def cache_arrays(architecture: Architecture, num_blocks: int) -> tuple[Array, Array]:
     """What `gptj_serve.engine.fused.kernels.protocol.Cache` holds."""
-    shape = (geometry.num_layers, num_blocks, geometry.num_heads, BLOCK_SIZE, geometry.head_dim)
+    shape = (architecture.num_layers, num_blocks, architecture.num_heads, BLOCK_SIZE, architecture.head_dim)
     return Array("keys_LNHSE", shape, "activation"), Array("values_LNHSE", shape, "activation")
 
 

@@ -1,7 +1,7 @@
 """How much memory of a GPU the fused engine needs. Arithmetic alone, no torch: deploying asks it too."""
 
-from gptj_serve.engine.fused.geometry import Geometry
 from gptj_serve.engine.fused.layout import BLOCK_SIZE, cache_arrays, scratch_arrays
+from gptj_serve.models.architecture import Architecture
 
 GIB = 1 << 30
 
@@ -38,9 +38,9 @@ def reserved_bytes(max_batch_size: int, vocab_size: int) -> int:
     return RESERVE_BYTES + max_batch_size * vocab_size * SAMPLER_BYTES
 
 
-def block_bytes(geometry: Geometry, element_bytes: int) -> int:
+def block_bytes(architecture: Architecture, element_bytes: int) -> int:
     """Size of one block of the cache: keys and values of all layers."""
-    return sum(array.num_bytes(element_bytes) for array in cache_arrays(geometry, 1))
+    return sum(array.num_bytes(element_bytes) for array in cache_arrays(architecture, 1))
 
 
 def num_blocks(num_positions: int) -> int:
@@ -48,12 +48,12 @@ def num_blocks(num_positions: int) -> int:
     return -(-num_positions // BLOCK_SIZE)
 
 
-def scratch_bytes(geometry: Geometry, max_tokens: int, max_rows: int) -> int:
+def scratch_bytes(architecture: Architecture, max_tokens: int, max_rows: int) -> int:
     """What scratch memory takes on a GPU.
 
     Args:
-        geometry: The model's.
+        architecture: The model's.
         max_tokens: Tokens in one call at most.
         max_rows: Sequences in one call at most.
     """
-    return sum(array.num_bytes(FP16_BYTES) for array in scratch_arrays(geometry, max_tokens, max_rows))
+    return sum(array.num_bytes(FP16_BYTES) for array in scratch_arrays(architecture, max_tokens, max_rows))

@@ -41,10 +41,11 @@ def load_hf(
     """
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     model = load_model(checkpoint, device, dtype)
-    max_context = min(max_context or checkpoint.n_positions, checkpoint.n_positions)
+    longest = checkpoint.architecture.max_positions
+    max_context = min(max_context or longest, longest)
     if max_batch_size is None:
         max_batch_size = _auto_batch_size(checkpoint, device, max_context)
-    backend = HfBackend(model, BackendLimits(max_batch_size, max_context, checkpoint.vocab_size))
+    backend = HfBackend(model, BackendLimits(max_batch_size, max_context, checkpoint.architecture.vocab_size))
     with logged_warm_up():
         warm_up(backend)
     return backend
@@ -63,8 +64,8 @@ def row_bytes(checkpoint: Checkpoint, max_context: int) -> int:
     The FP16 cache grows by copying, which leaves gaps: half as much again. The prompt's attention
     scores are held in float32, up to three times over.
     """
-    cache = 2 * checkpoint.n_layer * checkpoint.n_embd * max_context * 2
-    scores = checkpoint.n_head * max_context**2 * 4
+    cache = 2 * checkpoint.architecture.num_layers * checkpoint.architecture.width * max_context * 2
+    scores = checkpoint.architecture.num_heads * max_context**2 * 4
     return cache * 3 // 2 + 3 * scores
 
 

@@ -59,7 +59,8 @@ def needed_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
 
 
 def _needs(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, int]:
-    tables = checkpoint.n_layer * checkpoint.n_positions * checkpoint.rotary_dim * 4
+    of = checkpoint.architecture
+    tables = of.num_layers * of.max_positions * of.positions.dim * 4
     return {**weights_need(checkpoint.num_weights, dtype), "rotary tables": tables}
 
 

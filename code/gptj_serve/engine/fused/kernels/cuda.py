@@ -219,16 +219,16 @@ def _tokens(tokens: Tokens, history_SC: torch.Tensor) -> _Tokens:
 
 
 def _model(state: State) -> _Model:
-    geometry, weights = state.geometry, state.weights
+    architecture, weights = state.architecture, state.weights
     return _Model(
-        geometry.width,
-        geometry.attention_width,
-        geometry.num_heads,
-        geometry.head_dim,
-        geometry.rotary_dim,
-        geometry.inner,
-        geometry.vocab_size,
-        geometry.epsilon,
+        architecture.width,
+        architecture.attention_width,
+        architecture.num_heads,
+        architecture.head_dim,
+        architecture.positions.dim,
+        architecture.inner,
+        architecture.vocab_size,
+        architecture.epsilon,
         *_pointers(weights.embedding_VD, state.rotary_PR2),
         _norm(weights.first_norm),
         _matrix(weights.head),
@@ -270,7 +270,7 @@ def _matrix(matrix: Matrix) -> _Matrix:
 
 def _scratch(state: State) -> _Scratch:
     scratch = state.scratch
-    sizes = list(counter_sizes(state.geometry, scratch.logits_TV.shape[0]))
+    sizes = list(counter_sizes(state.architecture, scratch.logits_TV.shape[0]))
     best, arrived_heads, arrived_splits, arrived = torch.split(scratch.counters, sizes)
     return _Scratch(
         *_pointers(

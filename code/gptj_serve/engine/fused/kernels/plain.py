@@ -36,18 +36,19 @@ class PlainKernels:
     def finish_projection(self, tokens: Tokens, layer: int, product: int) -> None:
         """See `Kernels.finish_projection`."""
         of = self._state.weights.layers[layer].products[product]
-        geometry, cache = self._state.geometry, self._state.cache
+        architecture, cache = self._state.architecture, self._state.cache
         projected_TP = self._state.scratch.projected_TP[: tokens.num_tokens]
         biased_TP = projected_TP.float()
         biased_TP[:, of.first_biased_row :] += of.bias_N.float()
         mixed_TF = F.gelu(biased_TP[:, of.first_inner_row :], approximate="tanh").to(projected_TP.dtype)
-        self._state.scratch.mixed_TK[: tokens.num_tokens, : geometry.inner] = mixed_TF
+        self._state.scratch.mixed_TK[: tokens.num_tokens, : architecture.inner] = mixed_TF
         projected_TP[:, : of.first_inner_row] = biased_TP[:, : of.first_inner_row]
         is_real_T = tokens.positions_T >= 0
         positions_T = tokens.positions_T[is_real_T].long()
-        heads = projected_TP[:, : of.first_inner_row].view(-1, 3, geometry.num_heads, geometry.head_dim)
+        heads_TX = projected_TP[:, : of.first_inner_row]
+        heads = heads_TX.view(-1, 3, architecture.num_heads, architecture.head_dim)
         for section in (0, 1):
-            part_THR = heads[:, section, :, : geometry.rotary_dim]
+            part_THR = heads[:, section, :, : architecture.positions.dim]
             part_THR[is_real_T] = self._rotate(part_THR[is_real_T], positions_T)
         rows_T = tokens.cache_rows_T[is_real_T].long()
         block_T, offset_T = rows_T // BLOCK_SIZE, rows_T % BLOCK_SIZE
@@ -56,7 +57,7 @@ class PlainKernels:
 
     def attend(self, tokens: Tokens, layer: int) -> None:
         """See `Kernels.attend`."""
-        geometry, cache = self._state.geometry, self._state.cache
+        architecture, cache = self._state.architecture, self._state.cache
         assert tokens.tables_TW is not None
         for token, position in enumerate(tokens.positions_T.tolist()):
             if position < 0:
@@ -67,13 +68,13 @@ class PlainKernels:
                 for part in (cache.keys_LNHSE, cache.values_LNHSE)
             )
             query_HE = (
-                self._state.scratch.projected_TP[token, : geometry.attention_width]
-                .view(geometry.num_heads, -1)
+                self._state.scratch.projected_TP[token, : architecture.attention_width]
+                .view(architecture.num_heads, -1)
                 .float()
             )
-            scores_HP = torch.einsum("he,hpe->hp", query_HE, keys_HPE) / geometry.head_dim**0.5
+            scores_HP = torch.einsum("he,hpe->hp", query_HE, keys_HPE) / architecture.head_dim**0.5
             attention_HE = torch.einsum("hp,hpe->he", scores_HP.softmax(dim=-1), values_HPE)
-            self._state.scratch.mixed_TK[token, geometry.inner :] = attention_HE.flatten()
+            self._state.scratch.mixed_TK[token, architecture.inner :] = attention_HE.flatten()
 
     def add(self, num_tokens: int, layer: int, product: int) -> None:
         """See `Kernels.add`."""
@@ -100,10 +101,10 @@ class PlainKernels:
         scratch = self._state.scratch
         scratch.normed_TD[:num_tokens] = F.layer_norm(
             scratch.hidden_TD[:num_tokens],
-            (self._state.geometry.width,),
+            (self._state.architecture.width,),
             norm.weight_D.float(),
             norm.bias_D.float(),
-            self._state.geometry.epsilon,
+            self._state.architecture.epsilon,
         ).to(scratch.normed_TD.dtype)
 
     def _rotate(self, part_THR: torch.Tensor, positions_T: torch.Tensor) -> torch.Tensor:

@@ -68,16 +68,16 @@ def _runs(parts: Sequence[PromptPart]) -> Iterator[tuple[int, int]]:
 
 def _heads(state: State, first: int, end: int) -> torch.Tensor:
     """Of these tokens: query, keys and values, [T, 3, H, E]."""
-    geometry = state.geometry
-    heads_TX = state.scratch.projected_TP[first:end, : 3 * geometry.attention_width]
-    return heads_TX.view(end - first, 3, geometry.num_heads, geometry.head_dim)
+    architecture = state.architecture
+    heads_TX = state.scratch.projected_TP[first:end, : 3 * architecture.attention_width]
+    return heads_TX.view(end - first, 3, architecture.num_heads, architecture.head_dim)
 
 
 def _out(state: State, first: int, end: int) -> torch.Tensor:
     """Where their attention goes, [T, H, E]."""
-    geometry = state.geometry
-    mixed_TD = state.scratch.mixed_TK[first:end, geometry.inner :]
-    return mixed_TD.view(end - first, geometry.num_heads, geometry.head_dim)
+    architecture = state.architecture
+    mixed_TD = state.scratch.mixed_TK[first:end, architecture.inner :]
+    return mixed_TD.view(end - first, architecture.num_heads, architecture.head_dim)
 
 
 class _Beginnings:
@@ -121,7 +121,7 @@ class _CachedRows:
     """A sequence's keys and values of one layer, gathered from its blocks in two calls."""
 
     def __init__(self, state: State, part: PromptPart, blocks_N: torch.Tensor) -> None:
-        num_heads, head_dim = state.geometry.num_heads, state.geometry.head_dim
+        num_heads, head_dim = state.architecture.num_heads, state.architecture.head_dim
         end, device = part.start + part.num_tokens, blocks_N.device
         positions_T, heads_H = torch.arange(end, device=device), torch.arange(num_heads, device=device)
         first_rows_T = blocks_N[positions_T // BLOCK_SIZE] * num_heads * BLOCK_SIZE + positions_T % BLOCK_SIZE

@@ -12,10 +12,10 @@ from typing import Protocol
 
 import torch
 
-from gptj_serve.engine.fused.geometry import Geometry
 from gptj_serve.engine.fused.layout import BLOCK_SIZE as BLOCK_SIZE
 from gptj_serve.engine.fused.layout import Array, scratch_arrays
 from gptj_serve.engine.fused.weights.pack import PackedWeights
+from gptj_serve.models.architecture import Architecture
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +81,16 @@ class Scratch:
     counters: torch.Tensor
 
 
-def make_scratch(geometry: Geometry, like: torch.Tensor, max_tokens: int, max_rows: int) -> Scratch:
+def make_scratch(architecture: Architecture, like: torch.Tensor, max_tokens: int, max_rows: int) -> Scratch:
     """Allocate scratch memory.
 
     Args:
-        geometry: The model's.
+        architecture: The model's.
         like: Has the activations' type and device.
         max_tokens: Tokens in one call at most.
         max_rows: Sequences in one call at most.
     """
-    arrays = scratch_arrays(geometry, max_tokens, max_rows)
+    arrays = scratch_arrays(architecture, max_tokens, max_rows)
     return Scratch(**{array.name: empty_array(array, like).zero_() for array in arrays})
 
 
@@ -110,7 +110,7 @@ class State:
     """Everything on the device that a step reads or writes.
 
     Attributes:
-        geometry: The model's dimensions.
+        architecture: The model's dimensions.
         weights: Its weights.
         rotary_PR2: float32, cosine and sine for every position and pair.
         cache: The KV cache.
@@ -118,7 +118,7 @@ class State:
         scratch: Memory between kernels.
     """
 
-    geometry: Geometry
+    architecture: Architecture
     weights: PackedWeights
     rotary_PR2: torch.Tensor  # noqa: N815
     cache: Cache
@@ -160,10 +160,9 @@ class Kernels(Protocol):
         ...
 
 
-def make_rotary(geometry: Geometry, num_positions: int) -> torch.Tensor:
+def make_rotary(architecture: Architecture, num_positions: int) -> torch.Tensor:
     """Cosine and sine, float32, [positions, rotary_dim / 2, 2], on the CPU: computed as Transformers does."""
-    inverse = 1.0 / (
-        10000 ** (torch.arange(0, geometry.rotary_dim, 2, dtype=torch.int64) / geometry.rotary_dim)
-    )
+    dim, base = architecture.positions.dim, architecture.positions.base
+    inverse = 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.int64) / dim))
     angles = torch.outer(torch.arange(num_positions, dtype=torch.int64).float(), inverse.float())
     return torch.stack([angles.cos(), angles.sin()], dim=-1).contiguous()

@@ -14,7 +14,7 @@ from gptj_serve.engine.fused.weights.formats.plain import PlainMatrix
 from gptj_serve.engine.fused.weights.pack import PackedWeights, empty_weights, slots
 from gptj_serve.engine.fused.weights.upload import CHUNK_BYTES, NUM_READERS, Uploaded, upload
 from gptj_serve.engine.memory import host_peak_bytes, room_for_weights, weights_need
-from gptj_serve.models.config import TIED_HEAD
+from gptj_serve.models.architecture import TIED_HEAD
 from gptj_serve.models.model_dir import Checkpoint
 from gptj_serve.models.sources import open_sources
 
@@ -51,12 +51,13 @@ def load_weights(
     unmapped = {"files": checkpoint.unmapped_bytes} if checkpoint.unmapped_bytes else {}
     with room_for_weights(needs, device, unmapped), open_sources(checkpoint) as sources:
         # Transformers ties a head that has weights of its own only if these equal the embedding's
-        is_tied = checkpoint.tie_word_embeddings and TIED_HEAD not in sources
+        is_tied = checkpoint.architecture.tied_head and TIED_HEAD not in sources
         sources_s = time.monotonic()
-        weights = empty_weights(checkpoint, device, dtype, is_tied=is_tied)
+        weights = empty_weights(checkpoint.architecture, device, dtype, is_tied=is_tied)
         allocated_s = time.monotonic()
-        uploaded = upload(sources, slots(weights), device, chunk_bytes=chunk_bytes, num_readers=num_readers)
-    if checkpoint.tie_word_embeddings and torch.equal(weights.embedding_VD, weights.head.tensors[0]):
+        places = slots(weights, checkpoint.architecture)
+        uploaded = upload(sources, places, device, chunk_bytes=chunk_bytes, num_readers=num_readers)
+    if checkpoint.architecture.tied_head and torch.equal(weights.embedding_VD, weights.head.tensors[0]):
         weights = replace(weights, head=PlainMatrix(weights.embedding_VD))
     _give_buffers_back(device)
     seconds = {

@@ -14,7 +14,8 @@ import torch
 
 from gptj_serve.engine.fused.weights.formats.plain import PlainMatrix, PlainSlot
 from gptj_serve.engine.fused.weights.matrix import Matrix, Slot
-from gptj_serve.models.config import TIED_HEAD, ModelConfig
+from gptj_serve.models.architecture import TIED_HEAD, Architecture, Part, Role
+from gptj_serve.models.families import tensors_of
 
 
 class Epilogue(IntEnum):
@@ -108,12 +109,12 @@ class PackedWeights:
 
 
 def empty_weights(
-    config: ModelConfig, device: torch.device, dtype: torch.dtype, *, is_tied: bool
+    architecture: Architecture, device: torch.device, dtype: torch.dtype, *, is_tied: bool
 ) -> PackedWeights:
     """Allocate the weights of a model, unfilled.
 
     Args:
-        config: The model's dimensions.
+        architecture: The model's dimensions.
         device: Where.
         dtype: Floating type.
         is_tied: The head shares the embedding's memory.
@@ -125,18 +126,18 @@ def empty_weights(
     def vector(size: int) -> torch.Tensor:
         return torch.empty(size, device=device, dtype=dtype)
 
-    d, inner = config.n_embd, config.n_inner
+    d, inner, attention = architecture.width, architecture.inner, architecture.attention_width
 
     def layer() -> Layer:
         project = Product(
-            matrix=matrix(3 * d + inner, d),
+            matrix=matrix(3 * attention + inner, d),
             bias_N=vector(inner),
-            first_biased_row=3 * d,
+            first_biased_row=3 * attention,
             epilogue=Epilogue.PROJECT,
-            first_inner_row=3 * d,
+            first_inner_row=3 * attention,
         )
         add = Product(
-            matrix=matrix(d, inner + d),
+            matrix=matrix(d, inner + attention),
             bias_N=vector(d),
             first_biased_row=0,
             epilogue=Epilogue.ADD,
@@ -144,47 +145,71 @@ def empty_weights(
         )
         return Layer((project, add))
 
-    embedding = matrix(config.vocab_size, d)
+    embedding = matrix(architecture.vocab_size, d)
     return PackedWeights(
         embedding_VD=embedding.values_RC,
         first_norm=Norm(vector(d), vector(d)),
-        layers=tuple(layer() for _ in range(config.n_layer)),
-        head=embedding if is_tied else matrix(config.vocab_size, d),
-        head_bias_V=vector(config.vocab_size),
+        layers=tuple(layer() for _ in range(architecture.num_layers)),
+        head=embedding if is_tied else matrix(architecture.vocab_size, d),
+        head_bias_V=vector(architecture.vocab_size),
     )
 
 
-def slots(weights: PackedWeights) -> dict[str, Slot]:
-    """The slot of every tensor that a checkpoint has, by its full name; a tied head has none."""
-    found: dict[str, Slot] = {}
-    *norms, last_norm = weights.norms()
-    for index, (layer, norm) in enumerate(zip(weights.layers, norms, strict=True)):
-        prefix = f"transformer.h.{index}"
-        found |= {f"{prefix}.{name}": slot for name, slot in _layer_slots(layer)}
-        found |= _norm_slots(f"{prefix}.ln_1", norm)
-    found |= _norm_slots("transformer.ln_f", last_norm)
-    found["transformer.wte.weight"] = PlainSlot(weights.embedding_VD)
-    found["lm_head.bias"] = _vector_slot(weights.head_bias_V)
+def slots(weights: PackedWeights, architecture: Architecture) -> dict[str, Slot]:
+    """The slot of every tensor of a checkpoint that has one, by its full name; a tied head has none.
+
+    Args:
+        weights: To be filled.
+        architecture: Whose they are.
+    """
+    parts = tensors_of(architecture)
     if not weights.is_tied:
-        found[TIED_HEAD] = weights.head.slot()
-    return found
+        # a head that is stored though it is tied has a place until it turns out to be the embedding
+        parts.setdefault(TIED_HEAD, Part(weights.head.shape, Role.HEAD))
+    return {name: _slot(weights, part, architecture) for name, part in parts.items()}
 
 
-def _layer_slots(layer: Layer) -> Iterator[tuple[str, Slot]]:
-    project, add = layer.products
-    width, inner = add.matrix.shape[0], len(project.bias_N)
-    for index, name in enumerate("qkv"):
-        rows = slice(index * width, (index + 1) * width)
-        yield f"attn.{name}_proj.weight", project.matrix.slot(rows)
-    yield "mlp.fc_in.weight", project.matrix.slot(slice(project.first_inner_row, None))
-    yield "mlp.fc_in.bias", _vector_slot(project.bias_N)
-    yield "mlp.fc_out.weight", add.matrix.slot(columns=slice(None, inner))
-    yield "attn.out_proj.weight", add.matrix.slot(columns=slice(inner, None))
-    yield "mlp.fc_out.bias", _vector_slot(add.bias_N)
+def _slot(weights: PackedWeights, part: Part, architecture: Architecture) -> Slot:
+    if part.layer is not None:
+        return _layer_slot(weights, part.role, part.layer, architecture)
+    *_, last_norm = weights.norms()
+    match part.role:
+        case Role.EMBEDDING:
+            return PlainSlot(weights.embedding_VD)
+        case Role.LAST_NORM:
+            return _vector_slot(last_norm.weight_D)
+        case Role.LAST_NORM_BIAS:
+            return _vector_slot(last_norm.bias_D)
+        case Role.HEAD:
+            return weights.head.slot()
+        case Role.HEAD_BIAS:
+            return _vector_slot(weights.head_bias_V)
+    raise ValueError(f"a tensor of the role {part.role.name} belongs to a layer")
 
 
-def _norm_slots(name: str, norm: Norm) -> dict[str, Slot]:
-    return {f"{name}.weight": _vector_slot(norm.weight_D), f"{name}.bias": _vector_slot(norm.bias_D)}
+def _layer_slot(weights: PackedWeights, role: Role, layer: int, architecture: Architecture) -> Slot:
+    project, add = weights.layers[layer].products
+    *norms, _ = weights.norms()
+    match role:
+        case Role.QUERY | Role.KEY | Role.VALUE:
+            index = (Role.QUERY, Role.KEY, Role.VALUE).index(role)
+            width = architecture.attention_width
+            return project.matrix.slot(slice(index * width, (index + 1) * width))
+        case Role.INNER_IN:
+            return project.matrix.slot(slice(project.first_inner_row, None))
+        case Role.INNER_IN_BIAS:
+            return _vector_slot(project.bias_N)
+        case Role.INNER_OUT:
+            return add.matrix.slot(columns=slice(None, architecture.inner))
+        case Role.ATTENTION_OUT:
+            return add.matrix.slot(columns=slice(architecture.inner, None))
+        case Role.INNER_OUT_BIAS:
+            return _vector_slot(add.bias_N)
+        case Role.NORM:
+            return _vector_slot(norms[layer].weight_D)
+        case Role.NORM_BIAS:
+            return _vector_slot(norms[layer].bias_D)
+    raise ValueError(f"a tensor of the role {role.name} belongs to no layer")
 
 
 def _vector_slot(vector: torch.Tensor) -> Slot:

@@ -30,6 +30,16 @@ make_venv() {
     if [ ! -e "$stamps/$part" ]; then missing+=("$part"); fi
   done
   if [ ${#missing[@]} -eq 0 ]; then return; fi
+  if [ -z "${lock:-}" ] && command -v flock >/dev/null; then
+    # two that install into one environment at once spoil it: the second waits, and looks again
+    local lock
+    mkdir -p "$(dirname "$venv")"
+    exec {lock}<"$(dirname "$venv")"
+    flock --nonblock "$lock" || { say "Waiting for another script that installs ..." && flock "$lock"; }
+    make_venv "$@"
+    exec {lock}<&-
+    return
+  fi
   if [ ! -x "$venv/bin/python" ]; then
     python=$(find_python) || exit 1
     say "Making $venv with $("$python" --version) ..."

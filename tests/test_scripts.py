@@ -1,5 +1,6 @@
 """What the scripts install, with a stand-in for the virtual environment's pip."""
 
+import fcntl
 import os
 import subprocess
 from dataclasses import dataclass
@@ -53,6 +54,10 @@ def test_models_are_uploaded_with_what_serves_them(scripts: Scripts) -> None:
     assert extra.endswith("--requirement /dev/stdin")
 
 
+def test_what_there_is_to_measure_is_told_without_installing(scripts: Scripts) -> None:
+    assert scripts.run("benchmark", "--help") == scripts.run("benchmark") == ""
+
+
 def test_nothing_is_installed_again(scripts: Scripts) -> None:
     assert scripts.run("status", "--help")
     assert scripts.run("status", "--help") == ""
@@ -61,7 +66,7 @@ def test_nothing_is_installed_again(scripts: Scripts) -> None:
 
 def test_what_deploys_is_completed_to_what_serves_and_the_other_way_round(scripts: Scripts) -> None:
     scripts.run("deploy", "--help")
-    (java,) = scripts.run("benchmark", "--help").splitlines()
+    (java,) = scripts.run("benchmark", "front", "--help").splitlines()
     assert java.endswith(f"--quiet --editable {ROOT}[java]")
     assert scripts.run("upload-model", "--help") == ""
 
@@ -73,3 +78,29 @@ def test_an_environment_that_could_not_be_made_is_tried_again(scripts: Scripts) 
     done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert not list(scripts.venv.parent.glob("venv-sdk/.installed-*"))
+
+
+def test_two_scripts_at_once_install_one_after_the_other(scripts: Scripts) -> None:
+    """The second finds there what the first has installed."""
+    scripts.run("status", "--help")
+    (stamps,) = scripts.venv.glob(".installed-*")
+    (stamps / "deploy").unlink()
+    folder = os.open(scripts.venv.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)  # as the first script holds it while it installs
+    scripts.log.write_text("")
+    second = subprocess.Popen(
+        [ROOT / "scripts/status", "--help"],
+        env={**os.environ, **scripts.env},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert second.stderr is not None
+        assert second.stderr.readline() == b"Waiting for another script that installs ...\n"
+        (stamps / "deploy").touch()
+        os.close(folder)
+        assert second.wait(timeout=60) == 0
+    finally:
+        second.kill()
+        second.communicate()
+    assert scripts.log.read_text() == ""

@@ -20,6 +20,7 @@ from gptj_serve.aws import manifest, model_source
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.errors import UsageError
 from gptj_serve.aws.s3 import S3Url
+from gptj_serve.models import remedies
 from harness import WAIT_TIMEOUT_S
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -197,7 +198,7 @@ def test_sources_and_names(tmp_path: Path) -> None:
     for wrong in ("./missing", "missing", "a/b/c", "~/missing/"):
         with pytest.raises(UsageError, match="no such directory"):
             model_source.local_directory(wrong)
-    assert model_source.default_revision("EleutherAI/gpt-j-6B") == "float16"
-    assert model_source.default_revision("other/gpt-j") == "main"
+    assert remedies.default_revision("EleutherAI/gpt-j-6B") == "float16"
+    assert remedies.default_revision("other/gpt-j") == "main"
     assert model_source.model_name("EleutherAI/gpt-j-6B", None) == "gpt-j-6b"
     assert model_source.model_name(".", tmp_path / "My Model_2") == "my-model-2"

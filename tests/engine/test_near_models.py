@@ -8,6 +8,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from tiny import TINY_CONFIG, random_tensors, write_model
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from gptj_serve.errors import StartupError
+from gptj_serve.models import remedies
 from gptj_serve.models.config import CONFIG
 from gptj_serve.models.model_dir import find_checkpoint, find_directory
 from gptj_serve.models.remedies import GPT_J
@@ -35,14 +37,14 @@ def refusal(root: Path, given: str | None = None) -> str:
 
 def run_command_of(message: str) -> None:
     """Do what a message says, as a shell would; Python that it gives runs here, which is faster."""
-    words = (": python3 ", ": mkdir ", ": mv ", ": tar ", ": unzip ")
+    words = (f": {sys.executable} ", ": mkdir ", ": mv ", ": tar ", ": unzip ")
     start = min(found for found in map(message.find, words) if found >= 0)
     command = re.split(
         r"; expected a directory|, then copy|, and the tokenizer|; and give", message[start + 2 :]
     )[0]
     for part in command.split(" && "):
         program, *arguments = shlex.split(part)
-        if program == "python3" and arguments[0] == "-c":
+        if program == sys.executable and arguments[0] == "-c":
             exec(arguments[1], {})
         else:
             subprocess.run([program, *arguments], check=True, capture_output=True)
@@ -66,7 +68,7 @@ def test_a_name_of_the_hub() -> None:
     [
         (
             "https://huggingface.co/EleutherAI/gpt-j-6b",
-            "hf download EleutherAI/gpt-j-6b --local-dir gpt-j-6b",
+            "hf download EleutherAI/gpt-j-6b --revision float16 --local-dir gpt-j-6b",
         ),
         ("s3://bucket/gpt j/", "aws s3 cp --recursive 's3://bucket/gpt j/' model"),
     ],
@@ -196,6 +198,30 @@ def test_a_sharded_variant(tmp_path: Path) -> None:
     index.rename(tmp_path / "model.safetensors.index.fp16.json")
     run_command_of(refusal(tmp_path))
     assert len(find_checkpoint(tmp_path).files.paths) == 2
+
+
+def test_a_model_in_two_places_is_no_two_models(tmp_path: Path) -> None:
+    """As the command for wrapped names leaves it when its second half fails."""
+    weights = write_model(tmp_path) / "model.safetensors"
+    (tmp_path / "wrapped").mkdir()
+    weights.rename(tmp_path / "wrapped" / weights.name)
+    assert refusal(tmp_path).endswith(
+        f"parts of a model, but none whole: {tmp_path} ({CONFIG} alone), {tmp_path / 'wrapped'} (weights "
+        f"alone); put {CONFIG}, the tokenizer's files and the weights into one directory"
+    )
+
+
+def test_commands_call_programs_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of this environment; the shell's own Python often has no PyTorch."""
+    merge = remedies.merge_command(tmp_path, tmp_path / "merged")
+    assert merge.startswith(f"{sys.executable} -m pip install peft && {sys.executable} -c ")
+    hf = Path(sys.executable).with_name("hf")
+    assert remedies.download_command("a/b", "b") == f"{hf} download a/b --local-dir b"
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
+    assert remedies.download_command("a/b", "b") == "hf download a/b --local-dir b"
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    assert remedies.tokenizer_command(tmp_path).endswith(f"tokenizer_config.json --local-dir {tmp_path}")
+    assert remedies.merge_command(tmp_path, tmp_path).startswith("python3 -m pip install peft && python3 -c ")
 
 
 def test_shards_without_their_index(tmp_path: Path) -> None:

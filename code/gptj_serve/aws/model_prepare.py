@@ -13,6 +13,7 @@ from gptj_serve.aws.console import Console, size
 from gptj_serve.aws.errors import CommandError
 from gptj_serve.aws.model_files import SINGLE
 from gptj_serve.errors import StartupError
+from gptj_serve.models import remedies
 from gptj_serve.models.checkpoint_files import SAFETENSORS, read_safetensors
 from gptj_serve.models.model_dir import Checkpoint, find_checkpoint
 from gptj_serve.serving.text import Tokenizer
@@ -107,7 +108,7 @@ def _model_errors() -> Iterator[None]:
 
 
 def _from_hub(wanted: Wanted, console: Console, dry_run: bool) -> Path | Unprepared:
-    revision = wanted.revision or model_source.default_revision(wanted.source)
+    revision = wanted.revision or remedies.default_revision(wanted.source)
     snapshot = model_source.find_snapshot(wanted.source, revision)
     if snapshot is None:
         found = model_source.downloaded_before(wanted.source, revision)

@@ -15,7 +15,6 @@ from gptj_serve.models.model_dir import BESIDE_THE_WEIGHTS
 from gptj_serve.models.near import ADAPTER
 from gptj_serve.models.remedies import merge_command
 
-GPT_J, GPT_J_REVISION = "EleutherAI/gpt-j-6b", "float16"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SHARDS = ("model-*.safetensors", "pytorch_model-*.bin")
 
@@ -56,11 +55,6 @@ def local_directory(source: str) -> Path | None:
     raise UsageError(
         f"{source}: no such directory, and no repository of the Hugging Face Hub (ORGANISATION/NAME)"
     )
-
-
-def default_revision(repository: str) -> str:
-    """GPT-J-6B's weights in half precision are a branch of their own."""
-    return GPT_J_REVISION if repository.lower() == GPT_J.lower() else "main"
 
 
 def model_name(source: str, directory: Path | None) -> str:

@@ -17,13 +17,13 @@ from gptj_serve.aws.iam import check_key
 from gptj_serve.aws.manifest import Manifest
 from gptj_serve.aws.model_files import ModelFile, left_out, read_all, serving_paths
 from gptj_serve.aws.model_prepare import Unprepared, Wanted, prepare
-from gptj_serve.aws.model_source import GPT_J
 from gptj_serve.aws.model_upload import Remote, Upload, UploadPlan
 from gptj_serve.aws.plan import Action, show
 from gptj_serve.aws.s3 import S3Url, bucket_actions, default_bucket
 from gptj_serve.files import some
 from gptj_serve.models.checkpoint_files import read_safetensors
 from gptj_serve.models.model_dir import Checkpoint
+from gptj_serve.models.remedies import GPT_J
 
 PREFIX = "gptj-serve/models"
 _HASH_DIGITS = 12

@@ -140,6 +140,12 @@ def find_directory(root: Path, given: str | None = None) -> Path:
             f"{describe_folders(root, folders)}; expected a directory with {CONFIG} and one of "
             f"{', '.join(checkpoint_files.NAMES)}{mount_hint(root)}"
         )
+    if len(candidates) > 1 and not _is_whole(candidates[0]):
+        parts = [f"{part} ({CONFIG if _has_config(part) else 'weights'} alone)" for part in candidates]
+        raise StartupError(
+            f"{said}: parts of a model, but none whole: {some(parts)}; put {CONFIG}, the tokenizer's files "
+            "and the weights into one directory"
+        )
     if len(candidates) > 1:
         listed = some([str(directory) for directory in candidates])
         raise StartupError(f"{said}: several models; point it at one of: {listed}")
@@ -150,7 +156,7 @@ def find_directory(root: Path, given: str | None = None) -> Path:
 
 def _candidates(folders: Sequence[Path]) -> list[Path]:
     """Those that hold a model, or else those that hold a part of one."""
-    whole = [folder for folder in folders if _has_config(folder) and _has_weights(folder)]
+    whole = [folder for folder in folders if _is_whole(folder)]
     part = [folder for folder in folders if _has_config(folder) or _has_weights(folder)]
     # one directory may be reached by several links
     by_place = {directory.resolve(): directory for directory in reversed(whole or part)}
@@ -167,9 +173,13 @@ def _searched(root: Path) -> Iterator[Path]:
             if num_folders > MAX_FOLDERS:
                 raise StartupError(f"{root}: more than {MAX_FOLDERS} folders; name the model's own")
             yield folder
-            if not (_has_config(folder) and _has_weights(folder)):
+            if not _is_whole(folder):
                 below.extend(_sub_folders(folder))
         level = below
+
+
+def _is_whole(folder: Path) -> bool:
+    return _has_config(folder) and _has_weights(folder)
 
 
 def _has_config(folder: Path) -> bool:

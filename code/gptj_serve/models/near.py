@@ -13,7 +13,7 @@ from pathlib import Path
 from gptj_serve.errors import StartupError
 from gptj_serve.files import check_regular, read_json, some, special_kind
 from gptj_serve.models.config import CONFIG
-from gptj_serve.models.remedies import GPT_J, merge_command, move_command, save_command
+from gptj_serve.models.remedies import GPT_J, download_command, merge_command, move_command, save_command
 
 _HUB_NAME = re.compile(r"(?:https://huggingface\.co/)?(\w[\w.-]*/\w[\w.-]*)/?")
 _MAX_LOOK_BYTES = 4 << 20
@@ -95,14 +95,14 @@ def _not_there(given: str, hub_name: str | None) -> str:
     name = hub_name.split("/")[1]
     return (
         "no such directory; if it is a model of the Hugging Face Hub, fetch it first: "
-        f"hf download {hub_name} --local-dir {name}; and give {name}"
+        f"{download_command(hub_name, name)}; and give {name}"
     )
 
 
 def _the_original() -> str:
     return (
         "take the model that it was made from, as Transformers saves it, for instance: "
-        f"hf download {GPT_J} --revision float16 --local-dir gpt-j-6b"
+        + download_command(GPT_J, "gpt-j-6b")
     )
 
 

@@ -1,10 +1,27 @@
 """Commands that mend a model directory, as messages give them: they can be pasted into a shell."""
 
+import importlib.util
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 GPT_J = "EleutherAI/gpt-j-6b"
+_GPT_J_REVISION = "float16"
+
+
+def default_revision(repository: str) -> str:
+    """The branch of a repository of the hub: GPT-J-6B in half precision is one of its own."""
+    return _GPT_J_REVISION if repository.lower() == GPT_J.lower() else "main"
+
+
+def download_command(repository: str, directory: str, files: Sequence[str] = ()) -> str:
+    """A command that fetches a model of the hub, or only these files of it."""
+    hf = Path(sys.executable).with_name("hf")
+    revision = "" if files or default_revision(repository) == "main" else f"--revision {_GPT_J_REVISION} "
+    names = "".join(f"{name} " for name in files)
+    program = shlex.quote(str(hf)) if hf.exists() else "hf"
+    return f"{program} download {repository} {names}{revision}--local-dir {shlex.quote(directory)}"
 
 
 def extract_command(paths: Sequence[Path], directory: Path, part: str = "", key: str = "name") -> str:
@@ -40,7 +57,7 @@ def unwrap_command(paths: Sequence[Path], wrappers: Sequence[str]) -> str:
 
 def merge_command(adapter: Path, merged: Path) -> str:
     """A command that merges an adapter into its base model, and puts the base's tokenizer beside it."""
-    return "pip install peft && " + _python(
+    return f"{_program()} -m pip install peft && " + _python(
         "from peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as T; "
         f"m = M.from_pretrained({str(adapter)!r}, dtype='auto'); b = m.peft_config['default']; "
         f"m.merge_and_unload().save_pretrained({str(merged)!r}); "
@@ -52,7 +69,7 @@ def tokenizer_command(directory: Path) -> str:
     """Where a missing tokenizer comes from."""
     return (
         "copy the tokenizer's files of the model that this one was trained from; those of GPT-J itself: "
-        f"hf download {GPT_J} tokenizer.json tokenizer_config.json --local-dir {shlex.quote(str(directory))}"
+        + download_command(GPT_J, str(directory), ("tokenizer.json", "tokenizer_config.json"))
     )
 
 
@@ -72,4 +89,10 @@ def save_command(module: Path, directory: Path) -> str:
 def _python(script: str) -> str:
     # Python's own quotes are single ones: double quotes keep the command readable where they can
     is_plain = not set(script) & set('"$`\\!')
-    return f'python3 -c "{script}"' if is_plain else f"python3 -c {shlex.quote(script)}"
+    quoted = f'"{script}"' if is_plain else shlex.quote(script)
+    return f"{_program()} -c {quoted}"
+
+
+def _program() -> str:
+    """Python as a shell calls it: this one if it has PyTorch, since the one on PATH often has none."""
+    return shlex.quote(sys.executable) if importlib.util.find_spec("torch") else "python3"

@@ -96,16 +96,16 @@ aws_command() {
   exec "$venv/bin/python" -I -m gptj_serve.aws "$@"
 }
 
-# sdk_venv NAME REQUIREMENT: AWS's SDKs have other versions of our dependencies, so each gets an environment of its own;
-# prints where
+# sdk_venv NAME REQUIREMENT...: other projects' programs have other versions of our dependencies, so each gets an
+# environment of its own; prints where
 sdk_venv() {
   local made=$venv-$1 stamp
-  stamp=$made/.installed-$(cksum <<<"$2" | cut -d ' ' -f 1)
+  stamp=$made/.installed-$(cksum <<<"${*:2}" | cut -d ' ' -f 1)
   if [ ! -e "$stamp" ]; then
-    say "Installing $2 ..."
+    say "Installing ${*:2} ..."
     # a function in $( ) does not end at a failure by itself
     "$venv/bin/python" -I -m venv "$made" &&
-      "$made/bin/python" -I -m pip --disable-pip-version-check install --quiet "$2" >&2 &&
+      "$made/bin/python" -I -m pip --disable-pip-version-check install --quiet "${@:2}" >&2 &&
       touch "$stamp" || return 1
   fi
   printf '%s\n' "$made"

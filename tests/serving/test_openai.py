@@ -388,7 +388,9 @@ def test_errors_are_openais(error: ServingError, kind: str) -> None:
 
 def test_what_does_not_fit_the_context_has_openais_code() -> None:
     for document in ({"max_tokens": 300}, {"prompt": "The " * 500}, {"prompt": "x" * 100_000}):
-        with pytest.raises(ContextOverflow, match="maximum context length is 200 tokens") as caught:
+        with pytest.raises(
+            ContextOverflow, match="this model's maximum context length is 200 tokens"
+        ) as caught:
             parse(**document)
         told = schemas.render_error(caught.value, "req", "openai")["error"]
         assert (told["code"], told["type"]) == ("context_length_exceeded", "invalid_request_error")

@@ -225,10 +225,10 @@ def too_long(
     if not names:
         ways = "ask for fewer new tokens, or let truncate keep fewer of the prompt's tokens"
     max_name = (names or {}).get("max_new_tokens", "max_new_tokens")
-    # clients of OpenAI's look for these words about the context
+    # clients of OpenAI's look for these words, from "this" to "tokens"
     return ContextOverflow(
         f"{where}: {num_prompt_tokens} prompt tokens and {max_name}={max_new_tokens} do not fit:"
-        f" the maximum context length is {max_context} tokens; shorten the prompt, {ways}"
+        f" this model's maximum context length is {max_context} tokens; shorten the prompt, {ways}"
     )
 
 

@@ -1,7 +1,6 @@
 """The endpoints that generate text: one ASGI application for each way a body may be read."""
 
 import asyncio
-import functools
 import json
 import logging
 import time
@@ -137,10 +136,7 @@ class Generate:
             if exchange.failure is not None:
                 raise exchange.failure
         result = self._shared.service.result(call, exchange.request_id, generation, exchange.first_token_s)
-        render = functools.partial(self._shared.service.render, call, result)
-        num_told = sum(len(answer.tokens) for answer in result.answers)
-        is_large = num_told * (1 + call.parameters.num_top_logprobs) > LARGE_ANSWER_TOKENS
-        body, content_type = await asyncio.to_thread(render) if is_large else render()
+        body, content_type = await rendered(self._shared.service, call, result)
         self._count(call, 200, result)
         more = http_headers.of_result(call, result)
         await self._send_whole(exchange, 200, body, content_type, more)
@@ -267,6 +263,14 @@ class Generate:
             queue_s=result.queue_s if result else None,
             time_per_token_s=result.time_per_token_s if result else None,
         )
+
+
+async def rendered(service: Service, call: Call, result: Result) -> tuple[bytes, str]:
+    """`Service.render`, beside the event loop where it takes long enough to hold up every stream."""
+    num_told = sum(len(answer.tokens) for answer in result.answers)
+    if num_told * (1 + call.parameters.num_top_logprobs) > LARGE_ANSWER_TOKENS:
+        return await asyncio.to_thread(service.render, call, result)
+    return service.render(call, result)
 
 
 class _Watch:

@@ -46,6 +46,13 @@ class Service:
     said: str
 
     @property
+    def stopped(self) -> str:
+        """The text before the stop string of the programs, which is in the middle of a word."""
+        before, found, _ = self.text.partition("lon")
+        assert found
+        return before
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server.port}"
 
@@ -146,7 +153,7 @@ def test_openai(service: Service) -> None:
     seen = service.ask("OPENAI", "openai")
     assert {seen["whole"], seen["stream"], *seen["at_once"]} == {service.text}
     assert (seen["stream_usage"], len(seen["at_once"])) == (12, 6)
-    assert seen["stopped"] == {"text": "", "finish_reason": "stop"}
+    assert seen["stopped"] == {"text": service.stopped, "finish_reason": "stop"}
     assert (seen["many"], seen["many_usage"]) == ([*range(80)], 240)
     assert seen["chat"] == seen["chat_stream"] == service.said
     assert seen["models"] == ["gpt-j"]
@@ -159,7 +166,7 @@ def test_huggingface_hub(service: Service) -> None:
     seen = service.ask("OPENAI", "huggingface_hub")
     assert seen["whole"] == seen["stream"] == service.text
     assert seen["last"] == [service.text, "length", 12]
-    assert seen["stopped"] == ["", "stop_sequence"]
+    assert seen["stopped"] == [service.stopped, "stop_sequence"]
     assert len(set(seen["warm"])) > 1
     assert seen["chat"] == seen["chat_stream"] == service.said
     assert seen["too_long"] == seen["too_long_stream"] is True
@@ -169,7 +176,7 @@ def test_text_generation(service: Service) -> None:
     seen = service.ask("TGI", "text_generation")
     assert {seen["whole"], seen["stream"], *seen["at_once"]} == {service.text}
     assert (seen["reason"], seen["last"], seen["others"]) == ("length", [6, 2], 1)
-    assert seen["stopped"] == ["", "stop_sequence"]
+    assert seen["stopped"] == [service.stopped, "stop_sequence"]
     assert len(set(seen["warm"])) > 1
     assert (seen["too_long"], seen["too_long_stream"]) == (True, True)
 
@@ -178,7 +185,7 @@ def test_langchain_huggingface(service: Service) -> None:
     seen = service.ask("TGI", "langchain_huggingface")
     assert seen["whole"] == seen["stream"] == service.text
     assert seen["many"] == 20 * [service.text]
-    assert seen["stopped"] == ""
+    assert seen["stopped"] == service.stopped
     assert seen["too_long"] is True
 
 
@@ -186,7 +193,7 @@ def test_langchain_openai(service: Service) -> None:
     seen = service.ask("OPENAI", "langchain_openai")
     assert seen["whole"] == seen["stream"] == service.text
     assert seen["many"] == 20 * [4]
-    assert seen["stopped"] == ""
+    assert seen["stopped"] == service.stopped
     assert seen["chat"] == seen["chat_stream"] == service.said
     assert seen["too_long"] == seen["too_long_chat"] == "context_length_exceeded"
 
@@ -194,7 +201,7 @@ def test_langchain_openai(service: Service) -> None:
 def test_llama_index(service: Service) -> None:
     seen = service.ask("LLAMA_INDEX", "llama_index")
     assert seen["whole"] == seen["stream"] == service.text
-    assert seen["stopped"] == ""
+    assert seen["stopped"] == service.stopped
     assert seen["chat"] == seen["chat_stream"] == service.said
     assert seen["too_long"] == "context_length_exceeded"
 
@@ -202,7 +209,7 @@ def test_llama_index(service: Service) -> None:
 def test_litellm(service: Service) -> None:
     seen = service.ask("OPENAI", "litellm")
     assert seen["whole"] == seen["stream"] == seen["same_as_openai"] == service.text
-    assert (seen["stopped"], seen["many"]) == ("", 80)
+    assert (seen["stopped"], seen["many"]) == (service.stopped, 80)
     assert seen["chat"] == seen["chat_stream"] == service.said
     assert seen["too_long"] == seen["too_long_chat"] == 400
 
@@ -211,7 +218,7 @@ def test_litellm_through_sagemaker(service: Service) -> None:
     seen = service.ask("OPENAI", "litellm_sagemaker")
     assert seen["whole"] == service.text
     assert seen["stream"] == service.text.removeprefix(" ")  # LiteLLM drops that
-    assert seen["stopped"] == ""
+    assert seen["stopped"] == service.stopped
     assert seen["several"]
     assert seen["chat"] == seen["chat_stream"] == service.said
     # LiteLLM tells no more of a whole answer's error than AWS's status
@@ -226,7 +233,7 @@ def test_boto3(service: Service) -> None:
     assert {seen[name] for name in ("whole", "stream", "openai", "openai_stream")} == {service.text}
     assert seen["guide"] == {"response": [{"generated_text": f"The king{service.text}"}], "status": 200}
     assert seen["plain"].startswith(service.text)
-    assert seen["stopped"] == [{"generated_text": ""}]
+    assert seen["stopped"] == [{"generated_text": service.stopped}]
     assert (seen["many"], seen["chat"]) == (20 * [4], service.said)
     assert seen["too_long"] == [400, "validation"]
 

@@ -43,7 +43,7 @@ tell(
     openai_stream="".join(event["choices"][0]["text"] for event in stream(prompt | {"stream": True})),
     guide=json.loads(invoke({"inputs": {"text_inputs": "The king", "parameters": {"max_new_tokens": 12}}})),
     plain=invoke("The king", "text/plain"),
-    stopped=json.loads(invoke({"inputs": "The king", "parameters": {"max_new_tokens": 12, "stop": [" "]}})),
+    stopped=json.loads(invoke({"inputs": "The king", "parameters": {"max_new_tokens": 12, "stop": ["lon"]}})),
     many=[
         len(one)
         for one in json.loads(

@@ -15,7 +15,7 @@ def refused(**changes):
         return "2048" in str(error)
 
 
-detailed = client.text_generation(**ask, details=True, stop=[" "])
+detailed = client.text_generation(**ask, details=True, stop=["lon"])
 *_, last = client.text_generation(**ask, details=True, stream=True)
 talk = {"messages": [{"role": "user", "content": "Who is the king?"}], "max_tokens": 8, "temperature": 0}
 tell(

@@ -19,6 +19,6 @@ tell(
     whole=model.invoke("The king"),
     stream="".join(model.stream("The king")),
     many=model.batch(["The king"] * 20, config={"max_concurrency": 4}),
-    stopped=model.invoke("The king", stop=[" "]),
+    stopped=model.invoke("The king", stop=["lon"]),
     too_long=refused(),
 )

@@ -23,7 +23,7 @@ tell(
     whole=model.invoke("The king"),
     stream="".join(model.stream("The king")),
     many=[len(one) for one in many.generations],
-    stopped=model.invoke("The king", stop=[" "]),
+    stopped=model.invoke("The king", stop=["lon"]),
     chat=chat.invoke("Who is the king?").content,
     chat_stream="".join(chunk.content for chunk in chat.stream("Who is the king?")),
     too_long=refused(model.invoke, "the " * 3000),

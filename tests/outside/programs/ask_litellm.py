@@ -27,7 +27,7 @@ tell(
     whole=litellm.text_completion(**text).choices[0].text,
     stream="".join(chunk.choices[0].text or "" for chunk in litellm.text_completion(**text, stream=True)),
     same_as_openai=litellm.text_completion(**text | {"model": "openai/gpt-j"}).choices[0].text,
-    stopped=litellm.text_completion(**text, stop=[" "]).choices[0].text,
+    stopped=litellm.text_completion(**text, stop=["lon"]).choices[0].text,
     many=len(many.choices),
     chat=litellm.completion(**chat).choices[0].message.content,
     chat_stream=said(litellm.completion(**chat, stream=True)),

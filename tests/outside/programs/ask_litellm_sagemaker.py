@@ -27,7 +27,7 @@ tell(
     ("litellm", "boto3"),
     whole=litellm.completion(**text, **whole_url).choices[0].message.content,
     stream=said(litellm.completion(**text, **stream_url)),
-    stopped=litellm.completion(**text, **whole_url, stop=[" "]).choices[0].message.content,
+    stopped=litellm.completion(**text, **whole_url, stop=["lon"]).choices[0].message.content,
     several=litellm.completion(**text, **whole_url, n=2).choices[0].message.content,
     chat=litellm.completion(**chat, **whole_url).choices[0].message.content,
     chat_stream=said(litellm.completion(**chat, **stream_url)),

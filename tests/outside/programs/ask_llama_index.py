@@ -28,7 +28,7 @@ tell(
     ("llama-index-llms-openai-like", "openai"),
     whole=model.complete("The king").text,
     stream="".join(part.delta for part in model.stream_complete("The king")),
-    stopped=model.complete("The king", stop=[" "]).text,
+    stopped=model.complete("The king", stop=["lon"]).text,
     chat=chat.chat(talk).message.content,
     chat_stream="".join(part.delta or "" for part in chat.stream_chat(talk)),
     too_long=refused(chat.chat, [ChatMessage(role="user", content="the " * 3000)]),

@@ -36,7 +36,7 @@ tell(
     stream="".join(chunk.choices[0].text for chunk in chunks if chunk.choices),
     stream_usage=chunks[-1].usage.completion_tokens,
     at_once=asyncio.run(at_once()),
-    stopped=client.completions.create(**ask, stop=[" "])
+    stopped=client.completions.create(**ask, stop=["lon"])
     .choices[0]
     .model_dump(include={"text", "finish_reason"}),
     many=[choice.index for choice in many.choices],

@@ -24,7 +24,7 @@ async def at_once():
 
 whole = client.generate("The king", max_new_tokens=12)
 best = client.generate("The king", max_new_tokens=4, best_of=2, temperature=0.9)
-stopped = client.generate("The king", max_new_tokens=12, stop_sequences=[" "])
+stopped = client.generate("The king", max_new_tokens=12, stop_sequences=["lon"])
 *_, last = client.generate_stream("In the beginning", max_new_tokens=6, top_n_tokens=2)
 tell(
     ("text-generation",),

@@ -64,6 +64,13 @@ def test_no_client_keeps_a_request_out_of_the_log(server: Server) -> None:
     until(lambda: answer.json["request_id"] in {line.get("request_id") for line in server.records()})
 
 
+def test_the_warm_up_is_no_request(server: Server) -> None:
+    """Whoever watches for 400s would look for a client that was none."""
+    (ready,) = server.events("ready")
+    asked = [line for line in server.records() if line.get("message") == "request"]
+    assert [line for line in asked if line["time"] <= ready["time"]] == []
+
+
 def test_the_phases_of_the_start_come_in_order(server: Server) -> None:
     found = phases(server.lines)
     names = ["starting", "engine_chosen", "model_loaded", "engine_ready", "ready"]

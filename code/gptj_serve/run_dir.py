@@ -6,6 +6,7 @@ Its owner holds a lock on a file in it. Where nobody does, the owner was killed;
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -20,6 +21,8 @@ PREFIX = "gptj-"
 
 
 LOCK = "owner.lock"
+WARM_UP_HEADER = "x-serve-warm-up"
+"""Its value is `warm_up_key`."""
 
 
 @contextlib.contextmanager
@@ -122,3 +125,14 @@ up with the first large block, and keeps those that come after it."""
 
 ENV_NAME = "SERVE_RUN_DIR"
 """How the launcher tells a front's workers where the directory is."""
+
+
+def warm_up_key(directory: Path) -> str:
+    """What marks a front's warm-up, which is neither logged nor counted; only this user can read it.
+
+    It is made when it is first asked for.
+    """
+    path = directory / "warm-up-key"
+    if not path.exists():
+        path.write_text(secrets.token_urlsafe())
+    return path.read_text()

@@ -363,6 +363,7 @@ class TestErrors:
             (["nothing"], 2, "ORGANISATION/NAME"),
             ([str(demo.MODEL_DIR), "--revision", "x"], 2, "only the hub has revisions"),
             ([str(demo.MODEL_DIR), "--to", "bucket/x"], 2, "--to bucket/x: not an S3 address"),
+            ([str(demo.MODEL_DIR), "--to", "s3://b/x"], 2, "BUCKET of 3 to 63 characters"),
             ([str(demo.MODEL_DIR), "--shard-size", "0"], 2, "from 0.001 to 50"),
             ([str(demo.MODEL_DIR), "--to", "s3://nobody-has-this/"], 1, "there is no bucket nobody-has-this"),
             ([str(ROOT / "docs")], 1, "docs: no model there"),

@@ -50,7 +50,9 @@ class S3Url:
         """
         found = _URL.fullmatch(text)
         if not found:
-            raise UsageError(f"{option} {text}: not an S3 address; must be s3://BUCKET/KEY")
+            raise UsageError(
+                f"{option} {text}: not an S3 address; must be s3://BUCKET/KEY, BUCKET of 3 to 63 characters"
+            )
         return S3Url(found[1], found[2] or "")
 
 

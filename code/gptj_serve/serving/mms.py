@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import re
-import secrets
 import shutil
 import sys
 import time
@@ -32,8 +31,6 @@ CAN_WAIT = False
 
 HANDLER = "gptj_serve.serving.mms_handler:handle"
 MAX_AUTO_WORKERS = 64
-WARM_UP_HEADER = "x-serve-warm-up"
-"""Its value is `warm_up_key`."""
 WARM_UP_ROUNDS = 4
 WORKER_PID_FILE = "worker.pid"
 WARM_UP_TIMEOUT_S = 15.0
@@ -59,7 +56,7 @@ def prepare(
     """
     home = directory / "mms"
     (home / "store" / "model").mkdir(parents=True)
-    _warm_up_key_file(directory).write_text(secrets.token_urlsafe())
+    run_dir.warm_up_key(directory)  # before several ask for it
     properties = home / "config.properties"
     properties.write_text(_properties(settings, info, home))
     log_config = home / "log4j2.xml"
@@ -123,7 +120,7 @@ def warm_up(settings: Settings, info: ModelInfo, directory: Path, wait: Callable
         StartupError: The workers do not answer.
     """
     body = json.dumps({"inputs": "a", "parameters": {"max_new_tokens": info.max_context}})
-    headers = {"Content-Type": "application/json", WARM_UP_HEADER: warm_up_key(directory)}
+    headers = {"Content-Type": "application/json", run_dir.WARM_UP_HEADER: run_dir.warm_up_key(directory)}
     num_left = WARM_UP_ROUNDS * num_workers(settings, info)
     give_up_s = time.monotonic() + WARM_UP_TIMEOUT_S
     while num_left and time.monotonic() < give_up_s:
@@ -139,15 +136,6 @@ def warm_up(settings: Settings, info: ModelInfo, directory: Path, wait: Callable
                 num_left -= 1
     if num_left:
         raise StartupError(f"the front's workers did not answer within {WARM_UP_TIMEOUT_S:g} s")
-
-
-def warm_up_key(directory: Path) -> str:
-    """What marks the requests of `warm_up`, which nobody logs; only this user can read it."""
-    return _warm_up_key_file(directory).read_text()
-
-
-def _warm_up_key_file(directory: Path) -> Path:
-    return directory / "warm-up-key"
 
 
 def num_workers(settings: Settings, info: ModelInfo) -> int:

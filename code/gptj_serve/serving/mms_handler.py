@@ -53,7 +53,7 @@ class GptjTransformer(Transformer):  # type: ignore[misc]
 
     def _answer(self, context: Any, index: int, request: Mapping[str, Any]) -> bytes:
         headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
-        key = headers.get(mms.WARM_UP_HEADER, "").encode("utf-8", "replace")
+        key = headers.get(run_dir.WARM_UP_HEADER, "").encode("utf-8", "replace")
         is_warm_up = hmac.compare_digest(key, self.warm_up_key)
         logging.getLogger("gptj_serve.serving.service").disabled = is_warm_up
         about = RequestContext(context.get_request_id(index), headers.get("accept"))
@@ -103,7 +103,7 @@ def _initialize(context: Any) -> None:
     _end_with_server()
     directory = Path(os.environ[run_dir.ENV_NAME])
     (directory / mms.WORKER_PID_FILE).write_text(str(os.getpid()))
-    _transformer.warm_up_key = mms.warm_up_key(directory).encode()
+    _transformer.warm_up_key = run_dir.warm_up_key(directory).encode()
     with start_failures(directory):
         model_dir = context.system_properties.get("model_dir")
         _transformer.validate_and_initialize(model_dir=model_dir, context=context)

@@ -285,10 +285,15 @@ class Service:
         )
 
     def render_error(
-        self, error: BaseException, request_id: str, call: Call | None = None, schema: str | None = None
+        self,
+        error: BaseException,
+        request_id: str,
+        call: Call | None = None,
+        schema: str | None = None,
+        is_logged: bool = True,
     ) -> ErrorAnswer:
         """`render_error` on the service's clock."""
-        return render_error(error, request_id, call, self._clock, schema)
+        return render_error(error, request_id, call, self._clock, schema, is_logged)
 
     def _assembler(self, request: GenerationRequest, parameters: Parameters) -> SequenceAssembler:
         return SequenceAssembler(
@@ -388,6 +393,7 @@ def render_error(
     call: Call | None = None,
     clock: Callable[[], float] = time.monotonic,
     schema: str | None = None,
+    is_logged: bool = True,
 ) -> ErrorAnswer:
     """An error's answer. Anything but a `ServingError` becomes a 500 that tells nothing. Logs the request.
 
@@ -397,11 +403,13 @@ def render_error(
         call: The parsed body, if it came that far.
         clock: The service's.
         schema: What the client seems to speak, if the body was not parsed.
+        is_logged: Whether the request gets its record.
     """
     if not isinstance(error, ServingError):
         log_unexpected(error, request_id)
         error = InternalError("internal error")
-    _log(call, clock(), request_id=request_id, status=error.status, error_type=error.kind)
+    if is_logged:
+        _log(call, clock(), request_id=request_id, status=error.status, error_type=error.kind)
     retry_after_s = error.retry_after_s
     if retry_after_s is None and isinstance(error, Overloaded):
         retry_after_s = 1

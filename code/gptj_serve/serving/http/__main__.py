@@ -53,6 +53,7 @@ async def connect(settings: Settings, directory: Path, tokenizer: Tokenizer, for
         metrics=Metrics(link.info, lambda: link.stats),
         parser=Parser(service, forks, TemplateClient(run_dir.template_socket(directory))),
         bodies=Bodies(max_bytes),
+        warm_up_key=run_dir.warm_up_key(directory),
     )
 
 

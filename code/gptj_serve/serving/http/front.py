@@ -53,13 +53,19 @@ def is_listening(settings: Settings) -> bool:
 
 
 def warm_up(settings: Settings, info: ModelInfo, directory: Path, wait: Callable[[], None]) -> None:
-    """Send one request through the front that is refused before it reaches the engine.
+    """Send one request through the front that is refused before it reaches the engine, and not counted.
 
     Raises:
         StartupError: The front does not answer as it should.
     """
     wait()
-    status = _status(settings, "POST", "/invocations", b'{"inputs": "a", "parameters": {"top_p": 9}}')
+    status = _status(
+        settings,
+        "POST",
+        "/invocations",
+        b'{"inputs": "a", "parameters": {"top_p": 9}}',
+        {run_dir.WARM_UP_HEADER: run_dir.warm_up_key(directory)},
+    )
     if status != 400:
         raise StartupError(f"the front answers {status}; see the log above")
 
@@ -69,11 +75,17 @@ def has_lost_its_workers(directory: Path) -> bool:
     return False
 
 
-def _status(settings: Settings, method: str, path: str, body: bytes | None = None) -> int | None:
+def _status(
+    settings: Settings,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> int | None:
     connection = http.client.HTTPConnection(settings.local_host, settings.port, timeout=1)
     with contextlib.closing(connection):
         try:
-            connection.request(method, path, body, {"Content-Type": "application/json"})
+            connection.request(method, path, body, {"Content-Type": "application/json", **(headers or {})})
             return connection.getresponse().status
         except (OSError, http.client.HTTPException):
             return None

@@ -1,6 +1,7 @@
 """The endpoints that generate text: one ASGI application for each way a body may be read."""
 
 import asyncio
+import hmac
 import json
 import logging
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from gptj_serve import run_dir
 from gptj_serve.errors import DeadlinePassed, Overloaded, ServingError, is_failure
 from gptj_serve.request import EndEvent, TokenEvent
 from gptj_serve.serving import schemas
@@ -44,6 +46,7 @@ class Shared:
     metrics: Metrics
     parser: Parser
     bodies: Bodies
+    warm_up_key: str
 
 
 @dataclass(slots=True)
@@ -230,10 +233,15 @@ class Generate:
 
     async def _answer_error(self, exchange: Exchange, error: BaseException) -> None:
         schema = self._schema(exchange)
-        answer = self._shared.service.render_error(error, exchange.request_id, exchange.call, schema)
+        key = exchange.headers.get(run_dir.WARM_UP_HEADER, "")
+        is_warm_up = hmac.compare_digest(key.encode(), self._shared.warm_up_key.encode())
+        answer = self._shared.service.render_error(
+            error, exchange.request_id, exchange.call, schema, is_logged=not is_warm_up
+        )
         if isinstance(error, Overloaded):
             self._shared.metrics.refused()
-        self._count(exchange.call, answer.status, None)
+        if not is_warm_up:
+            self._count(exchange.call, answer.status, None)
         if exchange.has_started:
             event = schemas.streaming.event(json.loads(answer.body))
             await exchange.send({"type": "http.response.body", "body": event})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gptj_serve.benchmark.__main__ import COMMANDS
 from harness import ROOT, stand_in_venv
 
 
@@ -56,6 +57,11 @@ def test_models_are_uploaded_with_what_serves_them(scripts: Scripts) -> None:
 
 def test_what_there_is_to_measure_is_told_without_installing(scripts: Scripts) -> None:
     assert scripts.run("benchmark", "--help") == scripts.run("benchmark") == ""
+
+
+def test_the_script_tells_of_every_command_there_is_to_measure() -> None:
+    told = (ROOT / "scripts/benchmark").read_text()
+    assert [name for name in COMMANDS if f"#   scripts/benchmark {name} " not in told] == []
 
 
 def test_nothing_is_installed_again(scripts: Scripts) -> None:

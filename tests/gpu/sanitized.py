@@ -23,7 +23,7 @@ def main(with_cublas: bool) -> None:
     checkpoint = find_checkpoint(demo.MODEL_DIR)
     weights = load_weights(checkpoint, device, torch.float16)
     torch.set_grad_enabled(False)
-    state = random_state(checkpoint, weights, 400)
+    state = random_state(checkpoint.architecture, weights, 400)
     major, minor = torch.cuda.get_device_capability()
     library = find_library(os.environ, [f"{major}.{minor}"])
     for positions in BATCHES:

@@ -8,7 +8,7 @@ import re
 import subprocess
 
 import pytest
-from deploying import ROLE, deploy, failing, push_image
+from deploying import ROLE, deploy, failing, make_role, push_image
 
 from gptj_serve.aws.clients import Aws
 from harness import ROOT
@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.outside, pytest.mark.timeout(300)]
 
 def test_the_example_makes_what_deploying_makes(aws: Aws) -> None:
     image = push_image(aws, "one")
+    make_role(aws, "test")
     with failing("HeadBucket", "403", "Forbidden"):  # so that GPT-J-6B is assumed
         planned = deploy(image, "--dry-run", "--json", data=DATA, role=ROLE).json["actions"]
     ours = {one["operation"]: one["request"] for one in planned}

@@ -17,6 +17,7 @@ import pytest
 import runtime as fake
 from commands import Result, command, fake_environment
 from container import Container, docker, model_mount
+from deploying import make_role
 from moto.server import ThreadedMotoServer
 from registry import Registry
 
@@ -128,6 +129,7 @@ def test_from_the_source_to_an_answer_and_back_to_nothing(
 ) -> None:
     """`pushed` is the image of ``scripts/build``, pushed by ``scripts/push``."""
     image = publish(account, registry, pushed["digest"])
+    make_role(account, "gpt-j")
     data = command("upload_model", str(demo.MODEL_DIR), "--json").json["model_data"]
     deployed = command("deploy", "--image", image, "--model-data", data, "--role", ROLE, "--json").json
     assert (deployed["endpoint"], deployed["status"]) == ("gpt-j", "InService")

@@ -15,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # in the background of a script it is ignored, and what tests start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# and below nohup so is this one
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 for folder in ("engine", "engine/fused", "aws"):  # what their tests share is used by others too
     sys.path.insert(0, str(Path(__file__).parent / folder))

@@ -38,6 +38,7 @@ def ask(read: Any, body: bytes, is_openai: bool = False) -> tuple[int, Any]:
             bodies=Bodies(MIB),
             metrics=SimpleNamespace(finished=lambda *_, **__: None),
             parser=Parser(service, None, None),  # type: ignore[arg-type]
+            warm_up_key="a key",
         )
         messages = asyncio.Queue[dict[str, Any]]()
         messages.put_nowait({"type": "http.request", "body": body})

@@ -11,7 +11,7 @@ import pytest
 
 from gptj_serve.serving import forks
 from gptj_serve.serving.forks import ForkServer, WorkLost
-from harness import until
+from harness import is_gone, until
 
 # since Python 3.12 it warns where there are threads: those of other tests here, none in the service
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
@@ -30,10 +30,6 @@ def work(job: bytes) -> bytes:
 def fork_server() -> Iterator[ForkServer]:
     with contextlib.closing(ForkServer(work)) as server:
         yield server
-
-
-def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
 
 
 def run(server: ForkServer, *jobs: bytes, limit_s: float = 30.0) -> list[bytes]:
@@ -70,8 +66,10 @@ def test_a_job_that_nobody_waits_for_ends() -> None:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(server.run(b"sleep", 60.0), 0.3)
 
-    before = len(children())
+    # services that other tests share run below this process too
+    before = set(psutil.Process().children())
     with fork_server() as server:
+        (forking,) = set(psutil.Process().children()) - before
         asyncio.run(give_up(server))
-        until(lambda: len(children()) == before + 1)
-    until(lambda: all(child.status() == psutil.STATUS_ZOMBIE for child in children()[before:]))
+        until(lambda: not forking.children())
+    until(lambda: is_gone(forking))

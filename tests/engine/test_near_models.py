@@ -70,6 +70,8 @@ def test_a_name_of_the_hub() -> None:
             "https://huggingface.co/EleutherAI/gpt-j-6b",
             "hf download EleutherAI/gpt-j-6b --revision float16 --local-dir gpt-j-6b",
         ),
+        ("gpt-j-6b", "fetch it first"),
+        ("/models/GPT-J-6B", "--revision float16 --local-dir /models/GPT-J-6B"),
         ("s3://bucket/gpt j/", "aws s3 cp --recursive 's3://bucket/gpt j/' model"),
     ],
 )

@@ -90,6 +90,8 @@ def describe_folder(folder: Path) -> list[str]:
 def _not_there(given: str, hub_name: str | None) -> str:
     if given.startswith("s3://"):
         return f"no such directory; fetch it first: aws s3 cp --recursive {shlex.quote(given)} model"
+    if hub_name is None and Path(given).name.lower() == GPT_J.split("/")[1]:
+        return f"no such directory; fetch it first: {download_command(GPT_J, given)}"
     if hub_name is None:
         return "no such directory"
     name = hub_name.split("/")[1]

@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("url", help="where the service listens, as http://127.0.0.1:8080")
     parser.add_argument("--pid", type=int, help="the service's first process, on this machine: its memory")
     parser.add_argument("names", nargs="*", help="only these (default: all that its front promises to hold)")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # names may come behind the options
     sys.exit(run(Target.of(args.url, args.pid), args.names))
 
 

@@ -153,9 +153,14 @@ def test_the_token_that_ends_the_sequence(keep_stop: bool, skip_special: bool, t
     assert "".join(pieces) + one.finish(EndEvent("r", "eos_token")) == text
 
 
-def test_the_end_of_text_is_the_reason_where_a_stop_string_is_complete_with_it() -> None:
-    answer = assemble(say("Hello"), f"o{END_OF_TEXT}", reason="eos_token")
-    assert (answer.text, answer.finish_reason) == ("Hell", "eos_token")
+@pytest.mark.parametrize("stop", [f"o{END_OF_TEXT}", "o<", END_OF_TEXT, "<"])
+@pytest.mark.parametrize("keep_stop", [True, False])
+def test_the_token_that_ends_the_sequence_is_no_part_of_a_stop_string(stop: str, keep_stop: bool) -> None:
+    one = SequenceAssembler(tokenizer(), [stop], (0,), False, keep_stop, skip_special=False)
+    text = "".join(one.push(TokenEvent("r", token_id)) for token_id in say("Hello"))
+    text += one.finish(EndEvent("r", "eos_token"))
+    assert text == one.answer().text == "Hello" + (END_OF_TEXT if keep_stop else "")
+    assert one.answer().finish_reason == "eos_token"
 
 
 def test_a_character_goes_on_behind_a_hidden_token() -> None:

@@ -87,7 +87,8 @@ class Delta:
 class SequenceAssembler:
     """Turns one sequence's tokens into text, up to its end or a stop string.
 
-    Stop strings are looked for in the text with its special tokens, whether or not the answer shows them.
+    Stop strings are looked for in the text with its special tokens, whether or not the answer shows them,
+    up to the token that ends the sequence.
 
     Args:
         tokenizer: The model's.
@@ -142,10 +143,13 @@ class SequenceAssembler:
             self._tokens.append(self.last_token)
         if event.logprob is not None:
             self._logprobs.append(event.logprob)
-        text = self._stop_finder.push(piece, hidden)
-        # a token that ends the sequence is the reason of its end, even if a stop string is complete with it
-        if self._stop_finder.found and event.token_id not in self._eos_token_ids:
-            self.finish_reason = STOP_SEQUENCE
+        if event.token_id in self._eos_token_ids:
+            # It is the reason of the end and no text: the text before it is no stop string's beginning.
+            text = self._stop_finder.finish() + ("" if hidden else piece)
+        else:
+            text = self._stop_finder.push(piece, hidden)
+            if self._stop_finder.found:
+                self.finish_reason = STOP_SEQUENCE
         self._pieces.append(text)
         return text
 

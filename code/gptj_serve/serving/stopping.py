@@ -45,7 +45,8 @@ class StopFinder:
         return self._release(self._num_held - num_undecided)
 
     def finish(self) -> str:
-        """No more text comes: what was held back is text after all, unless a stop was found."""
+        """The end: what was held back is text, unless a stop was found; later text is not looked at."""
+        self._matchers = []
         return "" if self.found else self._release(self._num_held)
 
     def _hold(self, text: str, hidden: bool) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from gptj_serve.engine.fused.sampling.sampler import DeviceSampler
 from gptj_serve.engine.fused.schedule.plan import Row
-from gptj_serve.engine.sampling.sampler import SamplerRow
+from gptj_serve.engine.sampling.sampler import DeviceSampler
 from gptj_serve.engine.sampling.score_plan import EVERY_FILTER
 from gptj_serve.engine.scheduler import Sampled
+from gptj_serve.engine.static.sampler import SamplerRow
 from gptj_serve.request import GenerationRequest, SamplingParams
 
 EVERYTHING = {one.name: getattr(EVERY_FILTER, one.name) for one in fields(EVERY_FILTER) if one.init}

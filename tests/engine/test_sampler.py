@@ -13,9 +13,10 @@ from transformers import GenerationConfig, GPTJConfig, GPTJForCausalLM, LogitsPr
 
 from gptj_serve.engine.failures import BackendDead, BatchLost
 from gptj_serve.engine.sampling import profile as sampling_profile
-from gptj_serve.engine.sampling import sampler, score_filters, score_plan
-from gptj_serve.engine.sampling.sampler import SamplerRow, process_scores, sample
+from gptj_serve.engine.sampling import score_filters, score_plan
+from gptj_serve.engine.static import sampler
 from gptj_serve.engine.static.backend import BackendLimits
+from gptj_serve.engine.static.sampler import SamplerRow, process_scores, sample
 from gptj_serve.request import SamplingParams
 
 VOCAB = 50

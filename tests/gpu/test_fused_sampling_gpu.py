@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from gptj_serve.engine.fused.sampling.results import Choice
-from gptj_serve.engine.fused.sampling.sampler import DeviceSampler, warm_up
 from gptj_serve.engine.fused.schedule.plan import Row, RunnerLimits
-from gptj_serve.engine.sampling.sampler import sample
+from gptj_serve.engine.sampling.results import Choice
+from gptj_serve.engine.sampling.sampler import DeviceSampler, warm_up
+from gptj_serve.engine.static.sampler import sample
 from sampling_rows import EVERYTHING, Sampling, choose_on_device, comparable, history_of, sequence
 
 pytestmark = pytest.mark.gpu

@@ -12,8 +12,8 @@ import torch
 
 from gptj_serve.demo import MODEL_DIR
 from gptj_serve.engine.failures import BatchLost
-from gptj_serve.engine.sampling.sampler import SamplerRow, sample
 from gptj_serve.engine.static.hf import HfBackend, load_hf
+from gptj_serve.engine.static.sampler import SamplerRow, sample
 from gptj_serve.engine.static.transformers_loader import load_model, needed_bytes
 from gptj_serve.errors import StartupError
 from gptj_serve.models.model_dir import Checkpoint, find_checkpoint
@@ -154,7 +154,7 @@ def test_a_batch_that_is_lost_leaves_the_backend_working(backend: HfBackend) -> 
 CUDA_ERROR = """
 import torch
 from gptj_serve.engine.failures import BackendDead
-from gptj_serve.engine.sampling.sampler import SamplerRow, sample
+from gptj_serve.engine.static.sampler import SamplerRow, sample
 from gptj_serve.request import SamplingParams
 
 logits = torch.zeros(4, 10, device="cuda")

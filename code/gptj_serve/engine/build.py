@@ -14,10 +14,10 @@ from gptj_serve.engine.fused.obstacle import obstacle
 from gptj_serve.engine.fused.schedule.plan import ContinuousRunner, RunnerLimits
 from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
 from gptj_serve.engine.machine import describe, limit_threads, look_at_machine
-from gptj_serve.engine.sampling import sampler
 from gptj_serve.engine.scheduler import Scheduler
 from gptj_serve.engine.server import EngineServer
 from gptj_serve.engine.start_log import logged_import
+from gptj_serve.engine.static import sampler
 from gptj_serve.engine.static.backend import Backend, BackendLimits
 from gptj_serve.engine.static.runner import StaticRunner
 from gptj_serve.engine.static.scheduler import StaticScheduler, Step

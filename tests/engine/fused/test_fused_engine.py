@@ -19,8 +19,8 @@ from gptj_serve.engine.fused.kernels.protocol import State, Tokens
 from gptj_serve.engine.fused.model import FusedModel
 from gptj_serve.engine.fused.runner import FusedRunner
 from gptj_serve.engine.fused.warm_up import check
-from gptj_serve.engine.sampling.sampler import SamplerRow, sample
 from gptj_serve.engine.static.hf import load_hf
+from gptj_serve.engine.static.sampler import SamplerRow, sample
 from gptj_serve.errors import StartupError
 from gptj_serve.models.model_dir import Checkpoint, find_checkpoint
 from gptj_serve.request import GenerationRequest, SamplingParams

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptj_serve.engine.failures import BackendDead
-from gptj_serve.engine.fused.sampling.sampler import DeviceSampler, warm_up
 from gptj_serve.engine.fused.schedule.plan import RunnerLimits
 from gptj_serve.engine.sampling import score_filters, score_plan
-from gptj_serve.engine.sampling.sampler import sample
+from gptj_serve.engine.sampling.sampler import DeviceSampler, warm_up
+from gptj_serve.engine.static.sampler import sample
 from sampling_rows import EVERYTHING, STALE_ID, Sampling, choose_on_device, comparable, history_of, sequence
 
 VOCAB = 40

@@ -10,14 +10,14 @@ import torch
 
 from gptj_serve.engine.device_errors import batch_errors
 from gptj_serve.engine.fused.graphs import DecodeGraphs
+from gptj_serve.engine.fused.greedy import GreedyChoice, is_greedy
 from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE, Kernels, State
 from gptj_serve.engine.fused.model import FusedModel
-from gptj_serve.engine.fused.sampling.greedy import GreedyChoice, is_greedy
-from gptj_serve.engine.fused.sampling.results import Choice
-from gptj_serve.engine.fused.sampling.sampler import DeviceSampler
 from gptj_serve.engine.fused.schedule.grouping import groups, joining
 from gptj_serve.engine.fused.schedule.plan import ContinuousStep, Row, RunnerLimits
 from gptj_serve.engine.fused.step_inputs import StepInputs
+from gptj_serve.engine.sampling.results import Choice
+from gptj_serve.engine.sampling.sampler import DeviceSampler
 from gptj_serve.engine.scheduler import Sampled
 
 

@@ -7,8 +7,8 @@ import torch
 
 from gptj_serve.engine.fused.layout import BLOCK_SIZE
 from gptj_serve.engine.fused.runner import FusedRunner
-from gptj_serve.engine.fused.sampling import sampler
 from gptj_serve.engine.fused.schedule.plan import Row
+from gptj_serve.engine.sampling import sampler
 from gptj_serve.errors import StartupError
 from gptj_serve.request import GenerationRequest, SamplingParams
 

@@ -1,194 +1,204 @@
-"""Chooses the next token of every row of a static batch, as Transformers' ``generate`` would.
+"""Chooses next tokens without the host ever waiting: the next step is launched before they are known.
 
-What is done with the scores, and in which order, is `gptj_serve.engine.sampling.score_plan`'s. Rows are
-worked on together; one transfer brings all results back (and a second one the likeliest tokens, if a row
-asks for them).
+The choices are those of `gptj_serve.engine.static.sampler` (one `score_plan`, one set of filters); what
+differs is where ids come from and where results go. A sequence's ids, prompt and generated, lie in its
+row of the history on the device, and so does the chosen one as soon as it is chosen. The host knows how
+many there are, never which.
 
-A draw is the inverse of the cumulative distribution in the order of token ids, at a number that
-depends on the seed, the sequence and the position alone (`gptj_serve.engine.sampling.uniform`).
+Parameters go up in one copy from page-locked memory, results come back in another, and no size depends on
+anything but what the host knows. Rows that only take the maximum of their logits cost one reduction
+together, and nothing more.
 
-Shape suffixes: B rows of the batch, R rows picked out of it, V vocabulary, C positions.
+Temporaries at their peak: 40 bytes for each row that needs more than a maximum and each token of the
+vocabulary, and with top-p or typical-p what the device takes to sort, about as much again. So 130 to 260 MB
+for 64 rows of 50400 tokens.
+
+Shape suffixes: B rows that choose a token, R those of them whose scores are changed first, L those that
+report log-probabilities, V vocabulary, S slots plus one, C positions plus one, W words of the upload.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import cycle, islice
 
 import torch
 
 from gptj_serve.engine.device_errors import batch_errors
-from gptj_serve.engine.sampling.packing import Upload
-from gptj_serve.engine.sampling.profile import profile
+from gptj_serve.engine.fused.schedule.plan import Row, RunnerLimits
+from gptj_serve.engine.sampling.packing import Field, PickedRows, Upload
+from gptj_serve.engine.sampling.profile import Profile, profile
+from gptj_serve.engine.sampling.results import Choice, Results
 from gptj_serve.engine.sampling.score_plan import EVERY_FILTER, PlannedRow, ScorePlan, plan_scores
-from gptj_serve.engine.scheduler import Sampled
-from gptj_serve.engine.static.backend import BackendLimits
-from gptj_serve.errors import InternalError
-from gptj_serve.request import SamplingParams
+from gptj_serve.request import GenerationRequest, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
-class SamplerRow:
-    """One live row.
+class _Step:
+    """One step, planned on the host.
 
     Attributes:
-        sampling: How its tokens are chosen.
-        prompt_ids: Its prompt.
-        generated_ids: What it has generated so far.
-        eos_token_ids: Held back until ``min_new_tokens``; ids outside the vocabulary are ignored.
-        logprobs: Report the token's log-probability.
-        num_top_logprobs: Report this many of the most likely tokens too; needs ``logprobs``.
+        upload: All numbers that the device needs.
+        requests: Whose tokens are chosen, one a row.
+        places: Where each row's token goes in the flat history, int64 [B].
+        plan: What happens to the scores of the rows below; None if they are none.
+        scored: Those rows; ``scored_rows`` on the host.
+        reported: The rows that report log-probabilities; ``reported_rows`` on the host.
+        num_top: Likeliest tokens to report, the most that any row wants.
     """
 
-    sampling: SamplingParams
-    prompt_ids: Sequence[int]
-    generated_ids: Sequence[int]
-    eos_token_ids: Sequence[int]
-    logprobs: bool
-    num_top_logprobs: int = 0
+    upload: Upload
+    requests: tuple[GenerationRequest, ...]
+    places: Field
+    plan: ScorePlan | None
+    scored_rows: Sequence[int]
+    scored: PickedRows
+    reported_rows: Sequence[int]
+    reported: PickedRows
+    num_top: int
+
+    @staticmethod
+    def of(
+        requests: tuple[GenerationRequest, ...],
+        planned: Sequence[PlannedRow],
+        num_positions: int,
+        vocab_size: int,
+    ) -> "_Step":
+        upload = Upload()
+        places = upload.add([row.slot * num_positions + row.end for row in planned], torch.int64)
+        scored = [b for b, row in enumerate(planned) if not row.is_plain]
+        reported = [b for b, one in enumerate(requests) if one.logprobs or one.num_top_logprobs]
+        return _Step(
+            upload,
+            requests,
+            places,
+            plan_scores([planned[b] for b in scored], vocab_size, upload) if scored else None,
+            scored,
+            PickedRows.of(scored, len(requests), upload),
+            reported,
+            PickedRows.of(reported, len(requests), upload),
+            min(max((requests[b].num_top_logprobs for b in reported), default=0), vocab_size),
+        )
 
 
-@torch.inference_mode()
-def sample(logits_BV: torch.Tensor, rows: Sequence[SamplerRow | None]) -> list[Sampled | None]:
-    """Choose one token a row.
+class DeviceSampler:
+    """Chooses one token a row and appends it to the row's history.
 
     Args:
-        logits_BV: Next-token logits of any floating type, on any device; not changed.
-        rows: One entry a row; None for a row whose sequence has ended.
-
-    Returns:
-        One entry a row, None where the row was None. A row with no finite maximum (a NaN or an
-        infinity in its logits) has ``error`` set instead of a token; its neighbours are not touched.
-        ``logprob`` is that of the model's own distribution, in float32, and None unless asked for.
-
-    Raises:
-        BatchLost, BackendDead: The device failed, here or in work that was started before.
+        history_SC: Token ids, int64 or int32, contiguous, on the device: one row a slot and a last one for
+            padding, max_context + 1 positions. Belongs to the runner, who has launched before a choice
+            what puts all ids below its rows' ends there.
+        vocab_size: Width of the logits.
     """
-    if logits_BV.ndim != 2 or len(rows) != logits_BV.shape[0]:
-        raise ValueError(f"{len(rows)} rows for logits of shape {tuple(logits_BV.shape)}")
-    with batch_errors("choosing the next tokens"):
-        ids_B, is_finite_B, logprobs_B = _choose(logits_BV, rows).tolist()
-        top_B = _top_logprobs(logits_BV, rows)
-    return [
-        None
-        if row is None
-        else sampled(int(token_id), is_finite == 1.0, logprob if row.logprobs else None, top)
-        for row, token_id, is_finite, logprob, top in zip(
-            rows, ids_B, is_finite_B, logprobs_B, top_B, strict=True
+
+    def __init__(self, history_SC: torch.Tensor, vocab_size: int) -> None:
+        if history_SC.ndim != 2 or not history_SC.is_contiguous():
+            raise ValueError(f"the history must be a contiguous matrix, not {tuple(history_SC.shape)}")
+        self._history_SC = history_SC
+        self._vocab_size = vocab_size
+        num_slots = history_SC.shape[0] - 1
+        self._profiles: list[tuple[GenerationRequest, Profile] | None] = [None] * num_slots
+
+    @torch.inference_mode()
+    def choose(self, logits_BV: torch.Tensor, rows: Sequence[Row]) -> Choice:
+        """Choose one token a row, behind all work of the current stream; does not wait for it.
+
+        Args:
+            logits_BV: Next-token logits of any floating type, on the history's device; not changed.
+            rows: One a row of the logits; the token gets the position ``end`` of the slot's history.
+
+        Raises:
+            ValueError: Rows do not match the logits or the history; nothing has run.
+            BatchLost, BackendDead: The device failed, here or in work that was started before.
+        """
+        if logits_BV.shape != (len(rows), self._vocab_size):
+            raise ValueError(f"{len(rows)} rows for logits of shape {tuple(logits_BV.shape)}")
+        requests = tuple(row.request for row in rows)
+        planned = [self._planned(row) for row in rows]
+        with batch_errors("choosing the next tokens"):
+            step = _Step.of(requests, planned, self._history_SC.shape[1], self._vocab_size)
+            return self._choose(logits_BV, step)
+
+    def _planned(self, row: Row) -> PlannedRow:
+        num_slots, num_positions = len(self._profiles), self._history_SC.shape[1]
+        request, slot, end = row.request, row.slot, row.end
+        if not (0 <= slot < num_slots and len(request.prompt_ids) <= end < num_positions):
+            raise ValueError(
+                f"slot {slot} must be 0 to {num_slots - 1}, the token's position {end} "
+                f"{len(request.prompt_ids)} (its prompt) to {num_positions - 1}"
+            )
+        known = self._profiles[slot]
+        if known is None or known[0] is not request:
+            constants = profile(
+                request.sampling, len(request.prompt_ids), request.eos_token_ids, self._vocab_size
+            )
+            known = self._profiles[slot] = (request, constants)
+        return PlannedRow(known[1], slot, end)
+
+    def _choose(self, logits_BV: torch.Tensor, step: _Step) -> Choice:
+        words_W = step.upload.to(logits_BV.device)
+        choice = Choice(
+            step.requests,
+            step.scored_rows,
+            step.reported_rows,
+            step.num_top,
+            logits_BV.dtype,
+            logits_BV.device,
         )
-    ]
+        results = choice.on_device
+        # max takes a NaN for the largest, so it tells of NaN, +inf and a row of -inf alike
+        torch.max(logits_BV, dim=-1, out=(results.best_B, results.ids_B))
+        if step.plan is not None:
+            scores_RV = step.scored.select(logits_BV, words_W).float()
+            best_R, ids_R = step.plan.choose(scores_RV, words_W, self._history_SC)
+            results.scored_R.copy_(best_R)
+            results.ids_B.copy_(step.scored.replace(results.ids_B, ids_R, words_W))
+        if step.reported_rows:
+            _report(logits_BV, step, words_W, results)
+        tokens_B = results.ids_B.to(self._history_SC.dtype)
+        self._history_SC.view(-1).scatter_(0, step.places.of(words_W), tokens_B)
+        return choice
 
 
-def warm_up(device: torch.device, limits: BackendLimits) -> None:
+def _report(logits_BV: torch.Tensor, step: _Step, words_W: torch.Tensor, results: Results) -> None:
+    logprobs_LV = step.reported.select(logits_BV, words_W).float().log_softmax(dim=-1)
+    ids_L1 = step.reported.select(results.ids_B, words_W).unsqueeze(1)
+    torch.gather(logprobs_LV, 1, ids_L1, out=results.logprobs_L.unsqueeze(1))
+    if step.num_top:
+        torch.topk(logprobs_LV, step.num_top, out=(results.top_values_LK, results.top_ids_LK))
+
+
+def warm_up(device: torch.device, dtype: torch.dtype, limits: RunnerLimits) -> None:
     """Choose once in every way: a GPU loads each kernel at its first use, which takes long enough to notice.
 
     Args:
         device: Where the logits will be.
+        dtype: Their type.
         limits: How many there will be.
     """
+    history_SC = torch.zeros(limits.max_batch_size + 1, 3, dtype=torch.int64, device=device)
+    sampler = DeviceSampler(history_SC, limits.vocab_size)
+    plain, every = _warm_up_request(SamplingParams(1)), _warm_up_request(EVERY_FILTER, num_top_logprobs=2)
+    draws = _warm_up_request(SamplingParams(1, do_sample=True))
     for num_rows in {1, limits.max_batch_size}:
-        logits_BV = torch.randn(num_rows, limits.vocab_size, device=device)
-        for sampling in (SamplingParams(1), EVERY_FILTER):
-            row = SamplerRow(sampling, (0, 0), (), eos_token_ids=(0,), logprobs=True, num_top_logprobs=2)
-            sample(logits_BV, [row] * num_rows)
+        logits_BV = torch.randn(num_rows, limits.vocab_size, device=device).to(dtype)
+        # side by side, rows are picked out of the batch
+        for mix in ((plain,), (every,), (plain, every, draws)):
+            requests = islice(cycle(mix), num_rows)
+            choice = sampler.choose(logits_BV, [_warm_up_row(*pair) for pair in enumerate(requests)])
+            choice.to_host()
+            choice.results()
 
 
-Top = tuple[tuple[int, float], ...]
+def _warm_up_request(sampling: SamplingParams, num_top_logprobs: int = 0) -> GenerationRequest:
+    return GenerationRequest(
+        "warm-up",
+        (0, 0),
+        sampling,
+        eos_token_ids=(0,),
+        logprobs=num_top_logprobs > 0,
+        num_top_logprobs=num_top_logprobs,
+    )
 
 
-def sampled(token_id: int, is_finite: bool, logprob: float | None, top: Top) -> Sampled:
-    """One row's result.
-
-    Args:
-        token_id: The token.
-        is_finite: Its scores had a finite maximum; if not, the row failed.
-        logprob: Its log-probability, None unless asked for.
-        top: The most likely tokens that were asked for, and their log-probabilities.
-    """
-    if not is_finite:
-        return Sampled(error=InternalError("the logits of the next token are not finite numbers"))
-    return Sampled(token_id, logprob, top_logprobs=top)
-
-
-def _top_logprobs(logits_BV: torch.Tensor, rows: Sequence[SamplerRow | None]) -> list[Top]:
-    """The most likely tokens of each row that asks for them, the likeliest first."""
-    wanted = [row.num_top_logprobs if row is not None else 0 for row in rows]
-    if not any(wanted):
-        return [()] * len(rows)
-    num_top = min(max(wanted), logits_BV.shape[1])
-    values_BK, ids_BK = logits_BV.float().log_softmax(dim=-1).topk(num_top, dim=-1)
-    values, ids = torch.stack([values_BK.double(), ids_BK.double()]).tolist()
-    return [
-        tuple(
-            (int(token_id), value) for token_id, value in list(zip(ids[b], values[b], strict=True))[:number]
-        )
-        for b, number in enumerate(wanted)
-    ]
-
-
-def _choose(logits_BV: torch.Tensor, rows: Sequence[SamplerRow | None]) -> torch.Tensor:
-    """Token ids, whether all went well (0 or 1) and log-probabilities, float64, [3, B]."""
-    # max takes a NaN for the largest, so the maximum tells of NaN, +inf and a row of -inf alike
-    best_B1, ids_B1 = logits_BV.max(dim=-1, keepdim=True)
-    is_finite_B1 = best_B1.isfinite()
-    planned = _planned(rows, logits_BV.shape[1])
-    picked = [b for b, row in enumerate(planned) if row is not None]
-    if picked:
-        index_R = torch.tensor(picked, device=logits_BV.device)
-        work = _Work.of([row for row in planned if row is not None], rows, logits_BV)
-        best_R, ids_R = work.plan.choose(logits_BV[index_R].float(), work.words_W, work.history_BC)
-        ids_B1[index_R, 0] = ids_R
-        is_finite_B1[index_R, 0] &= best_R.isfinite()
-    logprobs_B1 = torch.zeros_like(ids_B1, dtype=torch.float32)
-    if any(row is not None and row.logprobs for row in rows):
-        logprobs_B1 = logits_BV.float().log_softmax(dim=-1).gather(1, ids_B1)
-    # float64 holds every token id exactly: one tensor, one transfer
-    return torch.cat([ids_B1.double(), is_finite_B1.double(), logprobs_B1.double()], dim=1).T.cpu()
-
-
-def process_scores(scores_BV: torch.Tensor, rows: Sequence[SamplerRow]) -> torch.Tensor:
-    """Apply each row's penalties and filters.
-
-    Args:
-        scores_BV: float32 logits; not changed.
-        rows: One a row.
-
-    Returns:
-        float32 scores, -inf where a token cannot be chosen.
-    """
-    num_vocab = scores_BV.shape[1]
-    work = _Work.of([_planned_row(b, row, num_vocab) for b, row in enumerate(rows)], rows, scores_BV)
-    return work.plan.process(scores_BV, work.words_W, work.history_BC)
-
-
-def _planned(rows: Sequence[SamplerRow | None], vocab_size: int) -> list[PlannedRow | None]:
-    """One entry a row, None where the token is the logits' own maximum or not wanted."""
-    planned = [None if row is None else _planned_row(b, row, vocab_size) for b, row in enumerate(rows)]
-    return [None if one is None or one.is_plain else one for one in planned]
-
-
-def _planned_row(slot: int, row: SamplerRow, vocab_size: int) -> PlannedRow:
-    num_prompt = len(row.prompt_ids)
-    constants = profile(row.sampling, num_prompt, row.eos_token_ids, vocab_size)
-    return PlannedRow(constants, slot, num_prompt + len(row.generated_ids))
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """A plan and what it needs on the device."""
-
-    plan: ScorePlan
-    words_W: torch.Tensor  # noqa: N815
-    history_BC: torch.Tensor  # noqa: N815
-
-    @staticmethod
-    def of(planned: Sequence[PlannedRow], rows: Sequence[SamplerRow | None], like: torch.Tensor) -> "_Work":
-        upload = Upload()
-        plan = plan_scores(planned, like.shape[1], upload)
-        history_BC = _history(rows, like.device) if plan.reads_history else like.new_zeros(0, 0)
-        return _Work(plan, upload.to(like.device), history_BC)
-
-
-def _history(rows: Sequence[SamplerRow | None], device: torch.device) -> torch.Tensor:
-    """Token ids, prompt and generated, one row a row, padded with zeros."""
-    ids = [() if row is None else (*row.prompt_ids, *row.generated_ids) for row in rows]
-    return torch.tensor(list(zip_longest(*ids, fillvalue=0)), device=device).T
+def _warm_up_row(slot: int, request: GenerationRequest) -> Row:
+    return Row(0, 0, request, slot, blocks=(), start=0, token_ids=request.prompt_ids, samples=True)

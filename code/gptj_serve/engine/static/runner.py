@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from gptj_serve.engine.sampling.sampler import SamplerRow, sample
 from gptj_serve.engine.scheduler import Running, Sampled
 from gptj_serve.engine.static.backend import Backend
+from gptj_serve.engine.static.sampler import SamplerRow, sample
 from gptj_serve.engine.static.scheduler import Prefill, Step
 
 

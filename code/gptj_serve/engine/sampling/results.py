@@ -11,8 +11,8 @@ import torch
 
 from gptj_serve.engine.device_errors import batch_errors
 from gptj_serve.engine.sampling.packing import Layout
-from gptj_serve.engine.sampling.sampler import Top, sampled
 from gptj_serve.engine.scheduler import Sampled
+from gptj_serve.engine.static.sampler import Top, sampled
 from gptj_serve.request import GenerationRequest
 
 
@@ -97,7 +97,7 @@ class Choice:
         """Wait for the copy that `to_host` started.
 
         Returns:
-            One entry a row, as `gptj_serve.engine.sampling.sampler.sample` has them.
+            One entry a row, as `gptj_serve.engine.static.sampler.sample` has them.
 
         Raises:
             ValueError: No copy was started.

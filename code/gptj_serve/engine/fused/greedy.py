@@ -4,12 +4,12 @@ import torch
 
 from gptj_serve.engine.device_errors import batch_errors
 from gptj_serve.engine.fused.schedule.plan import Row
-from gptj_serve.engine.sampling.sampler import sampled
 from gptj_serve.engine.scheduler import Sampled
+from gptj_serve.engine.static.sampler import sampled
 
 
 class GreedyChoice:
-    """The tokens of one step; see `gptj_serve.engine.fused.sampling.results.Choice`, whose methods it has.
+    """The tokens of one step; see `gptj_serve.engine.sampling.results.Choice`, whose methods it has.
 
     Args:
         chosen_2T: As `gptj_serve.engine.fused.kernels.protocol.Scratch` has it.

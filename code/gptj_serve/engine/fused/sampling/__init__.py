@@ -1,1 +1,0 @@
-"""Next tokens chosen on the device, without waiting for it."""

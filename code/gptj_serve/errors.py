@@ -16,6 +16,18 @@ def is_failure(error: BaseException) -> bool:
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
+def release_frames(error: BaseException) -> None:
+    """Let go of what the functions held that an error has passed through: bodies of megabytes, for example.
+
+    A function that raises an error which one of its own variables holds makes a circle through its
+    traceback, and asyncio has such functions too. A circle stays until the garbage collector finds it.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        seen.__traceback__ = None
+        seen = seen.__context__
+
+
 class ServingError(Exception):
     """A request that gets an error answer.
 

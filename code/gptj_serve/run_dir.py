@@ -119,7 +119,7 @@ def _start_failure(directory: Path) -> Path:
     return directory / "start-failure"
 
 
-GIVING_MEMORY_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "2"}
+GIVING_MEMORY_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}
 """A front's environment: what bodies and answers took goes back to the system. Else glibc moves its threshold
 up with the first large block, and keeps those that come after it."""
 

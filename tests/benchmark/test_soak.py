@@ -64,8 +64,10 @@ def test_attacks_are_a_tenth_once_they_begin(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(soak, "time", types.SimpleNamespace(monotonic=lambda: 5.0))
     dice = random.Random(1)
 
+    async def no_attack(_: float) -> None: ...
+
     def share(attacks_from_s: float) -> float:
-        run = soak.Run({}, 10.0, attack=lambda _: None, attacks_from_s=attacks_from_s)
+        run = soak.Run({}, 10.0, attack=no_attack, attacks_from_s=attacks_from_s)
         return sum(soak._kind(dice, run) == "attack" for _ in range(5000)) / 5000
 
     assert share(6.0) == 0
@@ -73,7 +75,7 @@ def test_attacks_are_a_tenth_once_they_begin(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_attack_that_gets_through_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(soak.sys, "path", list(soak.sys.path))
     monkeypatch.setitem(soak.sys.modules, "attacks", types.ModuleType("attacks"))
     monkeypatch.delitem(soak.sys.modules, "attacks")  # so that what was there before comes back at the end
     (tmp_path / "attacks.py").write_text(
@@ -83,4 +85,4 @@ def test_an_attack_that_gets_through_is_told(tmp_path: Path, monkeypatch: pytest
         "ALL = [types.SimpleNamespace(run=broken, name='broken', fronts=('http',), is_cheap=True)]\n"
     )
     with pytest.raises(soak.GotThrough, match="broken: AssertionError"):
-        soak.attacks_on("http://127.0.0.1:1", None, tmp_path)(random.Random(1))
+        soak.try_attack("http://127.0.0.1:1", None, str(tmp_path), 0.99)

@@ -1,14 +1,16 @@
 """An endpoint of the HTTP front by itself, for what a running service cannot be made to do."""
 
 import asyncio
+import gc
 import json
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from serving_fakes import FakeClient, tokenizer
 
-from gptj_serve.errors import is_failure
+from gptj_serve.errors import BadRequest, is_failure
 from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Ask
 from gptj_serve.serving.http.body import Bodies
@@ -63,6 +65,22 @@ def test_nor_does_a_panic_pass_from_one_process_to_another() -> None:
     with pytest.raises(Exception, match="internal error") as caught:
         unpack(pack(panic, "id"))
     assert "prompt" not in str(caught.value)
+
+
+def test_nothing_of_a_request_with_an_error_waits_for_the_garbage_collector() -> None:
+    errors = []
+
+    def read(*_: Any) -> Ask:
+        error = BadRequest("this variable, the error and its traceback are a circle")
+        errors.append(weakref.ref(error))
+        raise error
+
+    gc.disable()
+    try:
+        assert ask(read, b"{}")[0] == 400
+        assert errors[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_who_wants_to_end_is_not_kept() -> None:

@@ -34,7 +34,7 @@ def fork_server() -> Iterator[ForkServer]:
 
 def run(server: ForkServer, *jobs: bytes, limit_s: float = 30.0) -> list[bytes]:
     async def run_all() -> list[bytes]:
-        return await asyncio.gather(*(server.run(job, limit_s) for job in jobs))
+        return await asyncio.gather(*(server.run((job[:3], job[3:]), limit_s) for job in jobs))
 
     return asyncio.run(run_all())
 
@@ -64,7 +64,7 @@ def test_a_lost_job_is_an_error_and_costs_no_other(job: bytes, limit_s: float) -
 def test_a_job_that_nobody_waits_for_ends() -> None:
     async def give_up(server: ForkServer) -> None:
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(server.run(b"sleep", 60.0), 0.3)
+            await asyncio.wait_for(server.run((b"sleep",), 60.0), 0.3)
 
     # services that other tests share run below this process too
     before = set(psutil.Process().children())

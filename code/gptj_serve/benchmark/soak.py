@@ -10,7 +10,8 @@ code 0: nothing was lost or crossed, and no sequence and no open file is left.
 
 With ``--attacks``, the folder that holds the package of attacks, a tenth of what clients do in the second
 half are attacks; then ``/ping``, measured by a process of its own, must take at most twice as long there
-(99th percentile) as in the first half, and memory must not grow.
+(99th percentile) as in the first half, and memory must not grow. Attackers have processes of their own, which
+leave the processors to the service: elsewhere they would have machines of their own.
 """
 
 import argparse
@@ -18,13 +19,15 @@ import asyncio
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import importlib
 import json
 import multiprocessing
+import os
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +62,10 @@ REST_S = 60.0
 TIMEOUT_S = 600.0
 """An answer that takes longer is lost."""
 
+NUM_ATTACKERS = 6
+ATTACKERS_NICENESS = 19
+Attack = Callable[[float], Awaitable[None]]
+
 
 @dataclass(slots=True)
 class Run:
@@ -70,7 +77,7 @@ class Run:
         counts: What was asked, by kind; and what was refused or late.
         wrong: What was lost or crossed, in words.
         samples: Of the server's processes.
-        attack: One of the attacks, by chance; None if there are none.
+        attack: Makes one of the attacks, by a number drawn by chance; None if there are none.
         attacks_from_s: When they begin.
         got_through: What attacks found, in words.
     """
@@ -80,7 +87,7 @@ class Run:
     counts: collections.Counter[str] = field(default_factory=collections.Counter)
     wrong: list[str] = field(default_factory=list)
     samples: list[Any] = field(default_factory=list)
-    attack: Callable[[random.Random], None] | None = None
+    attack: Attack | None = None
     attacks_from_s: float = 0.0
     got_through: list[str] = field(default_factory=list)
 
@@ -95,8 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--attacks", type=Path, help="folder with the package attacks: mix them in")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
-    attack = attacks_on(args.url, args.pid, args.attacks) if args.attacks else None
-    with contextlib.redirect_stdout(sys.stderr):  # attacks print what they see
+    with attackers(args.url, args.pid, args.attacks) as attack:
         found = asyncio.run(soak(args.url, args.clients, args.seconds, args.pid, attack))
     report = {**surroundings(), **found}
     print(json.dumps(report, indent=1))
@@ -115,27 +121,58 @@ def is_right(report: dict[str, Any]) -> bool:
     return not (report["wrong"] or report["sequences_left"] or has_leak or is_late or has_grown)
 
 
-def attacks_on(url: str, pid: int | None, folder: Path) -> Callable[[random.Random], None]:
-    """What tries one of the attacks that take no longer than a second or so.
+@contextlib.contextmanager
+def attackers(url: str, pid: int | None, folder: Path | None) -> Iterator[Attack | None]:
+    """While it is entered, there are processes that attack.
+
+    Args:
+        url: The service.
+        pid: Its first process.
+        folder: Holds the package ``attacks``; None: there are no attacks.
+    """
+    if folder is None:
+        yield None
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(NUM_ATTACKERS, spawn, _be_nice) as pool:
+
+        async def attack(chance: float) -> None:
+            await asyncio.wrap_future(pool.submit(try_attack, url, pid, str(folder.resolve()), chance))
+
+        yield attack
+
+
+def _be_nice() -> None:
+    os.nice(ATTACKERS_NICENESS)
+    sys.stdout = sys.stderr  # attacks print what they see
+
+
+def try_attack(url: str, pid: int | None, folder: str, chance: float) -> None:
+    """Try one of the attacks that take no longer than a second or so.
 
     Args:
         url: The service.
         pid: Its first process.
         folder: Holds the package ``attacks``.
+        chance: Which one, 0..1 (1 excluded).
+
+    Raises:
+        GotThrough: It found that a promise is broken.
     """
-    sys.path.insert(0, str(folder.resolve()))
+    target, chosen = _attacks_on(url, pid, folder)
+    one = chosen[int(chance * len(chosen))]
+    try:
+        one.run(target)
+    except (AssertionError, OSError) as error:
+        raise GotThrough(f"{one.name}: {type(error).__name__}: {str(error)[:200]}") from None
+
+
+@functools.cache
+def _attacks_on(url: str, pid: int | None, folder: str) -> tuple[Any, list[Any]]:
+    sys.path.insert(0, folder)
     package = importlib.import_module("attacks")
     target = package.Target.of(url, pid)
-    chosen = [one for one in package.ALL if one.is_cheap and target.front in one.fronts]
-
-    def attack(dice: random.Random) -> None:
-        one = dice.choice(chosen)
-        try:
-            one.run(target)
-        except (AssertionError, OSError) as error:
-            raise GotThrough(f"{one.name}: {type(error).__name__}: {str(error)[:200]}") from None
-
-    return attack
+    return target, [one for one in package.ALL if one.is_cheap and target.front in one.fronts]
 
 
 async def soak(
@@ -143,7 +180,7 @@ async def soak(
     num_clients: int,
     seconds: float,
     pid: int | None,
-    attack: Callable[[random.Random], None] | None = None,
+    attack: Attack | None = None,
 ) -> dict[str, Any]:
     """Run all clients and sum up."""
     alone = await _answers_alone(url)
@@ -237,7 +274,7 @@ async def _client(client: httpx.AsyncClient, rng: random.Random, run: Run) -> No
         try:
             if kind == "attack":
                 assert run.attack is not None
-                await asyncio.to_thread(run.attack, rng)
+                await run.attack(rng.random())
             elif kind == "bad":
                 answer = await client.post("/invocations", json=rng.choice(BAD))
                 if answer.status_code != 400:

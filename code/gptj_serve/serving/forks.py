@@ -15,7 +15,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from gptj_serve.children import END_SIGNAL
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 _HEAD = struct.Struct("!dQ")
 """Before a job: seconds for it, and its length in bytes."""
-NICENESS = 5
+NICENESS = 19
 """Streams and short requests come first."""
 
 Work = Callable[[bytes], bytes]
@@ -77,11 +77,11 @@ class ForkServer:
             _serve(theirs, work)
         theirs.close()
 
-    async def run(self, job: bytes, limit_s: float) -> bytes:
+    async def run(self, parts: Sequence[bytes], limit_s: float) -> bytes:
         """Do one job; a caller who is cancelled ends it.
 
         Args:
-            job: What ``work`` is given.
+            parts: What ``work`` is given, which joins them: here it would hold up the event loop.
             limit_s: Seconds, above 0.
 
         Raises:
@@ -91,8 +91,9 @@ class ForkServer:
         result = b""
         try:
             with contextlib.suppress(ConnectionError):  # it has ended
-                writer.write(_HEAD.pack(limit_s, len(job)))
-                writer.write(job)
+                writer.write(_HEAD.pack(limit_s, sum(map(len, parts))))
+                for part in parts:
+                    writer.write(part)
                 await writer.drain()
                 result = await reader.read()
         finally:

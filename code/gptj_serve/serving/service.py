@@ -13,7 +13,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
-from gptj_serve.errors import BadRequest, DeadlinePassed, InternalError, Overloaded, ServingError
+from gptj_serve.errors import (
+    BadRequest,
+    DeadlinePassed,
+    InternalError,
+    Overloaded,
+    ServingError,
+    release_frames,
+)
 from gptj_serve.request import EndEvent, GenerationRequest, IdLists, ModelInfo, TokenEvent
 from gptj_serve.serving import body, schemas
 from gptj_serve.serving.call import Ask, Call, Prompt
@@ -397,6 +404,8 @@ def render_error(
 ) -> ErrorAnswer:
     """An error's answer. Anything but a `ServingError` becomes a 500 that tells nothing. Logs the request.
 
+    What the error's traceback held is let go of: it has been logged, or nobody wants it.
+
     Args:
         error: What `Service.parse`, `Service.run` or `Service.render` raised.
         request_id: The call's.
@@ -407,6 +416,8 @@ def render_error(
     """
     if not isinstance(error, ServingError):
         log_unexpected(error, request_id)
+    release_frames(error)
+    if not isinstance(error, ServingError):
         error = InternalError("internal error")
     if is_logged:
         _log(call, clock(), request_id=request_id, status=error.status, error_type=error.kind)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gptj_serve import run_dir
-from gptj_serve.errors import DeadlinePassed, Overloaded, ServingError, is_failure
+from gptj_serve.errors import DeadlinePassed, Overloaded, ServingError, is_failure, release_frames
 from gptj_serve.request import EndEvent, TokenEvent
 from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Call
@@ -85,7 +85,8 @@ class Generate:
         exchange = Exchange(headers, http_headers.request_id(headers), time.monotonic(), receive, send)
         try:
             await self._answer(exchange)
-        except ClientGone:
+        except ClientGone as gone:
+            release_frames(gone)
             self._shared.metrics.cancelled()
             logger.info("the client has gone", extra={"fields": {"request_id": exchange.request_id}})
         except BaseException as error:
@@ -233,6 +234,8 @@ class Generate:
 
     async def _answer_error(self, exchange: Exchange, error: BaseException) -> None:
         schema = self._schema(exchange)
+        unread = isinstance(error, ServingError) and exchange.call is None and not exchange.body
+        exchange.body = b""
         key = exchange.headers.get(run_dir.WARM_UP_HEADER, "")
         is_warm_up = hmac.compare_digest(key.encode(), self._shared.warm_up_key.encode())
         answer = self._shared.service.render_error(
@@ -247,7 +250,6 @@ class Generate:
             await exchange.send({"type": "http.response.body", "body": event})
             return
         more = {**answer.headers, "content-length": str(len(answer.body))}
-        unread = isinstance(error, ServingError) and exchange.call is None and not exchange.body
         if unread:
             more["connection"] = "close"
         await self._start(exchange, answer.status, answer.content_type, more)

@@ -1,9 +1,11 @@
 """Parsing beside streams: what is large waits for a place, under its deadline, in a process of its own."""
 
 import asyncio
+import io
 import pickle
 import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gptj_serve.errors import DeadlinePassed, Overloaded
@@ -25,7 +27,9 @@ def work(settings: Settings, tokenizer: Tokenizer, template: Renderer) -> Work:
     """What the processes of large bodies do."""
 
     def parse(job: bytes) -> bytes:
-        info, read, body = pickle.loads(job)
+        file = io.BytesIO(job)
+        info, read, body = pickle.load(file)
+        body = replace(body, data=file.read())
         service = Service(
             _Known(info),
             tokenizer,
@@ -94,8 +98,9 @@ class Parser:
         self._num_inside += 1
         try:
             async with self._places:
-                job = pickle.dumps((self._service.info, read, body))
-                return parsing.unpack(await self._forks.run(job, limit_s))
+                # the megabytes are not copied into the pickle
+                head = pickle.dumps((self._service.info, read, replace(body, data=b"")))
+                return parsing.unpack(await self._forks.run((head, body.data), limit_s))
         finally:
             self._num_inside -= 1
 

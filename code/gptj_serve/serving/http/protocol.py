@@ -241,7 +241,8 @@ class LimitedProtocol(HttpToolsProtocol):
             length = end + len(_END) if is_end else len(self._input)
             if length > max_bytes:
                 length, is_end = max_bytes, False
-        piece = bytes(self._input[:length])
+        with memoryview(self._input) as waiting:
+            piece = bytes(waiting[:length])
         del self._input[:length]
         self._tail = b"" if is_end else (self._tail + piece)[-3:]
         return piece

@@ -2,14 +2,14 @@
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+from support.server import Server, serving
+
 # tests and servers share few cores: threads that wait for each other there cost far more than they bring
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -17,11 +17,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # and below nohup so is this one
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-for folder in ("engine", "engine/fused", "aws"):  # what their tests share is used by others too
-    sys.path.insert(0, str(Path(__file__).parent / folder))
-
-from harness import Server, serving  # noqa: E402
 
 # an example that takes long says something about the machine
 hypothesis.settings.register_profile(
@@ -44,13 +39,17 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that start servers come first: they take longest, and several processes share the rest."""
     here = Path(__file__).parent
-    items.sort(key=lambda item: item.path.parent != here)
+    first = [here / "serving/http/test_front.py", here / "serving/http/test_openapi.py"]
+    items.sort(key=lambda item: item.path.parent != here and item.path not in first)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Command line of pytest."""
     parser.addoption(
-        "--api-requests", type=int, default=60, help="generated requests that tests/test_openapi.py sends"
+        "--api-requests",
+        type=int,
+        default=60,
+        help="generated requests that tests/serving/http/test_openapi.py sends",
     )
     parser.addoption("--attack", help="URL of a running service for tests/test_attacks.py (-m outside)")
     parser.addoption("--attack-pid", type=int, help="its first process: memory is measured there")

@@ -6,7 +6,7 @@ import pytest
 
 import attacks
 from attacks import Attack, Target
-from harness import Server
+from support.server import Server
 
 
 def cheap(front: str) -> list[Any]:

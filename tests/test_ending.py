@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from gptj_serve.engine.failures import MAX_FAILED_STEPS
-from harness import (
+from support.server import (
     END_TIMEOUT_S,
     Answer,
     Server,

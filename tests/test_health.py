@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from harness import free_port
+from support.server import free_port
 
 
 def check(**env: str) -> "subprocess.CompletedProcess[str]":

@@ -7,7 +7,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 import gptj_serve
-from harness import ROOT
+from support.server import ROOT
 
 LOCKED = dict(
     re.findall(r"^([a-z0-9.-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from gptj_serve import demo
-from harness import (
+from support.server import (
     END_TIMEOUT_S,
     ROOT,
     START_TIMEOUT_S,

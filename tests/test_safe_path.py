@@ -13,7 +13,7 @@ import pytest
 from gptj_serve import demo, safe_path
 from gptj_serve.benchmark.spawn import Spawn, spawned
 from gptj_serve.settings import Settings
-from harness import ROOT, Server, stand_in_venv
+from support.server import ROOT, Server, stand_in_venv
 
 OUR_OWN = (
     "gptj_serve",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gptj_serve.benchmark.__main__ import COMMANDS
-from harness import ROOT, stand_in_venv
+from support.server import ROOT, stand_in_venv
 
 
 @dataclass

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, GPTJForCausalLM
 from gptj_serve import demo
 from gptj_serve.benchmark.phases import phases
 from gptj_serve.request import EngineStats
-from harness import Answer, Server, until
+from support.server import Answer, Server, until
 
 PROMPTS = ["In the beginning", "And he said unto them,", "A hacker is", "The king"]
 BIG = 6 * 1024 * 1024

@@ -7,7 +7,7 @@ import pytest
 from gptj_serve.errors import StartupError
 from gptj_serve.launcher import EXIT_NOT_STARTED
 from gptj_serve.settings import KEYS, Settings
-from harness import ROOT
+from support.server import ROOT
 
 
 def test_defaults() -> None:

@@ -20,7 +20,7 @@ import tokenizers
 import transformers
 
 from gptj_serve import demo
-from harness import (
+from support.server import (
     ROOT,
     START_TIMEOUT_S,
     Server,

@@ -13,7 +13,7 @@ from typing import Any
 
 from permissions import watched
 
-from harness import ROOT, WAIT_TIMEOUT_S
+from support.server import ROOT, WAIT_TIMEOUT_S
 
 NOWHERE = "http://127.0.0.1:9"
 """A port of this machine where nothing listens."""

@@ -18,7 +18,7 @@ from docker_engine import Engine
 from killing import Killer
 
 from gptj_serve.aws.clients import Aws, connect
-from harness import WAIT_TIMEOUT_S
+from support.server import WAIT_TIMEOUT_S
 
 
 @pytest.fixture(scope="session", autouse=True)

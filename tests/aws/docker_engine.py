@@ -15,7 +15,7 @@ from typing import Any
 import fake_docker
 import pytest
 
-from harness import until
+from support.server import until
 
 
 class InProcess:

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler
 
 from loopback import serving
 
-from harness import WAIT_TIMEOUT_S
+from support.server import WAIT_TIMEOUT_S
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from loopback import serving
 
-from harness import WAIT_TIMEOUT_S
+from support.server import WAIT_TIMEOUT_S
 
 STREAM, WHOLE, ASYNC = "invocations-response-stream", "invocations", "async-invocations"
 LOG_STREAM = "arn:aws:logs:eu-west-1:123456789012:log-group:/aws/sagemaker/Endpoints/gpt-j"

@@ -11,7 +11,7 @@ from docker_engine import Engine
 
 from gptj_serve.aws.errors import CommandError
 from gptj_serve.aws.source import read_source
-from harness import ROOT
+from support.server import ROOT
 
 LONG_AGO = {
     "GIT_AUTHOR_DATE": "2020-01-02T03:04:05Z",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -16,6 +15,7 @@ from gptj_serve.aws import conversion
 from gptj_serve.aws.errors import CommandError
 from gptj_serve.aws.model_prepare import needs_conversion
 from gptj_serve.models.model_dir import Checkpoint, find_checkpoint
+from support import tiny_model as tiny
 
 SHARD_BYTES = 10_000
 """The tiny model has 60 kB in float16."""

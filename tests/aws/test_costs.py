@@ -8,7 +8,7 @@ import pytest
 
 from gptj_serve.aws import costs
 from gptj_serve.aws.instances import all_gpu_instances
-from harness import ROOT
+from support.server import ROOT
 
 BENCHMARKS = ROOT / "docs/benchmarks"
 

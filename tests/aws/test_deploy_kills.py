@@ -25,7 +25,7 @@ from permissions import CHANGES, recorded
 from gptj_serve.aws import deploy as deploy_module
 from gptj_serve.aws import waiting
 from gptj_serve.aws.clients import Aws
-from harness import until
+from support.server import until
 
 Act = Callable[[], object]
 

@@ -22,7 +22,7 @@ from gptj_serve.aws.clients import Aws, connect
 from gptj_serve.aws.console import Console
 from gptj_serve.aws.errors import CommandError, UsageError, explain
 from gptj_serve.aws.plan import Action, Program
-from harness import ROOT
+from support.server import ROOT
 
 
 def refused(code: str, message: str, operation: str = "CreateRepository") -> CommandError:

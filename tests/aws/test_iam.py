@@ -18,7 +18,7 @@ from gptj_serve.aws.console import Console
 from gptj_serve.aws.grants import COMMANDS
 from gptj_serve.aws.roles import ROLE_NAME
 from gptj_serve.aws.s3 import S3Url
-from harness import ROOT
+from support.server import ROOT
 
 MODELS = {"sagemaker": ("sagemaker", "sagemaker-runtime")}
 """Services whose permissions have one beginning and whose clients do not."""

@@ -22,7 +22,7 @@ from gptj_serve.aws.plan import Action
 from gptj_serve.aws.s3 import S3Url
 from gptj_serve.benchmark import fake_service
 from gptj_serve.benchmark.fake_service import Service
-from harness import WAIT_TIMEOUT_S, Client
+from support.server import WAIT_TIMEOUT_S, Client
 
 PROMPT, NUM_TOKENS = "In the beginning God created", 12
 TOKENS_PER_S = 200.0

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import hub as fake
 import pytest
-import tiny
 import torch
 from commands import NOWHERE, Result, call, command, finish, start
 from hub import Hub
@@ -21,7 +20,8 @@ from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.errors import UsageError
 from gptj_serve.aws.s3 import S3Url
 from gptj_serve.models import remedies
-from harness import WAIT_TIMEOUT_S
+from support import tiny_model as tiny
+from support.server import WAIT_TIMEOUT_S
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 

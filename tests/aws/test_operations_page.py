@@ -10,7 +10,7 @@ from gptj_serve.aws import alarms, endpoints
 from gptj_serve.request import EngineStats, ModelInfo
 from gptj_serve.serving.http.metrics import Metrics
 from gptj_serve.settings import KEYS
-from harness import ROOT
+from support.server import ROOT
 
 AWS = ROOT / "code/gptj_serve/aws"
 PAGE = (ROOT / "docs/operations.md").read_text()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import runtime as fake
-import tiny
 from commands import Result, call
 from deploying import FakeTime, push_image
 from docker_engine import Engine
@@ -20,7 +19,8 @@ from gptj_serve import demo
 from gptj_serve.aws import removal, upload_model, waiting
 from gptj_serve.aws.clients import Aws
 from gptj_serve.benchmark import fake_service
-from harness import ROOT
+from support import tiny_model as tiny
+from support.server import ROOT
 
 LOCAL = "http://127.0.0.1:8080"
 FILES = {"prompt.txt": "In the beginning\n", "request.json": json.dumps({"inputs": "In the beginning"})}

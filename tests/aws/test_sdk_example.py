@@ -11,7 +11,7 @@ import pytest
 from deploying import ROLE, deploy, failing, make_role, push_image
 
 from gptj_serve.aws.clients import Aws
-from harness import ROOT
+from support.server import ROOT
 
 (EXAMPLE,) = re.findall(
     r"^### With SageMaker's Python SDK$.+?^```python\n(.+?)^```$",

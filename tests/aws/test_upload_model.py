@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 from botocore.exceptions import ClientError
 from botocore.httpsession import URLLib3Session
 from commands import Result, call
@@ -25,7 +24,8 @@ from gptj_serve.aws.model_files import read_all, serving_paths
 from gptj_serve.aws.plan import Action
 from gptj_serve.aws.s3 import S3Url
 from gptj_serve.models.model_dir import find_checkpoint
-from harness import ROOT
+from support import tiny_model as tiny
+from support.server import ROOT
 
 BUCKET = "sagemaker-eu-west-1-123456789012"
 DEMO_FILES = {

@@ -7,7 +7,7 @@ import pytest
 
 from gptj_serve.benchmark import front
 from gptj_serve.benchmark.event_client import Connection, Exchange
-from harness import least
+from support.server import least
 
 
 @pytest.mark.parametrize("name", ["http", "mms"])

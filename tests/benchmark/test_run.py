@@ -27,7 +27,7 @@ from gptj_serve.benchmark.memory import MemoryWatch
 from gptj_serve.benchmark.report.statistics import level_tokens_per_s
 from gptj_serve.benchmark.results import Results, Run, read
 from gptj_serve.errors import StartupError
-from harness import WAIT_TIMEOUT_S, least, until
+from support.server import WAIT_TIMEOUT_S, least, until
 
 TINY = ("--inputs", "5,9", "--outputs", "4,6", "--runs", "2", "--latency-cells", "5x4", "--latency-runs", "3")
 LEVELS = ("--throughput-cell", "5x4", "--concurrency", "1,2", "--requests-per-client", "2")

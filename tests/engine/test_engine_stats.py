@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_socket import connected
 
 from gptj_serve import wire
 from gptj_serve.engine import server as server_module
@@ -22,7 +21,8 @@ from gptj_serve.engine.static.scheduler import Decode, Prefill, StaticScheduler
 from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.errors import InternalError
 from gptj_serve.request import EngineStats, GenerationRequest, ModelInfo, SamplingParams
-from harness import WAIT_TIMEOUT_S, until
+from support.engine_socket import connected
+from support.server import WAIT_TIMEOUT_S, until
 
 
 def request(name: str, num_new: int, timeout_s: float | None = None) -> GenerationRequest:

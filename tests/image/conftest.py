@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from commands import command
-from container import DEMO, LOCKED_DOWN, Container, docker
-from registry import Registry
+
+from support.container import DEMO, LOCKED_DOWN, Container, docker
+from support.image_registry import Registry
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from container import DEMO, FIND_ENGINE, LOCKED_DOWN, Container, model_mount
 
 from gptj_serve import demo
-from harness import Answer
+from support.container import DEMO, FIND_ENGINE, LOCKED_DOWN, Container, model_mount
+from support.server import Answer
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from container import build, docker, layers, run_in
 
 import gptj_serve
 from gptj_serve.aws.source import read_source
-from harness import ROOT
+from support.container import build, docker, layers, run_in
+from support.server import ROOT
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 

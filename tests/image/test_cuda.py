@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from container import DEMO, Container, build, docker, run_in
+
+from support.container import DEMO, Container, build, docker, run_in
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(7200)]
 

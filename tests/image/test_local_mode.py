@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from container import docker
 
 from gptj_serve import demo
-from harness import free_port
+from support.container import docker
+from support.server import free_port
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 from commands import command, finish, start
-from container import docker, layers, run_in
-from registry import PASSWORD, USER, Registry
 
 from gptj_serve.aws.clients import Aws
 from gptj_serve.aws.console import Console
 from gptj_serve.aws.docker import Docker
 from gptj_serve.aws.image_upload import Upload, content_tag, send_to_ecr
 from gptj_serve.aws.repository import MEDIA_TYPES
+from support.container import docker, layers, run_in
+from support.image_registry import PASSWORD, USER, Registry
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 

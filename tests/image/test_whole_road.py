@@ -16,10 +16,8 @@ import moto_sagemaker
 import pytest
 import runtime as fake
 from commands import Result, command, fake_environment
-from container import Container, docker, model_mount
 from deploying import make_role
 from moto.server import ThreadedMotoServer
-from registry import Registry
 
 from gptj_serve import demo
 from gptj_serve.aws.clients import Aws, connect
@@ -27,6 +25,8 @@ from gptj_serve.aws.model_files import SINGLE
 from gptj_serve.aws.repository import MEDIA_TYPES, plan_repository
 from gptj_serve.aws.s3 import S3Url
 from gptj_serve.models.model_dir import BESIDE_THE_WEIGHTS
+from support.container import Container, docker, model_mount
+from support.image_registry import Registry
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 

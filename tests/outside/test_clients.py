@@ -19,7 +19,7 @@ import pytest
 import runtime
 
 from gptj_serve import demo
-from harness import ROOT, Server, serving
+from support.server import ROOT, Server, serving
 
 PROGRAMS = Path(__file__).parent / "programs"
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"

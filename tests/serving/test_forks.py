@@ -11,7 +11,7 @@ import pytest
 
 from gptj_serve.serving import forks
 from gptj_serve.serving.forks import ForkServer, WorkLost
-from harness import is_gone, until
+from support.server import is_gone, until
 
 # since Python 3.12 it warns where there are threads: those of other tests here, none in the service
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

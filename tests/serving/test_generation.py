@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving_fakes import END_OF_TEXT, backend, say, tokenizer
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
@@ -17,6 +16,7 @@ from gptj_serve.errors import InternalError, Overloaded, ServingError, Unavailab
 from gptj_serve.request import EndEvent, GenerationRequest, SamplingParams, Timings, TokenEvent
 from gptj_serve.serving.generation import Answer, Generation, SequenceAssembler
 from gptj_serve.serving.text import Tokenizer
+from support.serving_fakes import END_OF_TEXT, backend, say, tokenizer
 
 
 def assembler(*stops: str, keep_tokens: bool = True) -> SequenceAssembler:

@@ -11,12 +11,12 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving_fakes import backend
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from gptj_serve import demo
 from gptj_serve.serving import prompt_tail
 from gptj_serve.serving.text import Tokenizer
+from support.serving_fakes import backend
 
 PIECES = [
     *"abz 09.,!'\n\t\r日語ÄéΩ😀\u00a0\u2028\u0301\x1c",

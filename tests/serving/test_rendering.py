@@ -4,12 +4,11 @@ import asyncio
 import json
 import time
 
-from serving_fakes import FakeClient, model_info, tokenizer
-
 from gptj_serve.serving.call import Call
 from gptj_serve.serving.http.generate import rendered
 from gptj_serve.serving.service import Result, Service
-from harness import least
+from support.server import least
+from support.serving_fakes import FakeClient, model_info, tokenizer
 
 NUM_PROMPTS, NUM_TOKENS = 64, 200
 

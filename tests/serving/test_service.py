@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from serving_fakes import END_OF_TEXT, FakeClient, backend, model_info, say, tokenizer
 from tokenizers import Tokenizer as Backend
 from tokenizers import processors
 
@@ -19,6 +18,7 @@ from gptj_serve.serving.call import Ask, Call
 from gptj_serve.serving.parameters import Parameters
 from gptj_serve.serving.service import Service, render_error
 from gptj_serve.serving.text import Tokenizer
+from support.serving_fakes import END_OF_TEXT, FakeClient, backend, model_info, say, tokenizer
 
 MAX_PAYLOAD_BYTES = 6 << 20
 

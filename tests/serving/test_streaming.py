@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving_fakes import FakeClient, say, tokenizer
 
 from gptj_serve.errors import BadRequest, Unavailable
 from gptj_serve.request import TokenEvent
@@ -16,6 +15,7 @@ from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Call
 from gptj_serve.serving.generation import Answer
 from gptj_serve.serving.service import Service
+from support.serving_fakes import FakeClient, say, tokenizer
 
 DONE = "[DONE]"
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from serving_fakes import END_OF_TEXT, backend, tokenizer
 from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from gptj_serve.errors import StartupError
 from gptj_serve.serving.text import Detokenizer, Tokenizer
+from support.serving_fakes import END_OF_TEXT, backend, tokenizer
 
 KNOWN_IDS = st.integers(0, backend().get_vocab_size() - 1)
 

@@ -21,7 +21,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from harness import WAIT_TIMEOUT_S
+from support.server import WAIT_TIMEOUT_S
 
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")

@@ -20,7 +20,7 @@ import pytest
 from gptj_serve.errors import BadRequest, Overloaded
 from gptj_serve.serving.templates import limits
 from gptj_serve.serving.templates.client import TemplateClient
-from harness import is_gone, nothing_left, until
+from support.server import is_gone, nothing_left, until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 LIMIT = "messages: the model's chat template takes more than it may"

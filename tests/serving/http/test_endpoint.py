@@ -1,0 +1,94 @@
+"""An endpoint of the HTTP front by itself, for what a running service cannot be made to do."""
+
+import asyncio
+import gc
+import json
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gptj_serve.errors import BadRequest, is_failure
+from gptj_serve.serving import schemas
+from gptj_serve.serving.call import Ask
+from gptj_serve.serving.http.body import Bodies
+from gptj_serve.serving.http.generate import Generate
+from gptj_serve.serving.http.parsing import Parser
+from gptj_serve.serving.parsing import pack, unpack
+from gptj_serve.serving.service import Service
+from support.serving_fakes import FakeClient, tokenizer
+
+MIB = 1 << 20
+PanicException = type("PanicException", (BaseException,), {})
+"""What a panic of the tokenizer's library is in Python: no `Exception`, of a module that has no name."""
+
+
+def panic(*_: Any) -> Ask:
+    raise PanicException("byte index 1 is not a char boundary of `a prompt`")
+
+
+def ask(read: Any, body: bytes, is_openai: bool = False) -> tuple[int, Any]:
+    """The status and the document of an answer."""
+    sent: list[dict[str, Any]] = []
+
+    async def answer() -> None:
+        service = Service(FakeClient(), tokenizer(), MIB, 30.0, streaming=True)
+        shared: Any = SimpleNamespace(
+            settings=SimpleNamespace(max_payload_mb=1, request_timeout_s=30.0),
+            service=service,
+            bodies=Bodies(MIB),
+            metrics=SimpleNamespace(finished=lambda *_, **__: None),
+            parser=Parser(service, None, None),  # type: ignore[arg-type]
+            warm_up_key="a key",
+        )
+        messages = asyncio.Queue[dict[str, Any]]()
+        messages.put_nowait({"type": "http.request", "body": body})
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        await Generate(shared, read, is_openai)({"headers": []}, messages.get, send)
+
+    asyncio.run(answer())
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+def test_a_panic_of_a_library_is_an_error_of_one_request() -> None:
+    assert ask(panic, b"{}")[1]["error"] == "internal error"
+    status, document = ask(panic, b"{}", is_openai=True)
+    assert (status, document["error"]["message"]) == (500, "internal error")
+    assert ask(schemas.read, b"{}")[0] == 400
+
+
+def test_nor_does_a_panic_pass_from_one_process_to_another() -> None:
+    with pytest.raises(Exception, match="internal error") as caught:
+        unpack(pack(panic, "id"))
+    assert "prompt" not in str(caught.value)
+
+
+def test_nothing_of_a_request_with_an_error_waits_for_the_garbage_collector() -> None:
+    errors = []
+
+    def read(*_: Any) -> Ask:
+        error = BadRequest("this variable, the error and its traceback are a circle")
+        errors.append(weakref.ref(error))
+        raise error
+
+    gc.disable()
+    try:
+        assert ask(read, b"{}")[0] == 400
+        assert errors[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_who_wants_to_end_is_not_kept() -> None:
+    assert [
+        is_failure(error) for error in (ValueError(), PanicException(), SystemExit(), KeyboardInterrupt())
+    ] == [
+        True,
+        True,
+        False,
+        False,
+    ]

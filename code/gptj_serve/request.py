@@ -188,12 +188,14 @@ class TokenEvent:
         token_id: The token.
         logprob: Its log-probability; None unless the request asked for it.
         top_logprobs: The most likely tokens and their log-probabilities, the likeliest first.
+        connection: The engine's number of the front's connection; not on the wire.
     """
 
     request_id: str
     token_id: int
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    connection: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +207,18 @@ class EndEvent:
         reason: "length", "eos_token", "cancelled" or "failed".
         error: What to tell the client; set when the reason is "failed", else None.
         timings: None when the sequence never ran.
+        connection: The engine's number of the front's connection; not on the wire.
     """
 
     request_id: str
     reason: str
     error: ServingError | None = None
     timings: Timings | None = None
+    connection: int = 0
+
+
+Event = TokenEvent | EndEvent
+"""What happens to a sequence."""
 
 
 @dataclass(frozen=True, slots=True)

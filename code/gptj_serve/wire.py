@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gptj_serve.errors import ServingError
-from gptj_serve.request import EndEvent, EngineStats, GenerationRequest, ModelInfo, Timings, TokenEvent
+from gptj_serve.request import EndEvent, EngineStats, Event, GenerationRequest, ModelInfo, Timings, TokenEvent
 
 STATS_INTERVAL_S = 0.25
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -45,7 +45,7 @@ def stats(now: EngineStats) -> bytes:
     return _line({"type": "stats", "stats": asdict(now)})
 
 
-def events(batch: Iterable[TokenEvent | EndEvent]) -> bytes:
+def events(batch: Iterable[Event]) -> bytes:
     """What a step did to the sequences of one connection."""
     tokens: list[Any] = []
     ends: list[Any] = []
@@ -72,7 +72,7 @@ def read(line: bytes) -> dict[str, Any]:
     return message
 
 
-def read_events(message: dict[str, Any]) -> list[TokenEvent | EndEvent]:
+def read_events(message: dict[str, Any]) -> list[Event]:
     """The events of an ``events`` message; a sequence's tokens come before its end."""
     tokens = [_read_token(*token) for token in message["tokens"]]
     ends = [

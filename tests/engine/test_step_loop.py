@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from gptj_serve.engine.failures import MAX_FAILED_STEPS, BackendDead, BatchLost, FailedSteps
 from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
-from gptj_serve.engine.scheduler import Counters, Ended, Event, IntegrityError, Token, Wait
+from gptj_serve.engine.scheduler import Counters, IntegrityError, Wait
 from gptj_serve.engine.step_loop import StepLoop
-from gptj_serve.request import GenerationRequest
+from gptj_serve.request import EndEvent, Event, GenerationRequest, TokenEvent
 from support.fake_runner import FakeRunner, alone, limits, request
 
 
@@ -44,13 +44,13 @@ class Joined:
 
 
 def tokens(events: list[Event], name: str) -> list[int]:
-    return [event.token_id for event in events if isinstance(event, Token) and event.key[1] == name]
+    return [event.token_id for event in events if isinstance(event, TokenEvent) and event.request_id == name]
 
 
-def ends(events: list[Event]) -> dict[str, Ended]:
-    found = [event for event in events if isinstance(event, Ended)]
-    assert len({event.key for event in found}) == len(found)
-    return {event.key[1]: event for event in found}
+def ends(events: list[Event]) -> dict[str, EndEvent]:
+    found = [event for event in events if isinstance(event, EndEvent)]
+    assert len({event.request_id for event in found}) == len(found)
+    return {event.request_id: event for event in found}
 
 
 def test_the_next_step_is_launched_before_the_results_of_the_last() -> None:

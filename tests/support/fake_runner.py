@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptj_serve.engine.fused.schedule.plan import ContinuousStep, Row, RunnerLimits
-from gptj_serve.engine.scheduler import Running, Sampled
+from gptj_serve.engine.scheduler import HeldSequence, Sampled
 from gptj_serve.request import GenerationRequest, SamplingParams
 
 EOS = 9
@@ -95,7 +95,7 @@ class FakeRunner:
         self.before_results: Callable[[int], None] = lambda _: None
         self._num_launched = 0
         self._slots: dict[int, Slot] = {}
-        self._cache: dict[tuple[int, int], tuple[Running, int, int]] = {}
+        self._cache: dict[tuple[int, int], tuple[HeldSequence, int, int]] = {}
 
     def launch(self, step: ContinuousStep) -> FakePending:
         number = self._num_launched

@@ -9,9 +9,8 @@ from transformers import GPTJForCausalLM
 from gptj_serve.engine.fused.runner import FusedRunner
 from gptj_serve.engine.fused.schedule.plan import ContinuousRunner, ContinuousStep, RunnerLimits
 from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
-from gptj_serve.engine.scheduler import Ended, Token
 from gptj_serve.engine.step_loop import StepLoop
-from gptj_serve.request import GenerationRequest, SamplingParams
+from gptj_serve.request import EndEvent, GenerationRequest, SamplingParams, TokenEvent
 
 
 def greedy(prompt_ids: Sequence[int], num_tokens: int) -> GenerationRequest:
@@ -37,7 +36,7 @@ class Driver:
         self.name = runner.name
         self.steps: list[ContinuousStep] = []
         self.ended: dict[str, str] = {}
-        self.tokens: dict[str, list[Token]] = {}
+        self.tokens: dict[str, list[TokenEvent]] = {}
         self._runner: ContinuousRunner = runner
         self.scheduler = ContinuousScheduler(self.limits, max_queue=1000)
         self._loop = StepLoop(self.scheduler, self, steps_ahead=1, checks=True)
@@ -51,7 +50,7 @@ class Driver:
 
     def run(
         self, arrivals: Mapping[int, Mapping[str, GenerationRequest]], aborts: Mapping[int, str] | None = None
-    ) -> dict[str, list[Token]]:
+    ) -> dict[str, list[TokenEvent]]:
         """Run until all is over.
 
         Args:
@@ -71,8 +70,8 @@ class Driver:
                 events += self.scheduler.abort((0, aborts[number]), float(number))
             stepped, wait = self._loop.step()
             for event in [*events, *stepped]:
-                name = event.key[1]
-                if isinstance(event, Ended):
+                name = event.request_id
+                if isinstance(event, EndEvent):
                     assert event.error is None, event.error
                     self.ended[name] = event.reason
                 else:
@@ -82,7 +81,7 @@ class Driver:
                 return tokens
 
 
-def ids(tokens: Sequence[Token]) -> list[int]:
+def ids(tokens: Sequence[TokenEvent]) -> list[int]:
     """Their ids."""
     return [token.token_id for token in tokens]
 

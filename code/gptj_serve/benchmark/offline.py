@@ -27,9 +27,8 @@ from gptj_serve.engine.fused.runner import FusedRunner
 from gptj_serve.engine.fused.schedule.plan import ContinuousStep, RunnerLimits
 from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
 from gptj_serve.engine.fused.warm_up import warm_up
-from gptj_serve.engine.scheduler import Event, Token
 from gptj_serve.engine.step_loop import StepLoop
-from gptj_serve.request import GenerationRequest, SamplingParams
+from gptj_serve.request import Event, GenerationRequest, SamplingParams, TokenEvent
 
 PROMPT_TOKENS, NEW_TOKENS = 200, 100
 DISTURBING_PROMPT, NUM_DISTURBING, DISTURBED_TOKENS = 1000, 8, 400
@@ -78,7 +77,7 @@ def _together(runner: FusedRunner, number: int, num_runs: int) -> dict[str, Any]
         started_s = time.perf_counter()
         for _ in range(number):
             add(PROMPT_TOKENS, NEW_TOKENS)
-        num_tokens = sum(isinstance(event, Token) for event in _until_idle(loop))
+        num_tokens = sum(isinstance(event, TokenEvent) for event in _until_idle(loop))
         seconds.append(time.perf_counter() - started_s)
         assert num_tokens == number * NEW_TOKENS, num_tokens
     rate = number * NEW_TOKENS / statistics.median(seconds[1:])
@@ -94,7 +93,7 @@ def _disturbed(runner: FusedRunner) -> dict[str, Any]:
         events, wait = loop.step()
         if wait is not None:
             break
-        if any(isinstance(event, Token) and event.key[1] == "0" for event in events):
+        if any(isinstance(event, TokenEvent) and event.request_id == "0" for event in events):
             times_s.append(time.perf_counter())
             if len(times_s) % (DISTURBED_TOKENS // NUM_DISTURBING) == 1:
                 add(DISTURBING_PROMPT, 1)

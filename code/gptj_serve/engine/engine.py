@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from gptj_serve import wire
-from gptj_serve.engine.scheduler import Event, Scheduler, Token
+from gptj_serve.engine.scheduler import Scheduler
 from gptj_serve.engine.server import Abort, EngineServer, Gone, Message, Submit
 from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.errors import ServingError, Unavailable
-from gptj_serve.request import EndEvent, EngineStats, TokenEvent
+from gptj_serve.request import EndEvent, EngineStats, Event
 
 
 class Engine:
@@ -121,15 +121,8 @@ class Engine:
         return self._scheduler.is_idle
 
     def _report(self, events: Iterable[Event]) -> None:
-        by_connection: defaultdict[int, list[TokenEvent | EndEvent]] = defaultdict(list)
+        by_connection: defaultdict[int, list[Event]] = defaultdict(list)
         for event in events:
-            connection, request_id = event.key
-            if isinstance(event, Token):
-                token = TokenEvent(request_id, event.token_id, event.logprob, event.top_logprobs)
-                by_connection[connection].append(token)
-            else:
-                by_connection[connection].append(
-                    EndEvent(request_id, event.reason, event.error, event.timings)
-                )
+            by_connection[event.connection].append(event)
         if by_connection:
             self._server.send({number: wire.events(batch) for number, batch in by_connection.items()})

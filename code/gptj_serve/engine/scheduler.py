@@ -11,14 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gptj_serve.errors import BadRequest, DeadlinePassed, Overloaded, ServingError, Unavailable
-from gptj_serve.request import GenerationRequest, Timings
+from gptj_serve.request import EndEvent, Event, GenerationRequest, Timings, TokenEvent
 
 Key = tuple[int, str]
 """A connection's number and the request's id on it: ids of different fronts cannot collide."""
 
 
 @dataclass(slots=True, eq=False)
-class Running:
+class HeldSequence:
     """One sequence that the scheduler holds, waiting or running. Times are in seconds of one clock.
 
     ``number`` is its own, ``call`` is the same number for all sequences that were added together, ``turn``
@@ -83,29 +83,6 @@ class Sampled:
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A token to report."""
-
-    key: Key
-    token_id: int
-    logprob: float | None
-    top_logprobs: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The one terminal event of a sequence; reasons are those of `gptj_serve.request.EndEvent`."""
-
-    key: Key
-    reason: str
-    error: ServingError | None
-    timings: Timings | None
-
-
-Event = Token | Ended
-
-
 class IntegrityError(Exception):
     """The books do not add up: a block leaked, is held twice, or someone has too few. Always a bug."""
 
@@ -113,7 +90,7 @@ class IntegrityError(Exception):
 class Scheduler(ABC):
     """Takes sequences in and ends them; a subclass decides what runs.
 
-    Every sequence that `add` accepted gets exactly one `Ended`.
+    Every sequence that `add` accepted gets exactly one `EndEvent`.
 
     Calls take turns: in each round every call that waits starts one sequence, and a new call joins in the
     next round. So whoever asks for one sequence waits for one of each call before it, not for all of theirs,
@@ -131,7 +108,7 @@ class Scheduler(ABC):
         self._max_context = max_context
         self._vocab_size = vocab_size
         self._max_queue = max_queue
-        self._waiting: deque[Running] = deque()
+        self._waiting: deque[HeldSequence] = deque()
         self._calls = itertools.count()
         self._numbers = itertools.count()
         self._turn = 0  # of the last sequence that started
@@ -164,7 +141,7 @@ class Scheduler(ABC):
         """Tokens that the cache holds now, padding included. Other threads read it too."""
 
     @abstractmethod
-    def _running(self) -> list[Running]:
+    def _running(self) -> list[HeldSequence]:
         """The sequences that run, oldest first."""
 
     @abstractmethod
@@ -172,7 +149,7 @@ class Scheduler(ABC):
         """Sequences that could start at once if none waited."""
 
     @abstractmethod
-    def _leave(self, running: Running, now_s: float) -> None:
+    def _leave(self, sequence: HeldSequence, now_s: float) -> None:
         """Give up what a sequence that runs holds."""
 
     def check(self) -> None:
@@ -187,7 +164,7 @@ class Scheduler(ABC):
 
     def held_keys(self) -> list[Key]:
         """The keys of all sequences held."""
-        return [running.key for running in self._held()]
+        return [sequence.key for sequence in self._held()]
 
     def close(self) -> None:
         """Accept nothing more; what was accepted goes on."""
@@ -216,7 +193,8 @@ class Scheduler(ABC):
         head = next((waiting.turn for waiting in self._waiting if waiting.started_s is None), 0)
         turns = itertools.count(max(self._turn + 1, head))
         self._queue(
-            Running(key, request, call, now_s, next(self._numbers), next(turns)) for key, request in group
+            HeldSequence(key, request, call, now_s, next(self._numbers), next(turns))
+            for key, request in group
         )
 
     def _room(self) -> int:
@@ -238,60 +216,62 @@ class Scheduler(ABC):
 
     def abort(self, key: Key, now_s: float) -> list[Event]:
         """Cancel one sequence; unknown keys (it may just have ended) are ignored."""
-        for running in self._held():
-            if running.key == key:
-                return [self._end(running, "cancelled", None, now_s)]
+        for sequence in self._held():
+            if sequence.key == key:
+                return [self._end(sequence, "cancelled", None, now_s)]
         return []
 
     def abort_all(self, error: ServingError, now_s: float) -> list[Event]:
         """Fail everything that waits or runs."""
-        return [self._end(running, "failed", error, now_s) for running in self._held()]
+        return [self._end(sequence, "failed", error, now_s) for sequence in self._held()]
 
     def expire(self, now_s: float) -> list[Event]:
         """Fail every sequence whose deadline has passed."""
         return [
-            self._end(running, "failed", _deadline_error(running), now_s)
-            for running in self._held()
-            if running.deadline_s <= now_s
+            self._end(sequence, "failed", _deadline_error(sequence), now_s)
+            for sequence in self._held()
+            if sequence.deadline_s <= now_s
         ]
 
-    def _queue(self, more: Iterable[Running]) -> None:
+    def _queue(self, more: Iterable[HeldSequence]) -> None:
         """Put sequences into the queue, behind those of the same turn."""
         self._waiting = deque(sorted((*self._waiting, *more), key=lambda waiting: waiting.turn))
 
-    def _start(self, running: Running, now_s: float) -> None:
+    def _start(self, sequence: HeldSequence, now_s: float) -> None:
         """Note that a sequence starts; not its first time if it was preempted."""
-        self._turn = max(self._turn, running.turn)
-        if running.started_s is None:
-            running.started_s = now_s
-            self.counters.prompt_tokens += len(running.request.prompt_ids)
+        self._turn = max(self._turn, sequence.turn)
+        if sequence.started_s is None:
+            sequence.started_s = now_s
+            self.counters.prompt_tokens += len(sequence.request.prompt_ids)
 
-    def _book(self, running: Running, choice: Sampled, now_s: float) -> list[Event]:
+    def _book(self, sequence: HeldSequence, choice: Sampled, now_s: float) -> list[Event]:
         """Book what was chosen for a sequence that is held."""
         if choice.error is not None:
-            return [self._end(running, "failed", choice.error, now_s)]
-        if running.first_token_s is None:
-            running.first_token_s = now_s
-        running.generated_ids.append(choice.token_id)
+            return [self._end(sequence, "failed", choice.error, now_s)]
+        if sequence.first_token_s is None:
+            sequence.first_token_s = now_s
+        sequence.generated_ids.append(choice.token_id)
         self.counters.generated_tokens += 1
-        token = Token(running.key, choice.token_id, choice.logprob, choice.top_logprobs)
-        if choice.token_id in running.request.eos_token_ids:
-            return [token, self._end(running, "eos_token", None, now_s)]
-        if len(running.generated_ids) >= running.request.sampling.max_new_tokens:
-            return [token, self._end(running, "length", None, now_s)]
+        connection, request_id = sequence.key
+        token = TokenEvent(request_id, choice.token_id, choice.logprob, choice.top_logprobs, connection)
+        if choice.token_id in sequence.request.eos_token_ids:
+            return [token, self._end(sequence, "eos_token", None, now_s)]
+        if len(sequence.generated_ids) >= sequence.request.sampling.max_new_tokens:
+            return [token, self._end(sequence, "length", None, now_s)]
         return [token]
 
-    def _held(self) -> list[Running]:
+    def _held(self) -> list[HeldSequence]:
         return [*self._waiting, *self._running()]
 
-    def _end(self, running: Running, reason: str, error: ServingError | None, now_s: float) -> Ended:
-        if running in self._waiting:
-            self._waiting.remove(running)
+    def _end(self, sequence: HeldSequence, reason: str, error: ServingError | None, now_s: float) -> EndEvent:
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
         else:
-            self._leave(running, now_s)
+            self._leave(sequence, now_s)
         self._count_end(reason)
-        self.counters.served += reason != "failed" and running.started_s is not None
-        return Ended(running.key, reason, error, running.timings(now_s))
+        self.counters.served += reason != "failed" and sequence.started_s is not None
+        connection, request_id = sequence.key
+        return EndEvent(request_id, reason, error, sequence.timings(now_s), connection)
 
     def _count_end(self, reason: str) -> None:
         if reason == "cancelled":
@@ -302,8 +282,8 @@ class Scheduler(ABC):
             self.counters.finished += 1
 
 
-def _deadline_error(running: Running) -> ServingError:
+def _deadline_error(sequence: HeldSequence) -> ServingError:
     return DeadlinePassed(
-        f"no answer within {running.request.timeout_s:.1f} s "
-        f"({len(running.generated_ids)} of {running.request.sampling.max_new_tokens} tokens generated)"
+        f"no answer within {sequence.request.timeout_s:.1f} s "
+        f"({len(sequence.generated_ids)} of {sequence.request.sampling.max_new_tokens} tokens generated)"
     )

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from gptj_serve.engine.failures import BackendDead, FailedSteps
-from gptj_serve.engine.scheduler import Counters, Event, Sampled, Wait
+from gptj_serve.engine.scheduler import Counters, Sampled, Wait
 from gptj_serve.errors import ServingError
+from gptj_serve.request import Event
 
 
 class Step(Protocol):

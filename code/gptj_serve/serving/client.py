@@ -9,7 +9,7 @@ from typing import Any
 
 from gptj_serve import wire
 from gptj_serve.errors import DeadlinePassed, Unavailable
-from gptj_serve.request import EndEvent, GenerationRequest, ModelInfo, TokenEvent
+from gptj_serve.request import EndEvent, Event, GenerationRequest, ModelInfo
 
 CONNECT_TIMEOUT_S = 5.0
 GRACE_S = 1.0
@@ -36,7 +36,7 @@ class EngineClient:
         """
         return self._connected().info
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[TokenEvent | EndEvent]:
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Event]:
         """Run the sequences of one call. Closing the iterator cancels what has not ended.
 
         Args:
@@ -122,7 +122,7 @@ class _Connection:
     def send(self, line: bytes) -> None:
         self._socket.sendall(line)
 
-    def read_events(self) -> list[TokenEvent | EndEvent]:
+    def read_events(self) -> list[Event]:
         return wire.read_events(self._read())
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gptj_serve.errors import InternalError, Unavailable
-from gptj_serve.request import EndEvent, GenerationRequest, Timings, TokenEvent
+from gptj_serve.request import EndEvent, Event, GenerationRequest, Timings, TokenEvent
 from gptj_serve.serving.stopping import StopFinder
 from gptj_serve.serving.text import Detokenizer, Tokenizer
 
@@ -236,7 +236,7 @@ class Generation:
         """The longest wait in the engine's queue; None if no end that says so was seen."""
         return max((timings.queue_s for timings in self._timings), default=None)
 
-    def push(self, event: TokenEvent | EndEvent) -> Delta:
+    def push(self, event: Event) -> Delta:
         """Take the next event.
 
         Raises:

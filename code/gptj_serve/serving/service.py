@@ -21,7 +21,7 @@ from gptj_serve.errors import (
     ServingError,
     release_frames,
 )
-from gptj_serve.request import EndEvent, GenerationRequest, IdLists, ModelInfo, TokenEvent
+from gptj_serve.request import Event, GenerationRequest, IdLists, ModelInfo, TokenEvent
 from gptj_serve.serving import body, schemas
 from gptj_serve.serving.call import Ask, Call, Prompt
 from gptj_serve.serving.generation import Answer, Generation, SequenceAssembler
@@ -50,7 +50,7 @@ class KnowsEngine(Protocol):
 class Client(KnowsEngine, Protocol):
     """What `Service.run` needs of it."""
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[TokenEvent | EndEvent]:
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Event]:
         """Run the sequences of one call; ends when each had its `EndEvent`.
 
         Closing the iterator cancels the rest. Raises `ServingError` when the engine refuses or is gone.

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptj_serve.engine.scheduler import Ended, Event, Key, Sampled, Token, Wait
+from gptj_serve.engine.scheduler import Key, Sampled, Wait
 from gptj_serve.engine.static.scheduler import Decode, Prefill, StaticScheduler, Step
 from gptj_serve.errors import BadRequest, InternalError, Overloaded, Unavailable
-from gptj_serve.request import GenerationRequest, SamplingParams
+from gptj_serve.request import EndEvent, Event, GenerationRequest, SamplingParams, TokenEvent
 
 EOS = 9
 
@@ -50,7 +50,11 @@ def run_step(scheduler: StaticScheduler, token_id: int = 5, now_s: float = 0.0) 
 
 
 def ends(events: list[Event]) -> dict[Key, str]:
-    return {event.key: event.reason for event in events if isinstance(event, Ended)}
+    return {key_of(event): event.reason for event in events if isinstance(event, EndEvent)}
+
+
+def key_of(event: Event) -> Key:
+    return event.connection, event.request_id
 
 
 def keys_of(step: Step) -> list[Key | None]:
@@ -99,7 +103,7 @@ def test_an_end_token_is_reported_and_ends_the_sequence() -> None:
     scheduler = make()
     add(scheduler, 0, new=5)
     events = run_step(scheduler, token_id=EOS)
-    assert events[0] == Token(key(0), EOS, None)
+    assert events[0] == TokenEvent("0", EOS, None)
     assert ends(events) == {key(0): "eos_token"}
     assert scheduler.is_idle
 
@@ -241,12 +245,12 @@ def test_a_deadline_fails_waiting_and_running_sequences() -> None:
     add(scheduler, 1, timeout_s=2.0)
     run_step(scheduler)
     (ended,) = scheduler.expire(1.0)
-    assert isinstance(ended, Ended)
+    assert isinstance(ended, EndEvent)
     assert ended.error is not None
-    assert (ended.key, ended.reason, ended.error.status) == (key(0), "failed", 504)
+    assert (key_of(ended), ended.reason, ended.error.status) == (key(0), "failed", 504)
     assert "1 of 5 tokens" in str(ended.error)
     (waiting,) = scheduler.expire(2.0)
-    assert waiting.key == key(1)
+    assert key_of(waiting) == key(1)
     assert scheduler.is_idle
 
 
@@ -267,7 +271,7 @@ def test_a_row_aborted_while_its_step_ran_gets_nothing_more() -> None:
     step = step_of(scheduler)
     scheduler.abort(key(0), 0.0)
     events = scheduler.commit(step, [[Sampled(5)], [Sampled(6)]], 0.0)
-    assert events == [Token(key(1), 6, None)]
+    assert events == [TokenEvent("1", 6, None)]
 
 
 def test_a_failed_step_fails_the_batch_and_spares_the_queue() -> None:
@@ -303,7 +307,7 @@ def test_timings_are_those_of_the_clock() -> None:
     add(scheduler, 0, now_s=1.0, new=2)
     run_step(scheduler, now_s=1.5)
     (_, ended) = run_step(scheduler, now_s=3.0)
-    assert isinstance(ended, Ended)
+    assert isinstance(ended, EndEvent)
     assert ended.timings is not None
     # the step began at 1.5 and, on this clock, its token was known at 1.5
     assert (ended.timings.queue_s, ended.timings.first_token_s, ended.timings.total_s) == (0.5, 0.5, 2.0)
@@ -345,7 +349,7 @@ def test_every_accepted_sequence_ends_exactly_once(operations: list[tuple[str, i
                 events = scheduler.fail(step, InternalError("x"), now)
             else:
                 events = scheduler.commit(step, [[Sampled(a)]] * len(step.rows), now)
-        ended += [event.key for event in events if isinstance(event, Ended)]
-    ended += [event.key for event in scheduler.abort_all(InternalError("end"), 1e9)]
+        ended += [key_of(event) for event in events if isinstance(event, EndEvent)]
+    ended += [key_of(event) for event in scheduler.abort_all(InternalError("end"), 1e9)]
     assert sorted(ended) == sorted(accepted)
     assert scheduler.is_idle

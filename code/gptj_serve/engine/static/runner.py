@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gptj_serve.engine.scheduler import Running, Sampled
+from gptj_serve.engine.scheduler import HeldSequence, Sampled
 from gptj_serve.engine.static.backend import Backend
 from gptj_serve.engine.static.sampler import SamplerRow, sample
 from gptj_serve.engine.static.scheduler import Prefill, Step
@@ -48,14 +48,14 @@ class StaticRunner:
         self._backend.reset()
 
 
-def _sampler_row(running: Running | None) -> SamplerRow | None:
-    if running is None:
+def _sampler_row(sequence: HeldSequence | None) -> SamplerRow | None:
+    if sequence is None:
         return None
     return SamplerRow(
-        sampling=running.request.sampling,
-        prompt_ids=running.request.prompt_ids,
-        generated_ids=running.generated_ids,
-        eos_token_ids=running.request.eos_token_ids,
-        logprobs=running.request.logprobs,
-        num_top_logprobs=running.request.num_top_logprobs,
+        sampling=sequence.request.sampling,
+        prompt_ids=sequence.request.prompt_ids,
+        generated_ids=sequence.generated_ids,
+        eos_token_ids=sequence.request.eos_token_ids,
+        logprobs=sequence.request.logprobs,
+        num_top_logprobs=sequence.request.num_top_logprobs,
     )

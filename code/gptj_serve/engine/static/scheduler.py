@@ -9,15 +9,16 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gptj_serve.engine.scheduler import Event, Running, Sampled, Scheduler, Wait
+from gptj_serve.engine.scheduler import HeldSequence, Sampled, Scheduler, Wait
 from gptj_serve.errors import ServingError
+from gptj_serve.request import Event
 
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
     """Start a batch with these rows."""
 
-    rows: tuple[Running, ...]
+    rows: tuple[HeldSequence, ...]
 
     @property
     def calls(self) -> set[int]:
@@ -29,7 +30,7 @@ class Prefill:
 class Decode:
     """Append one token to every row of the running batch; None marks a row whose sequence has ended."""
 
-    rows: tuple[Running | None, ...]
+    rows: tuple[HeldSequence | None, ...]
 
     @property
     def calls(self) -> set[int]:
@@ -46,7 +47,7 @@ class StaticScheduler(Scheduler):
     Args:
         max_batch_size: Rows in a batch at most.
         max_context: Columns of a batch at most (longest prompt plus most new tokens).
-        vocab_size: Token ids must be below this.
+        vocab_size: TokenEvent ids must be below this.
         max_queue: Sequences that may wait.
         batch_wait_s: When a batch of several has ended, how long the next one waits for company;
             the others' next requests are on their way, and the first to come back would run alone.
@@ -59,7 +60,7 @@ class StaticScheduler(Scheduler):
             max_batch_size=max_batch_size, max_context=max_context, vocab_size=vocab_size, max_queue=max_queue
         )
         self._batch_wait_s = batch_wait_s
-        self._rows: list[Running | None] = []
+        self._rows: list[HeldSequence | None] = []
         self._longest_prompt = 0
         self._company_until_s = float("-inf")
 
@@ -81,14 +82,14 @@ class StaticScheduler(Scheduler):
         num_new = max((len(row.generated_ids) for row in rows if row is not None), default=None)
         return 0 if num_new is None else len(rows) * (longest_prompt + num_new)
 
-    def _running(self) -> list[Running]:
+    def _running(self) -> list[HeldSequence]:
         return [row for row in self._rows if row is not None]
 
     def _num_can_start(self) -> int:
         return 0 if self.num_running else self._max_batch_size
 
-    def _leave(self, running: Running, now_s: float) -> None:
-        self._rows[self._rows.index(running)] = None
+    def _leave(self, sequence: HeldSequence, now_s: float) -> None:
+        self._rows[self._rows.index(sequence)] = None
         if not self.num_running and (len(self._rows) > 1 or self._waiting):
             self._company_until_s = now_s + self._batch_wait_s
 
@@ -103,32 +104,32 @@ class StaticScheduler(Scheduler):
         if now_s < self._company_until_s and len(self._waiting) < self._max_batch_size and not alone:
             return Wait(self._company_until_s)
         batch = self._take_batch()
-        for running in batch:
-            self._start(running, now_s)
-        self._longest_prompt = max(len(running.request.prompt_ids) for running in batch)
+        for sequence in batch:
+            self._start(sequence, now_s)
+        self._longest_prompt = max(len(sequence.request.prompt_ids) for sequence in batch)
         self._rows = list(batch)
         return Prefill(tuple(batch))
 
-    def _take_batch(self) -> list[Running]:
+    def _take_batch(self) -> list[HeldSequence]:
         """The oldest waiting sequence and, in order, all that may and do fit beside it in the padded batch.
 
         Rows are padded to the longest prompt, so the batch needs the longest prompt plus the most
         new tokens of any row. A sequence that does not fit keeps its place; it is first next time.
         """
-        batch: list[Running] = []
+        batch: list[HeldSequence] = []
         longest = most_new = 0
-        for running in self._waiting:
+        for sequence in self._waiting:
             if len(batch) == self._max_batch_size:
                 break
-            if batch and not _may_share(batch[0], running):
+            if batch and not _may_share(batch[0], sequence):
                 continue
-            prompt = max(longest, len(running.request.prompt_ids))
-            new = max(most_new, running.request.sampling.max_new_tokens)
+            prompt = max(longest, len(sequence.request.prompt_ids))
+            new = max(most_new, sequence.request.sampling.max_new_tokens)
             if prompt + new <= self._max_context:
                 longest, most_new = prompt, new
-                batch.append(running)
+                batch.append(sequence)
         taken = set(map(id, batch))
-        self._waiting = deque(running for running in self._waiting if id(running) not in taken)
+        self._waiting = deque(sequence for sequence in self._waiting if id(sequence) not in taken)
         return batch
 
     def commit(self, step: Step, sampled: Sequence[Sequence[Sampled]], now_s: float) -> list[Event]:
@@ -140,19 +141,19 @@ class StaticScheduler(Scheduler):
             now_s: The time at which the tokens were known.
         """
         events: list[Event] = []
-        for running, tokens in zip(step.rows, sampled, strict=True):
+        for sequence, tokens in zip(step.rows, sampled, strict=True):
             for token in tokens:
                 # a row may have been aborted while the step ran
-                if running is not None and running in self._rows:
-                    events.extend(self._book(running, token, now_s))
+                if sequence is not None and sequence in self._rows:
+                    events.extend(self._book(sequence, token, now_s))
         return events
 
     def fail(self, step: Step, error: ServingError, now_s: float) -> list[Event]:
         """The step raised: fail every sequence of the batch; what waits is not touched."""
-        live = [running for running in step.rows if running is not None and running in self._rows]
-        return [self._end(running, "failed", error, now_s) for running in live]
+        live = [sequence for sequence in step.rows if sequence is not None and sequence in self._rows]
+        return [self._end(sequence, "failed", error, now_s) for sequence in live]
 
 
-def _may_share(first: Running, other: Running) -> bool:
+def _may_share(first: HeldSequence, other: HeldSequence) -> bool:
     apart = first.request.reproducible or other.request.reproducible
     return first.call == other.call or not apart

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from gptj_serve import run_dir
 from gptj_serve.errors import DeadlinePassed, Overloaded, ServingError, is_failure, release_frames
-from gptj_serve.request import EndEvent, TokenEvent
+from gptj_serve.request import Event, TokenEvent
 from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Call
 from gptj_serve.serving.generation import DEADLINE, Delta, Generation
@@ -186,7 +186,7 @@ class Generate:
         exchange: Exchange,
         call: Call,
         generation: Generation,
-        events: list[TokenEvent | EndEvent],
+        events: list[Event],
     ) -> list[Delta]:
         """What a list of events added. A failure is kept: what came before it is told first."""
         if exchange.first_token_s is None and any(isinstance(event, TokenEvent) for event in events):

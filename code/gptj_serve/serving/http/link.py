@@ -8,10 +8,8 @@ from pathlib import Path
 
 from gptj_serve import wire
 from gptj_serve.errors import DeadlinePassed, Unavailable
-from gptj_serve.request import EndEvent, EngineStats, GenerationRequest, ModelInfo, TokenEvent
+from gptj_serve.request import EndEvent, EngineStats, Event, GenerationRequest, ModelInfo
 from gptj_serve.serving.client import give_up_after_s
-
-Event = TokenEvent | EndEvent
 
 
 class EngineLink:

@@ -13,9 +13,9 @@ from gptj_serve.engine.fused.schedule.scheduler import (
     PATIENCE_S,
     ContinuousScheduler,
 )
-from gptj_serve.engine.scheduler import Ended, Event, IntegrityError, Key, Sampled, Token, Wait
+from gptj_serve.engine.scheduler import IntegrityError, Key, Sampled, Wait
 from gptj_serve.errors import BadRequest, InternalError, Overloaded, Unavailable
-from gptj_serve.request import GenerationRequest
+from gptj_serve.request import EndEvent, Event, GenerationRequest, TokenEvent
 from support.fake_runner import EOS, FakeRunner, alone, limits, request
 
 
@@ -58,7 +58,7 @@ def names(rows: Sequence[Row]) -> list[str]:
 
 
 def ends(events: Sequence[Event]) -> dict[str, str]:
-    return {event.key[1]: event.reason for event in events if isinstance(event, Ended)}
+    return {event.request_id: event.reason for event in events if isinstance(event, EndEvent)}
 
 
 def test_nothing_to_do() -> None:
@@ -219,9 +219,9 @@ class TestAhead:
         add(scheduler, "a", request(3, 5))
         first, second = step_of(scheduler), step_of(scheduler)
         assert (second.decodes[0].token_ids, second.decodes[0].start) == (None, 3)
-        assert [event.key[1] for event in commit(scheduler, first)] == ["a"]
+        assert [event.request_id for event in commit(scheduler, first)] == ["a"]
         assert step_of(scheduler).decodes[0].start == 4
-        assert commit(scheduler, second, 7) == [Token((0, "a"), 7, None)]
+        assert commit(scheduler, second, 7) == [TokenEvent("a", 7, None)]
 
     def test_never_more_tokens_than_wanted(self) -> None:
         scheduler = make()
@@ -242,7 +242,7 @@ class TestAhead:
         assert names(third.prefills) == ["b"]
         assert third.prefills[0].slot == second.decodes[0].slot
         assert commit(scheduler, second, 5) == []
-        assert commit(scheduler, third, 6) == [Token((0, "b"), 6, None)]
+        assert commit(scheduler, third, 6) == [TokenEvent("b", 6, None)]
         assert scheduler.counters.generated_tokens == 2
 
     def test_an_abort_frees_at_once_and_what_comes_later_is_ignored(self) -> None:
@@ -253,7 +253,10 @@ class TestAhead:
         assert ends(scheduler.abort((0, "a"), 0.0)) == {"a": "cancelled"}
         assert scheduler.num_cache_tokens == 4
         assert scheduler.abort((0, "a"), 0.0) == []
-        assert [event.key[1] for step in (first, second) for event in commit(scheduler, step)] == ["b", "b"]
+        assert [event.request_id for step in (first, second) for event in commit(scheduler, step)] == [
+            "b",
+            "b",
+        ]
 
 
 class TestPreemption:
@@ -275,7 +278,7 @@ class TestPreemption:
         assert names(step.decodes) == ["a"]
         assert (scheduler.num_running, scheduler.num_waiting, scheduler.counters.preempted) == (1, 2, 1)
         # b's last token is still on its way: it counts, and b may not start again before
-        assert [event.key[1] for event in commit(scheduler, flying, 5, 6)] == ["a", "b"]
+        assert [event.request_id for event in commit(scheduler, flying, 5, 6)] == ["a", "b"]
         commit(scheduler, step)
         while names((step := step_of(scheduler)).prefills) == []:
             commit(scheduler, step)
@@ -321,8 +324,8 @@ class TestPreemption:
             events += scheduler.commit(step, runner.launch(step).results(), 0.0)
         assert scheduler.counters.preempted > 0
         for name, one in asked.items():
-            own = [event for event in events if event.key[1] == name]
-            tokens = [event.token_id for event in own if isinstance(event, Token)]
+            own = [event for event in events if event.request_id == name]
+            tokens = [event.token_id for event in own if isinstance(event, TokenEvent)]
             assert (tokens, ends(own)[name]) == alone(one)
 
 
@@ -385,9 +388,9 @@ class TestTurns:
             events += scheduler.commit(step, runner.launch(step).results(), float(now_s))
         assert scheduler.counters.preempted == 1
         for index, one in enumerate(asked):
-            own = [event for event in events if event.key[1] == str(index)]
+            own = [event for event in events if event.request_id == str(index)]
             assert (
-                [event.token_id for event in own if isinstance(event, Token)],
+                [event.token_id for event in own if isinstance(event, TokenEvent)],
                 ends(own)[str(index)],
             ) == alone(one)
 
@@ -464,7 +467,7 @@ class TestIntake:
         add(scheduler, "b", request(timeout_s=2.0))
         run_step(scheduler)
         (ended,) = scheduler.expire(1.0)
-        assert isinstance(ended, Ended)
+        assert isinstance(ended, EndEvent)
         assert ended.error is not None
         assert (ended.error.status, "1 of 5 tokens" in str(ended.error)) == (504, True)
         assert ends(scheduler.expire(2.0)) == {"b": "failed"}
@@ -488,7 +491,7 @@ def test_timings_and_counters() -> None:
     assert (scheduler.num_cache_tokens, scheduler.cache_capacity_tokens) == (3, 64)
     commit(scheduler, first, now_s=2.0)
     (_, ended) = run_step(scheduler, now_s=3.0)
-    assert isinstance(ended, Ended)
+    assert isinstance(ended, EndEvent)
     assert ended.timings is not None
     assert (ended.timings.queue_s, ended.timings.first_token_s, ended.timings.total_s) == (0.5, 1.0, 2.0)
     counters = scheduler.counters
@@ -560,7 +563,7 @@ class TestCheck:
             scheduler.check()
 
     def test_tokens_awaited_for_nobody(self, scheduler: ContinuousScheduler) -> None:
-        scheduler._num_pending[replace(next(iter(scheduler._seats)).running)] = 1
+        scheduler._num_pending[replace(next(iter(scheduler._seats)).sequence)] = 1
         with pytest.raises(IntegrityError, match="not held"):
             scheduler.check()
 

@@ -9,9 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from gptj_serve.engine.fused.schedule.plan import ContinuousStep, RunnerLimits
 from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
-from gptj_serve.engine.scheduler import Ended, Event, Key, Running, Sampled, Token, Wait
+from gptj_serve.engine.scheduler import HeldSequence, Key, Sampled, Wait
 from gptj_serve.errors import InternalError, Overloaded
-from gptj_serve.request import GenerationRequest
+from gptj_serve.request import EndEvent, Event, GenerationRequest, TokenEvent
 from support.fake_runner import FakePending, FakeRunner, alone, limits, request
 
 LIMITS = st.builds(
@@ -44,6 +44,10 @@ REQUESTS = st.builds(
 )
 
 
+def key_of(event: Event) -> Key:
+    return event.connection, event.request_id
+
+
 class Driver:
     """A scheduler and a runner, and all that must hold of them at every moment."""
 
@@ -54,8 +58,8 @@ class Driver:
         self.in_flight: list[tuple[ContinuousStep, FakePending]] = []
         self.accepted: dict[Key, GenerationRequest] = {}
         self.tokens: dict[Key, list[int]] = {}
-        self.ends: dict[Key, Ended] = {}
-        self.num_asked: Counter[Running] = Counter()
+        self.ends: dict[Key, EndEvent] = {}
+        self.num_asked: Counter[HeldSequence] = Counter()
         self.now_s = 0.0
         self.calls: dict[Key, int] = {}
         self.started: set[Key] = set()
@@ -75,11 +79,11 @@ class Driver:
 
     def note(self, events: list[Event]) -> None:
         for event in events:
-            assert event.key not in self.ends, "something was said after the end"
-            if isinstance(event, Token):
-                self.tokens.setdefault(event.key, []).append(event.token_id)
+            assert key_of(event) not in self.ends, "something was said after the end"
+            if isinstance(event, TokenEvent):
+                self.tokens.setdefault(key_of(event), []).append(event.token_id)
             else:
-                self.ends[event.key] = event
+                self.ends[key_of(event)] = event
 
     def oldest(self) -> Key | None:
         """The one that has had its slot for longest."""
@@ -133,7 +137,7 @@ class Driver:
         self.num_asked.update(self.scheduler._started[row.sequence] for row in step.sampled_rows)
 
     def is_all_asked(self, key: Key) -> bool:
-        asked = {running.key: number for running, number in self.num_asked.items()}
+        asked = {sequence.key: number for sequence, number in self.num_asked.items()}
         return asked.get(key, 0) >= self.accepted[key].sampling.max_new_tokens
 
     def answer(self, *, fails: bool = False, errors: int = 0) -> None:

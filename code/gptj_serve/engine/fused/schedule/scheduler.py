@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 from gptj_serve.engine.fused.schedule.plan import ContinuousStep, Row, RunnerLimits
 from gptj_serve.engine.fused.schedule.seats import Seat, Seats
-from gptj_serve.engine.scheduler import Ended, Event, IntegrityError, Running, Sampled, Scheduler, Wait
+from gptj_serve.engine.scheduler import HeldSequence, IntegrityError, Sampled, Scheduler, Wait
 from gptj_serve.errors import BadRequest, ServingError
-from gptj_serve.request import GenerationRequest
+from gptj_serve.request import EndEvent, Event, GenerationRequest
 
 MANY_PREFILLS = 3
 """When more prompts than that could start, those that decode wait for them."""
@@ -55,8 +55,8 @@ class ContinuousScheduler(Scheduler):
         self._limits = limits
         self._seats = Seats(limits)
         # tokens that planned steps choose and that are not known yet, of all that have started
-        self._num_pending: dict[Running, int] = {}
-        self._started: dict[int, Running] = {}
+        self._num_pending: dict[HeldSequence, int] = {}
+        self._started: dict[int, HeldSequence] = {}
         self._made_way_s = float("-inf")
 
     @property
@@ -97,19 +97,19 @@ class ContinuousScheduler(Scheduler):
         """
         events: list[Event] = []
         for row, tokens in zip(step.sampled_rows, sampled, strict=True):
-            if (running := self._started.get(row.sequence)) is None:
+            if (sequence := self._started.get(row.sequence)) is None:
                 continue
-            self._num_pending[running] -= 1
+            self._num_pending[sequence] -= 1
             for token in tokens:
                 if row.sequence in self._started:
-                    events.extend(self._book(running, token, now_s))
+                    events.extend(self._book(sequence, token, now_s))
         return events
 
     def fail(self, step: ContinuousStep, error: ServingError, now_s: float) -> list[Event]:
         """The step raised: fail its sequences, also those that were preempted since."""
         rows = (*step.prefills, *step.decodes)
         lost = [self._started[row.sequence] for row in rows if row.sequence in self._started]
-        return [self._end(running, "failed", error, now_s) for running in lost]
+        return [self._end(sequence, "failed", error, now_s) for sequence in lost]
 
     def check(self) -> None:
         """Check that the books add up. Takes microseconds a sequence.
@@ -127,9 +127,9 @@ class ContinuousScheduler(Scheduler):
         rows: list[Row] = []
         for seat in self._seats:
             # preempted for an older one; whoever follows is younger still
-            if seat.running not in self._seats:
+            if seat.sequence not in self._seats:
                 break
-            if not seat.is_prefilling and self._wants_token(seat.running) and self._make_room(seat):
+            if not seat.is_prefilling and self._wants_token(seat.sequence) and self._make_room(seat):
                 rows.append(self._plan(seat, None, samples=True))
         return rows
 
@@ -141,16 +141,16 @@ class ContinuousScheduler(Scheduler):
             budget -= len(token_ids)
             samples = seat.num_cached + len(token_ids) == len(seat.token_ids)
             rows.append(self._plan(seat, token_ids, samples))
-            if seat.running.request.reproducible:
+            if seat.sequence.request.reproducible:
                 break
         return rows
 
     def _plan(self, seat: Seat, token_ids: tuple[int, ...] | None, samples: bool) -> Row:
-        running = seat.running
+        sequence = seat.sequence
         row = Row(
-            sequence=running.number,
-            call=running.call,
-            request=running.request,
+            sequence=sequence.number,
+            call=sequence.call,
+            request=sequence.request,
             slot=seat.slot,
             blocks=seat.blocks,
             start=seat.num_cached,
@@ -158,7 +158,7 @@ class ContinuousScheduler(Scheduler):
             samples=samples,
         )
         self._seats.advance(seat, row.end)
-        self._num_pending[running] += samples
+        self._num_pending[sequence] += samples
         return row
 
     def _prefill_budget(self, num_decodes: int) -> int:
@@ -188,15 +188,15 @@ class ContinuousScheduler(Scheduler):
         seat = self._seats.youngest
         return seat if seat and seat.is_prefilling else None
 
-    def _admit(self, running: Running, now_s: float) -> Seat | None:
+    def _admit(self, sequence: HeldSequence, now_s: float) -> Seat | None:
         """Let the first of the queue join if there is room."""
         # a preempted sequence's last tokens may be on their way
-        seat = None if self._num_pending.get(running) else self._seats.take(running)
+        seat = None if self._num_pending.get(sequence) else self._seats.take(sequence)
         if seat:
             self._waiting.popleft()
-            self._num_pending[running] = 0
-            self._started[running.number] = running
-            self._start(running, now_s)
+            self._num_pending[sequence] = 0
+            self._started[sequence.number] = sequence
+            self._start(sequence, now_s)
         return seat
 
     def _chunk(self, seat: Seat, budget: int) -> tuple[int, ...]:
@@ -206,7 +206,7 @@ class ContinuousScheduler(Scheduler):
         them: a prompt that is computed again after a preemption is computed as it was the first time.
         """
         start, end = seat.num_cached, len(seat.token_ids)
-        request = seat.running.request
+        request = seat.sequence.request
         if request.reproducible:
             budget = self._limits.prefill_chunk
             end = len(request.prompt_ids) if start < len(request.prompt_ids) else end
@@ -216,15 +216,15 @@ class ContinuousScheduler(Scheduler):
         """See that the next position has a block; False if this sequence had to give up its own."""
         while not self._seats.extend(seat):
             self._preempt_youngest()
-            if seat.running not in self._seats:
+            if seat.sequence not in self._seats:
                 return False
         return True
 
     def _preempt_youngest(self) -> None:
         """Send it back to the front of the queue; its tokens stay, its cache is computed again."""
-        running = self._running()[-1]
-        self._seats.give_back(running)
-        self._waiting.appendleft(running)
+        sequence = self._running()[-1]
+        self._seats.give_back(sequence)
+        self._waiting.appendleft(sequence)
         self.counters.preempted += 1
 
     def _make_way(self, now_s: float) -> None:
@@ -238,11 +238,11 @@ class ContinuousScheduler(Scheduler):
             return
         if now_s < max(head.arrived_s + PATIENCE_S, self._made_way_s + MAKE_WAY_S):
             return
-        calls = Counter(running.call for running in self._running())
+        calls = Counter(sequence.call for sequence in self._running())
         call, number = calls.most_common(1)[0]
         if head.call in calls or number < 2:
             return
-        of_call = [running for running in self._running() if running.call == call][1:]
+        of_call = [sequence for sequence in self._running() if sequence.call == call][1:]
         youngest = next((one for one in reversed(of_call) if self._may_make_way(one)), None)
         if youngest is not None:
             self._seats.give_back(youngest)
@@ -251,26 +251,26 @@ class ContinuousScheduler(Scheduler):
             self._made_way_s = now_s
             self.counters.preempted += 1
 
-    def _may_make_way(self, running: Running) -> bool:
-        return not running.request.reproducible and self._wants_token(running)
+    def _may_make_way(self, sequence: HeldSequence) -> bool:
+        return not sequence.request.reproducible and self._wants_token(sequence)
 
-    def _wants_token(self, running: Running) -> bool:
-        num_asked = len(running.generated_ids) + self._num_pending[running]
-        return num_asked < running.request.sampling.max_new_tokens
+    def _wants_token(self, sequence: HeldSequence) -> bool:
+        num_asked = len(sequence.generated_ids) + self._num_pending[sequence]
+        return num_asked < sequence.request.sampling.max_new_tokens
 
-    def _running(self) -> list[Running]:
-        return [seat.running for seat in self._seats]
+    def _running(self) -> list[HeldSequence]:
+        return [seat.sequence for seat in self._seats]
 
     def _num_can_start(self) -> int:
         return self._seats.num_free_slots
 
-    def _leave(self, running: Running, now_s: float) -> None:  # noqa: ARG002
-        self._seats.give_back(running)
+    def _leave(self, sequence: HeldSequence, now_s: float) -> None:  # noqa: ARG002
+        self._seats.give_back(sequence)
 
-    def _end(self, running: Running, reason: str, error: ServingError | None, now_s: float) -> Ended:
-        self._num_pending.pop(running, None)
-        self._started.pop(running.number, None)
-        return super()._end(running, reason, error, now_s)
+    def _end(self, sequence: HeldSequence, reason: str, error: ServingError | None, now_s: float) -> EndEvent:
+        self._num_pending.pop(sequence, None)
+        self._started.pop(sequence.number, None)
+        return super()._end(sequence, reason, error, now_s)
 
     def _check(self, request: GenerationRequest) -> None:
         super()._check(request)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gptj_serve.engine.fused.schedule.blocks import BlockPool
 from gptj_serve.engine.fused.schedule.plan import RunnerLimits
-from gptj_serve.engine.scheduler import IntegrityError, Running
+from gptj_serve.engine.scheduler import HeldSequence, IntegrityError
 
 
 @dataclass(slots=True, eq=False)
@@ -20,7 +20,7 @@ class Seat:
         num_cached: Positions that the steps planned so far have cached.
     """
 
-    running: Running
+    sequence: HeldSequence
     slot: int
     blocks: list[int]
     token_ids: tuple[int, ...]
@@ -47,7 +47,7 @@ class Seats:
         self._num_slots = limits.max_batch_size
         self._pool = BlockPool(limits.num_blocks, limits.block_size)
         self._free_slots = list(range(limits.max_batch_size - 1, -1, -1))
-        self._by_running: dict[Running, Seat] = {}  # oldest first
+        self._by_running: dict[HeldSequence, Seat] = {}  # oldest first
 
     def __len__(self) -> int:
         return len(self._by_running)
@@ -56,8 +56,8 @@ class Seats:
         """The seats taken, oldest first; they may change meanwhile."""
         return iter(list(self._by_running.values()))
 
-    def __contains__(self, running: Running) -> bool:
-        return running in self._by_running
+    def __contains__(self, sequence: HeldSequence) -> bool:
+        return sequence in self._by_running
 
     @property
     def num_free_slots(self) -> int:
@@ -69,21 +69,21 @@ class Seats:
         """The seat taken last."""
         return next(reversed(self._by_running.values()), None)
 
-    def take(self, running: Running) -> Seat | None:
+    def take(self, sequence: HeldSequence) -> Seat | None:
         """Give a sequence a slot, and blocks for its tokens and the next one; None if there are too few.
 
         A block for each sequence that runs stays free: they would soon need it, and take it back.
         """
-        num_known = len(running.request.prompt_ids) + len(running.generated_ids)
+        num_known = len(sequence.request.prompt_ids) + len(sequence.generated_ids)
         num_blocks = self._pool.num_needed(num_known + 1)
         if not self._free_slots or (self and self._pool.num_free - num_blocks < len(self)):
             return None
         blocks = self._pool.allocate(num_blocks)
         if blocks is None:
             return None
-        token_ids = (*running.request.prompt_ids, *running.generated_ids)
-        seat = Seat(running, self._free_slots.pop(), blocks, token_ids)
-        self._by_running[running] = seat
+        token_ids = (*sequence.request.prompt_ids, *sequence.generated_ids)
+        seat = Seat(sequence, self._free_slots.pop(), blocks, token_ids)
+        self._by_running[sequence] = seat
         return seat
 
     def advance(self, seat: Seat, num_cached: int) -> None:
@@ -100,9 +100,9 @@ class Seats:
             seat.blocks += block
         return True
 
-    def give_back(self, running: Running) -> None:
+    def give_back(self, sequence: HeldSequence) -> None:
         """Free what a sequence holds."""
-        seat = self._by_running.pop(running)
+        seat = self._by_running.pop(sequence)
         # the list itself stays as it is: a step that runs may name it
         self._pool.release(seat.blocks)
         self._free_slots.append(seat.slot)

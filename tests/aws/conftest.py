@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import killing
-import moto_components
-import moto_sagemaker
-import moto_server
 import pytest
-from commands import NOWHERE, fake_environment
-from docker_engine import Engine
-from killing import Killer
 
-from gptj_serve.aws.clients import Aws, connect
+from gptj_serve.aws.common.clients import Aws, connect
+from support.aws import killed_commands, moto_components, moto_sagemaker, moto_server
+from support.aws.docker_engine import Engine
+from support.aws.killed_commands import Killer
+from support.aws.run_commands import NOWHERE, fake_environment
 from support.server import WAIT_TIMEOUT_S
 
 
@@ -78,7 +75,7 @@ def aws(moto_url: str, clients: dict[str, dict[str, Any]], monkeypatch: pytest.M
 @pytest.fixture(scope="session")
 def killer() -> Iterator[Killer]:
     """Runs commands that die."""
-    with killing.running() as running:
+    with killed_commands.running() as running:
         yield running
 
 

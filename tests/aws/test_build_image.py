@@ -6,11 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from commands import call
-from docker_engine import Engine
 
-from gptj_serve.aws.errors import CommandError
-from gptj_serve.aws.source import read_source
+from gptj_serve.aws.common.errors import CommandError
+from gptj_serve.aws.image.source_tree import read_source
+from support.aws.docker_engine import Engine
+from support.aws.run_commands import call
 from support.server import ROOT
 
 LONG_AGO = {

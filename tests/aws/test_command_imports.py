@@ -7,14 +7,14 @@ import sys
 from importlib.metadata import packages_distributions, requires
 
 import pytest
-import runtime as fake
-from commands import Result, finish
-from deploying import DATA, ROLE, push_image, upload
-from docker_engine import Engine
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from gptj_serve.aws.clients import Aws
+from gptj_serve.aws.common.clients import Aws
+from support.aws import sagemaker_runtime as fake
+from support.aws.deploy_account import DATA, ROLE, push_image, upload
+from support.aws.docker_engine import Engine
+from support.aws.run_commands import Result, finish
 
 WITHOUT_THE_REST = """
 import runpy, sys

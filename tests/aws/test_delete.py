@@ -7,15 +7,22 @@ import threading
 import time
 from typing import Any
 
-import moto_components
 import pytest
-from commands import call, command, finish, start
-from every_cut import cut_off_again_and_again
-from made import BUCKET, DATA, REPOSITORY, endpoint_in_moto, make_belongings, make_endpoint
 
-from gptj_serve.aws import autoscaling, removal
-from gptj_serve.aws.clients import Aws
-from gptj_serve.aws.inventory import take_inventory
+from gptj_serve.aws.common.clients import Aws
+from gptj_serve.aws.endpoint import autoscaling, removal
+from gptj_serve.aws.endpoint.inventory import take_inventory
+from support.aws import moto_components
+from support.aws.cut_commands import cut_off_again_and_again
+from support.aws.made_endpoints import (
+    BUCKET,
+    DATA,
+    REPOSITORY,
+    endpoint_in_moto,
+    make_belongings,
+    make_endpoint,
+)
+from support.aws.run_commands import call, command, finish, start
 
 
 @pytest.fixture(autouse=True)

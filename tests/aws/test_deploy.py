@@ -5,8 +5,15 @@ import time
 
 import boto3
 import pytest
-from commands import command
-from deploying import (
+
+from gptj_serve.aws import deploy as deploy_module
+from gptj_serve.aws.common.clients import Aws
+from gptj_serve.aws.common.console import Console
+from gptj_serve.aws.common.errors import CommandError
+from gptj_serve.aws.endpoint import waiting
+from gptj_serve.aws.endpoint.lookup import TAG
+from gptj_serve.aws.iam.roles import TRUST, find_execution_role
+from support.aws.deploy_account import (
     BUCKET,
     DATA,
     NOTHING,
@@ -20,17 +27,10 @@ from deploying import (
     state,
     upload,
 )
-from made import endpoint_in_moto
-from moto_sagemaker import script
-from permissions import recorded
-
-from gptj_serve.aws import deploy as deploy_module
-from gptj_serve.aws import waiting
-from gptj_serve.aws.clients import Aws
-from gptj_serve.aws.console import Console
-from gptj_serve.aws.endpoints import TAG
-from gptj_serve.aws.errors import CommandError
-from gptj_serve.aws.roles import TRUST, find_execution_role
+from support.aws.made_endpoints import endpoint_in_moto
+from support.aws.moto_sagemaker import script
+from support.aws.permission_checks import recorded
+from support.aws.run_commands import command
 
 NO_CAPACITY = "Unable to provision requested ML compute capacity due to InsufficientInstanceCapacity error."
 ALARMS = [

@@ -7,8 +7,11 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from commands import finish, start
-from deploying import (
+
+from gptj_serve.aws import deploy as deploy_module
+from gptj_serve.aws.common.clients import Aws
+from gptj_serve.aws.endpoint import waiting
+from support.aws.deploy_account import (
     DATA,
     ROLE,
     FakeTime,
@@ -19,12 +22,9 @@ from deploying import (
     state,
     upload,
 )
-from moto_sagemaker import script
-from permissions import CHANGES, recorded
-
-from gptj_serve.aws import deploy as deploy_module
-from gptj_serve.aws import waiting
-from gptj_serve.aws.clients import Aws
+from support.aws.moto_sagemaker import script
+from support.aws.permission_checks import CHANGES, recorded
+from support.aws.run_commands import finish, start
 from support.server import until
 
 Act = Callable[[], object]

@@ -1,12 +1,12 @@
 """``scripts/deploy`` where others have had their hands on: endpoints, instances, updates, buckets."""
 
 import pytest
-from commands import call
-from deploying import BUCKET, FakeTime, deploy, failing, push_image, upload
-from made import DATA, endpoint_in_moto, make_belongings, make_endpoint
 
-from gptj_serve.aws import removal, waiting
-from gptj_serve.aws.clients import Aws
+from gptj_serve.aws.common.clients import Aws
+from gptj_serve.aws.endpoint import removal, waiting
+from support.aws.deploy_account import BUCKET, FakeTime, deploy, failing, push_image, upload
+from support.aws.made_endpoints import DATA, endpoint_in_moto, make_belongings, make_endpoint
+from support.aws.run_commands import call
 
 
 @pytest.fixture(autouse=True)

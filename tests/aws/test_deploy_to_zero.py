@@ -3,18 +3,18 @@
 import time
 from typing import Any
 
-import moto_components
 import pytest
-from commands import call
-from deploying import NOTHING, FakeTime, deploy, push_image, state, upload
-from every_cut import cut_off_everywhere
-from moto_components import components
-from moto_sagemaker import script
-from permissions import granted, needed, recorded
 
 from gptj_serve.aws import deploy as deploy_module
-from gptj_serve.aws import removal, waiting
-from gptj_serve.aws.clients import Aws
+from gptj_serve.aws.common.clients import Aws
+from gptj_serve.aws.endpoint import removal, waiting
+from support.aws import moto_components
+from support.aws.cut_commands import cut_off_everywhere
+from support.aws.deploy_account import NOTHING, FakeTime, deploy, push_image, state, upload
+from support.aws.moto_components import components
+from support.aws.moto_sagemaker import script
+from support.aws.permission_checks import granted, needed, recorded
+from support.aws.run_commands import call
 
 
 @pytest.fixture(autouse=True)

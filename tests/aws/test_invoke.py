@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runtime as fake
-from commands import Result, call, start
 from moto.sagemaker.models import sagemaker_backends
-from runtime import Answer, Answers, Asked, Runtime, payload_part
 
-from gptj_serve.aws import async_service, plan
-from gptj_serve.aws.clients import Aws
-from gptj_serve.aws.plan import Action
-from gptj_serve.aws.s3 import S3Url
+from gptj_serve.aws.ask import async_service
+from gptj_serve.aws.common import plan
+from gptj_serve.aws.common.clients import Aws
+from gptj_serve.aws.common.plan import Action
+from gptj_serve.aws.common.s3 import S3Url
 from gptj_serve.benchmark import fake_service
 from gptj_serve.benchmark.fake_service import Service
+from support.aws import sagemaker_runtime as fake
+from support.aws.run_commands import Result, call, start
+from support.aws.sagemaker_runtime import Answer, Answers, Asked, Runtime, payload_part
 from support.server import WAIT_TIMEOUT_S, Client
 
 PROMPT, NUM_TOKENS = "In the beginning God created", 12

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Result, call, command
-from docker_engine import Engine
 
-from gptj_serve.aws import plan
-from gptj_serve.aws.clients import Aws
-from gptj_serve.aws.plan import Action
-from gptj_serve.aws.repository import Repository, plan_repository
+from gptj_serve.aws.common import plan
+from gptj_serve.aws.common.clients import Aws
+from gptj_serve.aws.common.plan import Action
+from gptj_serve.aws.image.repository import Repository, plan_repository
+from support.aws.docker_engine import Engine
+from support.aws.run_commands import Result, call, command
 
 HOST = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
 

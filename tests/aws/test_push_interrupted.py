@@ -4,13 +4,13 @@ import json
 import os
 import signal
 
-import interruption
 import pytest
-from commands import call, finish, start
-from docker_engine import Engine
-from killing import Killer
 
-from gptj_serve.aws.clients import Aws
+from gptj_serve.aws.common.clients import Aws
+from support.aws import interruption
+from support.aws.docker_engine import Engine
+from support.aws.killed_commands import Killer
+from support.aws.run_commands import call, finish, start
 
 NUM_STEPS = 8
 """Create, expire, authorize, login, name, push, unname, look up."""

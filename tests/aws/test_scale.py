@@ -3,30 +3,12 @@
 from typing import Any
 
 import pytest
-from commands import call, command
-from every_cut import cut_off_again_and_again
-from made import make_endpoint
 
-from gptj_serve.aws import autoscaling
-from gptj_serve.aws.clients import Aws
-
-
-def scaling(aws: Aws) -> tuple[Any, ...]:
-    """All there is of scaling, without what differs between runs."""
-    client = aws.client(autoscaling.SERVICE)
-    targets = client.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
-    policies = client.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
-    alarms = aws.client("cloudwatch").describe_alarms()["MetricAlarms"]
-    arns = {one["PolicyARN"]: one["PolicyName"] for one in policies}
-    return (
-        [(one["ResourceId"], one["MinCapacity"], one["MaxCapacity"]) for one in targets],
-        sorted((one["PolicyName"], one["ResourceId"], str(_configuration(one))) for one in policies),
-        [(one["AlarmName"], [arns[arn] for arn in one["AlarmActions"]]) for one in alarms],
-    )
-
-
-def _configuration(policy: dict[str, Any]) -> Any:
-    return policy.get("TargetTrackingScalingPolicyConfiguration") or policy["StepScalingPolicyConfiguration"]
+from gptj_serve.aws.common.clients import Aws
+from gptj_serve.aws.endpoint import autoscaling
+from support.aws.cut_commands import cut_off_again_and_again
+from support.aws.made_endpoints import make_endpoint, scaling
+from support.aws.run_commands import call, command
 
 
 def test_the_same_arguments_again_change_nothing(aws: Aws) -> None:

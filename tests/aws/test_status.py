@@ -1,10 +1,10 @@
 """``scripts/status`` against moto, over HTTP."""
 
 import pytest
-from commands import call, command
-from made import endpoint_in_moto, make_endpoint
 
-from gptj_serve.aws.clients import Aws
+from gptj_serve.aws.common.clients import Aws
+from support.aws.made_endpoints import endpoint_in_moto, make_endpoint
+from support.aws.run_commands import call, command
 
 
 @pytest.mark.usefixtures("aws")

@@ -14,17 +14,18 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 from botocore.httpsession import URLLib3Session
-from commands import Result, call
-from killing import Killer
 
 from gptj_serve import demo
-from gptj_serve.aws import manifest, model_upload, plan, tarball
-from gptj_serve.aws.clients import Aws
-from gptj_serve.aws.model_files import read_all, serving_paths
-from gptj_serve.aws.plan import Action
-from gptj_serve.aws.s3 import S3Url
+from gptj_serve.aws.common import plan
+from gptj_serve.aws.common.clients import Aws
+from gptj_serve.aws.common.plan import Action
+from gptj_serve.aws.common.s3 import S3Url
+from gptj_serve.aws.model import manifest, tarball, transfer
+from gptj_serve.aws.model.files import read_all, serving_paths
 from gptj_serve.models.model_dir import find_checkpoint
 from support import tiny_model as tiny
+from support.aws.killed_commands import Killer
+from support.aws.run_commands import Result, call
 from support.server import ROOT
 
 BUCKET = "sagemaker-eu-west-1-123456789012"
@@ -181,7 +182,7 @@ class TestUpload:
         assert objects(aws, result.json["model_data"])["config.json"] == changed.encode()
 
     def test_parts_with_a_checksum_of_the_whole(self, aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(model_upload, "PART_BYTES", PART_BYTES)
+        monkeypatch.setattr(transfer, "PART_BYTES", PART_BYTES)
         url = S3Url.parse(upload(demo.MODEL_DIR).out.strip(), "url")
         request = {"Bucket": url.bucket, "Key": f"{url.key}model.safetensors"}
         head = aws.client("s3").head_object(**request, ChecksumMode="ENABLED")
@@ -324,7 +325,7 @@ class TestDryRun:
     def test_it_shows_requests_that_botocore_takes_and_changes_nothing(
         self, aws: Aws, model: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
     ) -> None:
-        monkeypatch.setattr(model_upload, "PART_BYTES", 30_000)  # nothing is sent
+        monkeypatch.setattr(transfer, "PART_BYTES", 30_000)  # nothing is sent
         told = upload(model, "--dry-run", "--json", *options).json
         actions = [Action(one["service"], one["operation"], one["request"]) for one in told["plan"]]
         for action in actions:
@@ -409,7 +410,7 @@ class TestErrors:
         directory.mkdir()
         for name, content in contents(demo.MODEL_DIR, DEMO_FILES).items():
             (directory / name).write_bytes(content)
-        weights, really = directory / "model.safetensors", model_upload.plan
+        weights, really = directory / "model.safetensors", transfer.plan
 
         def change_then_plan(*arguments: Any) -> Any:
             content = bytearray(weights.read_bytes())
@@ -417,8 +418,8 @@ class TestErrors:
             weights.write_bytes(content)
             return really(*arguments)
 
-        monkeypatch.setattr(model_upload, "PART_BYTES", PART_BYTES)
-        monkeypatch.setattr(model_upload, "plan", change_then_plan)
+        monkeypatch.setattr(transfer, "PART_BYTES", PART_BYTES)
+        monkeypatch.setattr(transfer, "plan", change_then_plan)
         result = upload(directory, "--to", f"s3://{bucket}/m/")
         assert result.code == 1
         assert f"{weights} was changed while it was uploaded" in result.err
@@ -470,7 +471,7 @@ class TestInterrupted:
         self, aws: Aws, run_and_kill: RunAndKill, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The eleventh request is the last of the weights' four, or of a small file."""
-        monkeypatch.setattr(model_upload, "PART_BYTES", PART_BYTES)
+        monkeypatch.setattr(transfer, "PART_BYTES", PART_BYTES)
         assert run_and_kill("request", 11, demo.MODEL_DIR) == -signal.SIGKILL
         assert manifest.read(aws, self.URL) is None
         self.finish(aws, demo.MODEL_DIR, DEMO_FILES)
@@ -496,8 +497,8 @@ class TestInterrupted:
         def interrupt(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(model_upload, "PART_BYTES", PART_BYTES)
-        monkeypatch.setattr(model_upload, "_wait", interrupt)
+        monkeypatch.setattr(transfer, "PART_BYTES", PART_BYTES)
+        monkeypatch.setattr(transfer, "_wait", interrupt)
         result = upload(demo.MODEL_DIR, "--to", str(self.URL))
         assert result.code == 130
         assert "Run the same command again" in result.err

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from commands import command
 
+from support.aws.run_commands import command
 from support.container import DEMO, LOCKED_DOWN, Container, docker
 from support.image_registry import Registry
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import gptj_serve
-from gptj_serve.aws.source import read_source
+from gptj_serve.aws.image.source_tree import read_source
 from support.container import build, docker, layers, run_in
 from support.server import ROOT
 

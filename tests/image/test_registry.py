@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import command, finish, start
 
-from gptj_serve.aws.clients import Aws
-from gptj_serve.aws.console import Console
-from gptj_serve.aws.docker import Docker
-from gptj_serve.aws.image_upload import Upload, content_tag, send_to_ecr
-from gptj_serve.aws.repository import MEDIA_TYPES
+from gptj_serve.aws.common.clients import Aws
+from gptj_serve.aws.common.console import Console
+from gptj_serve.aws.image.docker import Docker
+from gptj_serve.aws.image.repository import MEDIA_TYPES
+from gptj_serve.aws.image.upload import Upload, content_tag, send_to_ecr
+from support.aws.run_commands import command, finish, start
 from support.container import docker, layers, run_in
 from support.image_registry import PASSWORD, USER, Registry
 

@@ -11,20 +11,19 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import moto_components
-import moto_sagemaker
 import pytest
-import runtime as fake
-from commands import Result, command, fake_environment
-from deploying import make_role
 from moto.server import ThreadedMotoServer
 
 from gptj_serve import demo
-from gptj_serve.aws.clients import Aws, connect
-from gptj_serve.aws.model_files import SINGLE
-from gptj_serve.aws.repository import MEDIA_TYPES, plan_repository
-from gptj_serve.aws.s3 import S3Url
+from gptj_serve.aws.common.clients import Aws, connect
+from gptj_serve.aws.common.s3 import S3Url
+from gptj_serve.aws.image.repository import MEDIA_TYPES, plan_repository
+from gptj_serve.aws.model.files import SINGLE
 from gptj_serve.models.model_dir import BESIDE_THE_WEIGHTS
+from support.aws import moto_components, moto_sagemaker
+from support.aws import sagemaker_runtime as fake
+from support.aws.deploy_account import make_role
+from support.aws.run_commands import Result, command, fake_environment
 from support.container import Container, docker, model_mount
 from support.image_registry import Registry
 

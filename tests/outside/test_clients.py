@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runtime
 
 from gptj_serve import demo
+from support.aws import sagemaker_runtime
 from support.server import ROOT, Server, serving
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -127,18 +127,18 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     env = {"GPTJ_FRONT": "http", "GPTJ_ENGINE": "fused", "GPTJ_MAX_BATCH_SIZE": "4"}
     with (
         serving(**env, GPTJ_MODEL_DIR=str(model_dir)) as server,
-        runtime.running(passing_on(server.port)) as before,
+        sagemaker_runtime.running(passing_on(server.port)) as before,
     ):
         text = server.generate("The king", max_new_tokens=12).text
         said = server.generate("user: Who is the king?\nassistant:", max_new_tokens=8).text
         yield Service(server, before.url, text, said)
 
 
-def passing_on(port: int) -> runtime.Answers:
+def passing_on(port: int) -> sagemaker_runtime.Answers:
     """SageMaker's runtime, without what LiteLLM sends to it because it is not at AWS."""
-    answer = runtime.passing_on(port)
+    answer = sagemaker_runtime.passing_on(port)
 
-    def cleaned(asked: runtime.Asked) -> runtime.Answer:
+    def cleaned(asked: sagemaker_runtime.Asked) -> sagemaker_runtime.Answer:
         if SENT_ALONG.encode() not in asked.body:
             return answer(asked)
         document = json.loads(asked.body)

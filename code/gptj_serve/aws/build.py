@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 
 import gptj_serve
-from gptj_serve.aws.command import make_parser, run
-from gptj_serve.aws.console import Console, size
-from gptj_serve.aws.docker import PLATFORM, Docker
-from gptj_serve.aws.errors import CommandError
-from gptj_serve.aws.instances import find_instance, why_not
-from gptj_serve.aws.plan import Program, show
-from gptj_serve.aws.source import Source, read_source
+from gptj_serve.aws.common.command import make_parser, run
+from gptj_serve.aws.common.console import Console, size
+from gptj_serve.aws.common.errors import CommandError
+from gptj_serve.aws.common.plan import Program, show
+from gptj_serve.aws.image.docker import PLATFORM, Docker
+from gptj_serve.aws.image.source_tree import Source, read_source
+from gptj_serve.aws.machines.instances import find_instance, why_not
 
 EXAMPLES = """
 scripts/build                                    for every GPU from the V100 to the H100

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 from botocore.exceptions import ClientError
 
-from gptj_serve.aws.belongings import Belongings, find_belongings
-from gptj_serve.aws.clients import Aws, connect
-from gptj_serve.aws.command import make_parser, run
-from gptj_serve.aws.console import Console
-from gptj_serve.aws.endpoints import check_ours, endpoint_name
-from gptj_serve.aws.errors import CommandError, UsageError, is_denied
-from gptj_serve.aws.inventory import Inventory, check_component, take_inventory
-from gptj_serve.aws.plan import Action, show
-from gptj_serve.aws.removal import describe, endpoint_actions, remove, rest_actions, scaling_actions
-from gptj_serve.aws.roles import ROLE_NAME, removal_actions
+from gptj_serve.aws.common.clients import Aws, connect
+from gptj_serve.aws.common.command import make_parser, run
+from gptj_serve.aws.common.console import Console
+from gptj_serve.aws.common.errors import CommandError, UsageError, is_denied
+from gptj_serve.aws.common.plan import Action, show
+from gptj_serve.aws.endpoint.inventory import Inventory, check_component, take_inventory
+from gptj_serve.aws.endpoint.lookup import check_ours, endpoint_name
+from gptj_serve.aws.endpoint.removal import describe, endpoint_actions, remove, rest_actions, scaling_actions
+from gptj_serve.aws.endpoint.shared import Belongings, find_belongings
+from gptj_serve.aws.iam.roles import ROLE_NAME, removal_actions
 
 DESCRIPTION = """\
 Delete an endpoint and what was made for it: scaling, inference components, the endpoint itself, alarms,

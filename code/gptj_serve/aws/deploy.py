@@ -8,9 +8,15 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from gptj_serve.aws import deploy_options, iam
-from gptj_serve.aws.alarms import alarm_actions, of_component, of_variant
-from gptj_serve.aws.checks import (
+from gptj_serve.aws.common.clients import Aws, connect
+from gptj_serve.aws.common.command import run
+from gptj_serve.aws.common.console import Console
+from gptj_serve.aws.common.errors import CommandError, redact
+from gptj_serve.aws.common.plan import Action, show, validate
+from gptj_serve.aws.common.tags import to_dict, to_list
+from gptj_serve.aws.endpoint.alarms import alarm_actions, of_component, of_variant
+from gptj_serve.aws.endpoint.deploying import options
+from gptj_serve.aws.endpoint.deploying.checks import (
     check_alarms,
     check_ami,
     check_fit,
@@ -21,9 +27,7 @@ from gptj_serve.aws.checks import (
     find_type,
     warn,
 )
-from gptj_serve.aws.clients import Aws, connect
-from gptj_serve.aws.command import run
-from gptj_serve.aws.component_rollout import (
+from gptj_serve.aws.endpoint.deploying.component_rollout import (
     ComponentFailed,
     ComponentGoal,
     ComponentRoller,
@@ -32,27 +36,9 @@ from gptj_serve.aws.component_rollout import (
     pool_action,
     settled_component,
 )
-from gptj_serve.aws.console import Console
-from gptj_serve.aws.deploy_failure import explain_component_failure, explain_failure
-from gptj_serve.aws.endpoints import (
-    BUSY,
-    TAG,
-    Resources,
-    check_alarms_ours,
-    check_ours,
-    describe_config,
-    find_resources,
-)
-from gptj_serve.aws.environment import container_environment
-from gptj_serve.aws.errors import CommandError, redact
-from gptj_serve.aws.image_uri import ImageUri, find_image
-from gptj_serve.aws.instances import PRICES_AS_OF
-from gptj_serve.aws.inventory import check_component, describe_component
-from gptj_serve.aws.model_data import look, parse_place
-from gptj_serve.aws.plan import Action, show, validate
-from gptj_serve.aws.print_iam import print_iam, scope_of
-from gptj_serve.aws.removal import remove
-from gptj_serve.aws.requests import (
+from gptj_serve.aws.endpoint.deploying.deploy_failure import explain_component_failure, explain_failure
+from gptj_serve.aws.endpoint.deploying.environment import container_environment
+from gptj_serve.aws.endpoint.deploying.requests import (
     Update,
     Wanted,
     check_name,
@@ -62,15 +48,37 @@ from gptj_serve.aws.requests import (
     num_desired,
     update_action,
 )
-from gptj_serve.aws.roles import find_execution_role, our_role_arn, plan_role
-from gptj_serve.aws.rollout import CallRefused, Goal, Roller, Rollout, RolloutFailed, plan_rollout
-from gptj_serve.aws.tags import to_dict, to_list
-from gptj_serve.aws.waiting import Waiter, duration, settled
+from gptj_serve.aws.endpoint.deploying.rollout import (
+    CallRefused,
+    Goal,
+    Roller,
+    Rollout,
+    RolloutFailed,
+    plan_rollout,
+)
+from gptj_serve.aws.endpoint.inventory import check_component, describe_component
+from gptj_serve.aws.endpoint.lookup import (
+    BUSY,
+    TAG,
+    Resources,
+    check_alarms_ours,
+    check_ours,
+    describe_config,
+    find_resources,
+)
+from gptj_serve.aws.endpoint.removal import remove
+from gptj_serve.aws.endpoint.waiting import Waiter, duration, settled
+from gptj_serve.aws.iam import policies
+from gptj_serve.aws.iam.print_policies import print_iam, scope_of
+from gptj_serve.aws.iam.roles import find_execution_role, our_role_arn, plan_role
+from gptj_serve.aws.image.uri import ImageUri, find_image
+from gptj_serve.aws.machines.instances import PRICES_AS_OF
+from gptj_serve.aws.model.in_s3 import look, parse_place
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit code."""
-    return run(deploy_options.parser(), _handle, argv)
+    return run(options.parser(), _handle, argv)
 
 
 @dataclass(frozen=True)
@@ -137,13 +145,13 @@ def _find_settled(made: _Run) -> tuple[Resources, list[str]]:
 def _begin(arguments: argparse.Namespace, console: Console) -> _Run:
     """Check all that can be known beforehand, what needs no AWS first."""
     check_name(arguments.name)
-    deploy_options.check(arguments)
+    options.check(arguments)
     is_async = bool(arguments.async_output)
     environment, settings = container_environment(arguments.env, is_async=is_async)
     instance = find_type(arguments.instance_type, arguments.volume_gb)
     check_ami(instance, arguments.inference_ami)
     if arguments.to_zero:
-        check_room(instance, deploy_options.max_count(arguments))
+        check_room(instance, options.max_count(arguments))
     tags = to_dict(arguments.tag)
     parse_place(arguments.model_data)
     ImageUri.parse(arguments.image)
@@ -181,14 +189,14 @@ def _goal(made: _Run, endpoint: Mapping[str, Any] | None, current: Mapping[str, 
     model = model_action(wanted)
     config = config_action(wanted, model.request["ModelName"])
     if arguments.to_zero:
-        config = pool_action(config, model, wanted.name, deploy_options.max_count(arguments))
+        config = pool_action(config, model, wanted.name, options.max_count(arguments))
     alarms: tuple[Action, ...] = ()
     if not arguments.no_alarms:
         alarms = alarm_actions(
             wanted.name,
             of_component(wanted.name) if arguments.to_zero else of_variant(wanted.name),
             to_list({**wanted.tags, TAG: wanted.name}),
-            deploy_options.latency_s(arguments),
+            options.latency_s(arguments),
             has_streams=wanted.has_streams,
         )
     # scaling may have changed the number since; another --count is an order to change it
@@ -219,7 +227,7 @@ def _initial_count(config: Mapping[str, Any] | None) -> int | None:
 def _execution_policy(made: _Run) -> dict[str, Any]:
     aws = made.aws
     key = made.arguments.kms_key or made.wanted.data.kms_key
-    return iam.execution_policy(scope_of(made.arguments, aws.partition, aws.region, aws.account, key))
+    return policies.execution_policy(scope_of(made.arguments, aws.partition, aws.region, aws.account, key))
 
 
 def _deploy_component(made: _Run, goal: Goal, found: Resources, waits: list[str]) -> None:
@@ -262,7 +270,7 @@ def _component_goal(made: _Run, goal: Goal) -> ComponentGoal:
         traffic=arguments.traffic,
         bake_s=arguments.bake_s,
         alarms=tuple(one.request["AlarmName"] for one in goal.alarms),
-        most=deploy_options.max_count(arguments) * made.wanted.instance.num_gpus,
+        most=options.max_count(arguments) * made.wanted.instance.num_gpus,
     )
     return ComponentGoal.of(made.wanted.name, config_action(made.wanted, goal.model_name), rolling)
 
@@ -366,7 +374,7 @@ def _summary(made: _Run, rollout: Rollout, count: int) -> str:
     took = "" if rollout.kind == "none" else f" after {duration(made.waiter.elapsed_s)}"
     to_zero = made.arguments.to_zero
     how = f" --component {wanted.name}" if to_zero else " --async" if wanted.async_output else ""
-    most = deploy_options.max_count(made.arguments)
+    most = options.max_count(made.arguments)
     lines = (
         f"{wanted.name} {state}{took}: {count} x {wanted.instance.name}{costs}.",
         f'Ask it: scripts/invoke {wanted.name}{how} "In the beginning"',

@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gptj_serve.aws import answer_view, question, service_url
-from gptj_serve.aws.async_service import AsyncService
-from gptj_serve.aws.clients import connect
-from gptj_serve.aws.command import make_parser, run
-from gptj_serve.aws.console import Console
-from gptj_serve.aws.errors import UsageError
-from gptj_serve.aws.plan import Action, show
-from gptj_serve.aws.question import JSON, Question
-from gptj_serve.aws.sagemaker_service import Service
+from gptj_serve.aws.ask import answer_view, question, url_service
+from gptj_serve.aws.ask.async_service import AsyncService
+from gptj_serve.aws.ask.endpoint_service import Service
+from gptj_serve.aws.ask.question import JSON, Question
+from gptj_serve.aws.common.clients import connect
+from gptj_serve.aws.common.command import make_parser, run
+from gptj_serve.aws.common.console import Console
+from gptj_serve.aws.common.errors import UsageError
+from gptj_serve.aws.common.plan import Action, show
 
 DEFAULT_NAME = "gpt-j"
 _TIMEOUT_S, _STREAM_TIMEOUT_S, _ASYNC_TIMEOUT_S = 70.0, 490.0, 1800.0
@@ -100,14 +100,14 @@ def _json_object(text: str) -> dict[str, Any]:
 def _invoke(arguments: argparse.Namespace, console: Console) -> None:
     target, text = _words(arguments)
     asked = _question(arguments, text)
-    url = service_url.parse_url(target)
+    url = url_service.parse_url(target)
     if url and (arguments.is_async or arguments.component):
         raise UsageError("--async and --component: only for endpoints, not for a URL")
     if arguments.is_async and asked.stream:
         raise UsageError("--stream: an asynchronous endpoint answers as a whole")
     try:
         if url:
-            here = service_url.Service(url, _timeout_s(arguments, asked))
+            here = url_service.Service(url, _timeout_s(arguments, asked))
             if arguments.dry_run:
                 _show_request(here, asked, console)
             else:
@@ -140,7 +140,7 @@ def _words(arguments: argparse.Namespace) -> tuple[str, str | None]:
     if len(words) != num_texts + 1:
         wanted = "[NAME|URL]" if arguments.body is not None else '[NAME|URL] "TEXT"'
         raise UsageError(f"expected {wanted}, got {len(arguments.words)} words; a text needs quotes")
-    if num_texts and len(arguments.words) == 1 and service_url.parse_url(words[1]):
+    if num_texts and len(arguments.words) == 1 and url_service.parse_url(words[1]):
         raise UsageError(f"{words[1]}: what should be asked there?")
     return words[0], _read_text(words[1]) if num_texts else None
 
@@ -164,7 +164,7 @@ def _timeout_s(arguments: argparse.Namespace, asked: Question) -> float:
     return float(arguments.timeout or (_STREAM_TIMEOUT_S if asked.stream else _TIMEOUT_S))
 
 
-def _show_request(here: service_url.Service, asked: Question, console: Console) -> None:
+def _show_request(here: url_service.Service, asked: Question, console: Console) -> None:
     where = here.url._replace(path=here.path, query="").geturl()
     text = f"POST {where}\nContent-Type: {asked.content_type}\n\n{asked.text}"
     console.result({"url": where, "content_type": asked.content_type, "body": asked.text}, text)

@@ -5,15 +5,16 @@ import re
 import sys
 from collections.abc import Sequence
 
-from gptj_serve.aws import repository, tags
-from gptj_serve.aws.clients import Aws, connect
-from gptj_serve.aws.command import make_parser, run
-from gptj_serve.aws.console import Console
-from gptj_serve.aws.docker import PLATFORM, Docker, Image, Manifest
-from gptj_serve.aws.docker_config import remove_leftovers
-from gptj_serve.aws.errors import CommandError, UsageError
-from gptj_serve.aws.image_upload import AUTHORIZE, Upload, check_same, content_tag, send, send_to_ecr, tidy
-from gptj_serve.aws.plan import Step, show
+from gptj_serve.aws.common import tags
+from gptj_serve.aws.common.clients import Aws, connect
+from gptj_serve.aws.common.command import make_parser, run
+from gptj_serve.aws.common.console import Console
+from gptj_serve.aws.common.errors import CommandError, UsageError
+from gptj_serve.aws.common.plan import Step, show
+from gptj_serve.aws.image import repository
+from gptj_serve.aws.image.docker import PLATFORM, Docker, Image, Manifest
+from gptj_serve.aws.image.docker_config import remove_leftovers
+from gptj_serve.aws.image.upload import AUTHORIZE, Upload, check_same, content_tag, send, send_to_ecr, tidy
 
 EXAMPLES = """
 scripts/push                                        the image gptj-serve, to Amazon ECR

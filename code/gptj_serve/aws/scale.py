@@ -7,14 +7,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gptj_serve.aws import autoscaling
-from gptj_serve.aws.autoscaling import Scalable, Wanted
-from gptj_serve.aws.capacity import capacity
-from gptj_serve.aws.clients import Aws, connect
-from gptj_serve.aws.command import make_parser, run
-from gptj_serve.aws.components import most_copies, obstacle
-from gptj_serve.aws.console import Console
-from gptj_serve.aws.endpoints import (
+from gptj_serve.aws.common.clients import Aws, connect
+from gptj_serve.aws.common.command import make_parser, run
+from gptj_serve.aws.common.console import Console
+from gptj_serve.aws.common.errors import CommandError, UsageError
+from gptj_serve.aws.common.plan import Action, show
+from gptj_serve.aws.endpoint import autoscaling
+from gptj_serve.aws.endpoint.autoscaling import Scalable, Wanted
+from gptj_serve.aws.endpoint.deploying.components import most_copies, obstacle
+from gptj_serve.aws.endpoint.inventory import check_component, existing, find_components
+from gptj_serve.aws.endpoint.lookup import (
     TAG,
     check_ours,
     describe_config,
@@ -22,10 +24,8 @@ from gptj_serve.aws.endpoints import (
     describe_model,
     endpoint_name,
 )
-from gptj_serve.aws.errors import CommandError, UsageError
-from gptj_serve.aws.instances import find_instance
-from gptj_serve.aws.inventory import check_component, existing, find_components
-from gptj_serve.aws.plan import Action, show
+from gptj_serve.aws.machines.capacity import capacity
+from gptj_serve.aws.machines.instances import find_instance
 
 DESCRIPTION = """\
 Let an endpoint grow and shrink with its load: Application Auto Scaling keeps the number of requests

@@ -5,14 +5,22 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 
-from gptj_serve.aws.clients import Aws, connect
-from gptj_serve.aws.command import make_parser, run
-from gptj_serve.aws.console import Console
-from gptj_serve.aws.endpoints import TAG, describe_config, describe_model, endpoint_name, has_tag
-from gptj_serve.aws.errors import CommandError
-from gptj_serve.aws.instances import PRICES_AS_OF, find_instance
-from gptj_serve.aws.inventory import take_inventory
-from gptj_serve.aws.report import HOURS_A_DAY, Fleet, Report, ScalingReport, hints, make_report, total
+from gptj_serve.aws.common.clients import Aws, connect
+from gptj_serve.aws.common.command import make_parser, run
+from gptj_serve.aws.common.console import Console
+from gptj_serve.aws.common.errors import CommandError
+from gptj_serve.aws.endpoint.inventory import take_inventory
+from gptj_serve.aws.endpoint.lookup import TAG, describe_config, describe_model, endpoint_name, has_tag
+from gptj_serve.aws.endpoint.report import (
+    HOURS_A_DAY,
+    Fleet,
+    Report,
+    ScalingReport,
+    hints,
+    make_report,
+    total,
+)
+from gptj_serve.aws.machines.instances import PRICES_AS_OF, find_instance
 
 DESCRIPTION = """\
 Show an endpoint: its state and what is wrong with it, instances, image, model data, scaling, alarms,

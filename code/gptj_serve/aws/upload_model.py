@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptj_serve.aws import manifest, model_source, model_upload, tarball
-from gptj_serve.aws.clients import Aws, connect
-from gptj_serve.aws.command import make_parser, run
-from gptj_serve.aws.console import Console, size
-from gptj_serve.aws.errors import UsageError
-from gptj_serve.aws.iam import check_key
-from gptj_serve.aws.manifest import Manifest
-from gptj_serve.aws.model_files import ModelFile, left_out, read_all, serving_paths
-from gptj_serve.aws.model_prepare import Unprepared, Wanted, prepare
-from gptj_serve.aws.model_upload import Remote, Upload, UploadPlan
-from gptj_serve.aws.plan import Action, show
-from gptj_serve.aws.s3 import S3Url, bucket_actions, default_bucket
+from gptj_serve.aws.common.clients import Aws, connect
+from gptj_serve.aws.common.command import make_parser, run
+from gptj_serve.aws.common.console import Console, size
+from gptj_serve.aws.common.errors import UsageError
+from gptj_serve.aws.common.plan import Action, show
+from gptj_serve.aws.common.s3 import S3Url, bucket_actions, default_bucket
+from gptj_serve.aws.iam.policies import check_key
+from gptj_serve.aws.model import manifest, source, tarball, transfer
+from gptj_serve.aws.model.files import ModelFile, left_out, read_all, serving_paths
+from gptj_serve.aws.model.manifest import Manifest
+from gptj_serve.aws.model.prepare import Unprepared, Wanted, prepare
+from gptj_serve.aws.model.transfer import Remote, Upload, UploadPlan
 from gptj_serve.files import some
 from gptj_serve.models.checkpoint_files import read_safetensors
 from gptj_serve.models.model_dir import Checkpoint
@@ -120,13 +120,13 @@ def _gigabytes(text: str) -> int:
 
 
 def _upload_model(arguments: argparse.Namespace, console: Console) -> None:
-    local = model_source.local_directory(arguments.source)
+    local = source.local_directory(arguments.source)
     if local is not None and arguments.revision:
         raise UsageError(f"--revision: {arguments.source} is a directory; only the hub has revisions")
     to = S3Url.parse(arguments.to, "--to") if arguments.to else None
     if arguments.kms_key:
         check_key(arguments.kms_key)
-    name = model_source.model_name(arguments.name or arguments.source, None if arguments.name else local)
+    name = source.model_name(arguments.name or arguments.source, None if arguments.name else local)
     aws = connect(arguments.region, arguments.profile)
     # all that can be wrong there is said before gigabytes are fetched
     to = to or S3Url(default_bucket(aws), "")
@@ -179,19 +179,19 @@ def _job(
 
 
 def _to_s3(aws: Aws, job: _Job, kms_key: str | None, dry_run: bool, console: Console) -> None:
-    place = model_upload.target(aws, job.url, kms_key)
+    place = transfer.target(aws, job.url, kms_key)
     is_new = any(action.operation == "create_bucket" for action in job.making)
-    remote = Remote() if is_new else model_upload.look(aws, place)
+    remote = Remote() if is_new else transfer.look(aws, place)
     uploads = _archive(job, remote, dry_run, console) if job.whole.is_tar else _files(job)
-    steps = model_upload.plan(place, uploads, job.whole, remote)
+    steps = transfer.plan(place, uploads, job.whole, remote)
     if dry_run:
-        sent = model_upload.upload_actions(place, steps.uploads)
+        sent = transfer.upload_actions(place, steps.uploads)
         _show_plan(job, [*job.making, *steps.before, *sent, *steps.after], console)
         return
     for action in job.making:
         console.progress(f"{action.operation} {job.url.bucket}: {action.note}")
         action.apply(aws)
-    model_upload.apply(aws, place, steps, console)
+    transfer.apply(aws, place, steps, console)
     if job.whole.is_tar:
         _archive_path(job).unlink(missing_ok=True)
     _show_result(job, steps, console)

@@ -1,0 +1,266 @@
+"""How an endpoint scales: the calls that make Application Auto Scaling do what is wanted, or nothing.
+
+Requests only; who sends them is no matter here. What scales is a variant's instances or, on an endpoint with
+inference components, a component's copies. Both follow the number of requests that are inside at once, every
+10 seconds. An asynchronous endpoint follows its backlog instead.
+
+Nothing divides by zero instances, so what may shrink to zero has a second policy: an alarm on requests that
+found nothing takes it to one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gptj_serve.aws.common.plan import Action
+from gptj_serve.aws.endpoint.lookup import alarm_prefix
+
+SERVICE = "application-autoscaling"
+FOLLOW_POLICY = "gptj-serve-follow-load"
+WAKE_POLICY = "gptj-serve-from-zero"
+
+POLICY_ARN = "(the PolicyARN that put_scaling_policy returned)"
+"""Stands in an alarm's request until the policy that it sets off exists."""
+
+WAKE_COOLDOWN_S = 60
+"""One step from zero is all there is, so little has to be waited for."""
+
+ALARM_PERIOD_S = 60
+"""SageMaker sends the metrics of the wake alarms once a minute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scalable:
+    """What grows and shrinks.
+
+    Attributes:
+        endpoint: Name of the endpoint that it belongs to.
+        what: Its unit in words: "instances" or "copies".
+        resource_id: Application Auto Scaling's name of it.
+        dimension: Of the resource, the number that changes.
+        metric: The part of a target tracking configuration that names the metric.
+        wake_metric: Metric in ``AWS/SageMaker`` that is at least 1 when there is work and nothing to do it.
+        wake_dimensions: Its dimensions.
+    """
+
+    endpoint: str
+    what: str
+    resource_id: str
+    dimension: str
+    metric: Mapping[str, Any]
+    wake_metric: str | None = None
+    wake_dimensions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> dict[str, str]:
+        """The members that name it in every request."""
+        return {
+            "ServiceNamespace": "sagemaker",
+            "ResourceId": self.resource_id,
+            "ScalableDimension": self.dimension,
+        }
+
+    @property
+    def alarm(self) -> str:
+        """Name of the alarm that takes it from zero."""
+        return f"{alarm_prefix(self.endpoint)}from-zero"
+
+
+def variant(endpoint: str, name: str) -> Scalable:
+    """A variant that has the model itself. It cannot shrink to zero."""
+    return Scalable(
+        endpoint,
+        "instances",
+        f"endpoint/{endpoint}/variant/{name}",
+        "sagemaker:variant:DesiredInstanceCount",
+        _predefined("SageMakerVariantConcurrentRequestsPerModelHighResolution"),
+    )
+
+
+def component(endpoint: str, name: str) -> Scalable:
+    """An inference component, whose copies SageMaker finds instances for."""
+    return Scalable(
+        endpoint,
+        "copies",
+        f"inference-component/{name}",
+        "sagemaker:inference-component:DesiredCopyCount",
+        _predefined("SageMakerInferenceComponentConcurrentRequestsPerCopyHighResolution"),
+        "NoCapacityInvocationFailures",
+        {"InferenceComponentName": name},
+    )
+
+
+def asynchronous(endpoint: str, name: str) -> Scalable:
+    """The variant of an asynchronous endpoint, which follows the requests that wait for an instance."""
+    metric = {
+        "MetricName": "ApproximateBacklogSizePerInstance",
+        "Namespace": "AWS/SageMaker",
+        "Dimensions": [{"Name": "EndpointName", "Value": endpoint}],
+        "Statistic": "Average",
+    }
+    return Scalable(
+        endpoint,
+        "instances",
+        f"endpoint/{endpoint}/variant/{name}",
+        "sagemaker:variant:DesiredInstanceCount",
+        {"CustomizedMetricSpecification": metric},
+        "HasBacklogWithoutCapacity",
+        {"EndpointName": endpoint},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How it shall scale.
+
+    Attributes:
+        smallest: Never fewer, from 0.
+        largest: Never more, from `smallest` and from 1.
+        target: Requests inside each at once that it is kept near; above 0.
+        out_cooldown_s: After growing, how long before growing again.
+        in_cooldown_s: After growing or shrinking, how long before shrinking.
+    """
+
+    smallest: int
+    largest: int
+    target: float
+    out_cooldown_s: int
+    in_cooldown_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """What there is, as AWS describes it.
+
+    Attributes:
+        target: The scalable target, None without one.
+        policies: Its policies.
+        alarm: The alarm that takes it from zero, None without one.
+    """
+
+    target: Mapping[str, Any] | None = None
+    policies: Sequence[Mapping[str, Any]] = ()
+    alarm: Mapping[str, Any] | None = None
+
+    def policy(self, name: str) -> Mapping[str, Any] | None:
+        """The policy of that name."""
+        return next((found for found in self.policies if found["PolicyName"] == name), None)
+
+
+def plan(it: Scalable, wanted: Wanted, existing: Existing, tags: Mapping[str, str]) -> list[Action]:
+    """The calls that lead from what exists to what is wanted, in order; none when nothing differs.
+
+    Args:
+        it: What scales.
+        wanted: How.
+        existing: What there is now.
+        tags: For the target and the alarm.
+    """
+    actions = _register(it, wanted, existing, tags)
+    actions += _put_policy(it, FOLLOW_POLICY, _follow(it, wanted), existing)
+    if wanted.smallest:
+        return actions + _forget_wake(it, existing)
+    actions += _put_policy(it, WAKE_POLICY, WAKE, existing)
+    return actions + _put_alarm(it, existing, tags)
+
+
+def removal(it: Scalable, existing: Existing) -> list[Action]:
+    """The calls that end all scaling of it, in order; AWS's own alarms go with the policies."""
+    actions = [_delete_policy(it, found["PolicyName"]) for found in existing.policies]
+    if existing.target:
+        note = f"{it.what} of {it.resource_id} stay as many as there are"
+        actions.append(Action(SERVICE, "deregister_scalable_target", it.key, note))
+    return actions + _delete_alarm(it, existing)
+
+
+WAKE = {
+    "PolicyType": "StepScaling",
+    "StepScalingPolicyConfiguration": {
+        "AdjustmentType": "ChangeInCapacity",
+        "MetricAggregationType": "Maximum",
+        "Cooldown": WAKE_COOLDOWN_S,
+        "StepAdjustments": [{"MetricIntervalLowerBound": 0.0, "ScalingAdjustment": 1}],
+    },
+}
+
+
+def _follow(it: Scalable, wanted: Wanted) -> dict[str, Any]:
+    configuration = {
+        "TargetValue": wanted.target,
+        **it.metric,
+        "ScaleOutCooldown": wanted.out_cooldown_s,
+        "ScaleInCooldown": wanted.in_cooldown_s,
+    }
+    return {
+        "PolicyType": "TargetTrackingScaling",
+        "TargetTrackingScalingPolicyConfiguration": configuration,
+    }
+
+
+def _register(it: Scalable, wanted: Wanted, existing: Existing, tags: Mapping[str, str]) -> list[Action]:
+    limits = {"MinCapacity": wanted.smallest, "MaxCapacity": wanted.largest}
+    if existing.target and contains(existing.target, limits):
+        return []
+    # tags are refused for a target that is there already
+    request = {**it.key, **limits, **({} if existing.target else {"Tags": dict(tags)})}
+    note = f"{wanted.smallest} to {wanted.largest} {it.what}"
+    return [Action(SERVICE, "register_scalable_target", request, note)]
+
+
+def _put_policy(it: Scalable, name: str, policy: Mapping[str, Any], existing: Existing) -> list[Action]:
+    found = existing.policy(name)
+    if found and contains(found, policy):
+        return []
+    notes = {FOLLOW_POLICY: "follow the load", WAKE_POLICY: "one step, from zero to one"}
+    return [Action(SERVICE, "put_scaling_policy", {"PolicyName": name, **it.key, **policy}, notes[name])]
+
+
+def _put_alarm(it: Scalable, existing: Existing, tags: Mapping[str, str]) -> list[Action]:
+    found = existing.policy(WAKE_POLICY)
+    request = {
+        "AlarmName": it.alarm,
+        "AlarmDescription": f"{it.endpoint} was asked while it had no {it.what}",
+        "AlarmActions": [found["PolicyARN"] if found else POLICY_ARN],
+        "Namespace": "AWS/SageMaker",
+        "MetricName": it.wake_metric,
+        "Dimensions": [{"Name": name, "Value": value} for name, value in it.wake_dimensions.items()],
+        "Statistic": "Sum",
+        "Period": ALARM_PERIOD_S,
+        "EvaluationPeriods": 1,
+        "DatapointsToAlarm": 1,
+        "Threshold": 1.0,
+        "ComparisonOperator": "GreaterThanOrEqualToThreshold",
+        "TreatMissingData": "missing",
+    }
+    if existing.alarm and contains(existing.alarm, request):
+        return []
+    request["Tags"] = [{"Key": key, "Value": value} for key, value in tags.items()]
+    return [Action("cloudwatch", "put_metric_alarm", request, "sets off the step from zero")]
+
+
+def _forget_wake(it: Scalable, existing: Existing) -> list[Action]:
+    policy = [_delete_policy(it, WAKE_POLICY)] if existing.policy(WAKE_POLICY) else []
+    return policy + _delete_alarm(it, existing)
+
+
+def _delete_policy(it: Scalable, name: str) -> Action:
+    return Action(SERVICE, "delete_scaling_policy", {"PolicyName": name, **it.key}, f"of {it.resource_id}")
+
+
+def _delete_alarm(it: Scalable, existing: Existing) -> list[Action]:
+    if not existing.alarm:
+        return []
+    return [Action("cloudwatch", "delete_alarms", {"AlarmNames": [it.alarm]}, "the step from zero")]
+
+
+def contains(found: Any, asked: Any) -> bool:
+    """Whether an answer says all that a request asks for; AWS adds defaults of its own."""
+    if isinstance(asked, Mapping):
+        return isinstance(found, Mapping) and all(contains(found.get(key), asked[key]) for key in asked)
+    if isinstance(asked, list):
+        return isinstance(found, list) and len(found) == len(asked) and all(map(contains, found, asked))
+    return bool(found == asked)
+
+
+def _predefined(metric: str) -> dict[str, Any]:
+    return {"PredefinedMetricSpecification": {"PredefinedMetricType": metric}}

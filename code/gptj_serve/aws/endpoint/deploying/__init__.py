@@ -1,0 +1,1 @@
+"""What ``scripts/deploy`` consists of: checks, requests, and rolling them out."""

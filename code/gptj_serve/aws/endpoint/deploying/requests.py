@@ -1,0 +1,252 @@
+"""The calls that make an endpoint, as data. Nothing here asks AWS.
+
+Models and configurations are named after a hash of their whole request: the same arguments give the same
+names, so that whatever is there already under that name is what is wanted.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gptj_serve.aws.common.errors import UsageError
+from gptj_serve.aws.common.plan import Action
+from gptj_serve.aws.common.tags import to_list
+from gptj_serve.aws.endpoint.lookup import MAX_NAME, TAG, VARIANT
+from gptj_serve.aws.machines.instances import InstanceType
+from gptj_serve.aws.model.in_s3 import ModelData
+
+DATA_TAG = "gptj-serve:model-data"
+"""Tag with a fingerprint of the model's files: new files at the same address make another model."""
+
+TRAFFIC = ("auto", "canary", "all-at-once")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """An endpoint as its user wants it.
+
+    Attributes:
+        name: Of the endpoint.
+        image: Address with digest.
+        data: The model's files.
+        instance: Their type.
+        num_instances: Their number at first.
+        role_arn: The execution role.
+        environment: The container's variables.
+        has_metrics: The container has Prometheus metrics.
+        tags: The user's own.
+        volume_gb: Disk of each instance; None for SageMaker's choice or the type's own.
+        download_timeout_s, startup_timeout_s: None to go by the model's size.
+        async_output: S3 prefix for answers; None for a real-time endpoint.
+        async_concurrency: Requests that an instance of an asynchronous endpoint gets at once.
+        subnets, security_groups: The network; both or neither.
+        is_isolated: The container has no network.
+        inference_ami: Host image; None for the one that goes with the instance type.
+    """
+
+    name: str
+    image: str
+    data: ModelData
+    instance: InstanceType
+    num_instances: int
+    role_arn: str
+    environment: Mapping[str, str]
+    has_metrics: bool
+    tags: Mapping[str, str] = field(default_factory=dict)
+    volume_gb: int | None = None
+    download_timeout_s: int | None = None
+    startup_timeout_s: int | None = None
+    async_output: str | None = None
+    async_concurrency: int | None = None
+    subnets: tuple[str, ...] = ()
+    security_groups: tuple[str, ...] = ()
+    is_isolated: bool = False
+    inference_ami: str | None = None
+
+    @property
+    def ami(self) -> str | None:
+        """The host image; None for types without a GPU."""
+        return self.inference_ami or self.instance.ami
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether clients can have streams: the front with metrics has them, on real-time endpoints."""
+        return self.has_metrics and not self.async_output
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """How an endpoint that serves is changed.
+
+    Attributes:
+        traffic: One of `TRAFFIC`.
+        bake_s: How long the new instances are watched before the old ones go, 0..3600.
+        alarms: Names of the alarms that call it off.
+        num_instances: That serve afterwards, from 0.
+        keeps_count: The number of instances stays what scaling made it.
+    """
+
+    traffic: str
+    bake_s: int
+    alarms: tuple[str, ...]
+    num_instances: int
+    keeps_count: bool = True
+
+
+def check_name(name: str) -> str:
+    """An endpoint's name as it is.
+
+    Raises:
+        UsageError: SageMaker would not take it, or what is named after it.
+    """
+    if len(name) > MAX_NAME or not re.fullmatch(r"[a-z0-9](-?[a-z0-9])*", name):
+        raise UsageError(
+            f"{name}: an endpoint's name has lower-case letters, digits and single hyphens between them, "
+            f"{MAX_NAME} at most (SageMaker writes its ARN in lower case, and IAM compares that)"
+        )
+    return name
+
+
+def model_action(wanted: Wanted) -> Action:
+    """The call that makes the model."""
+    fingerprint = {DATA_TAG: wanted.data.fingerprint} if wanted.data.fingerprint else {}
+    is_archive = wanted.data.is_archive
+    source = {
+        "S3Uri": wanted.data.uri,
+        "S3DataType": "S3Object" if is_archive else "S3Prefix",
+        "CompressionType": "Gzip" if is_archive else "None",
+    }
+    request: dict[str, Any] = {
+        "ExecutionRoleArn": wanted.role_arn,
+        "PrimaryContainer": {
+            "Image": wanted.image,
+            "ModelDataSource": {"S3DataSource": source},
+            "Environment": dict(wanted.environment),
+        },
+        "EnableNetworkIsolation": wanted.is_isolated,
+        "Tags": to_list({**wanted.tags, **fingerprint, TAG: wanted.name}),
+    }
+    if wanted.subnets:
+        request["VpcConfig"] = {
+            "Subnets": list(wanted.subnets),
+            "SecurityGroupIds": list(wanted.security_groups),
+        }
+    return named("create_model", "ModelName", wanted.name, request, "the image, with the model's files")
+
+
+def config_action(wanted: Wanted, model: str) -> Action:
+    """The call that makes the endpoint's configuration."""
+    request: dict[str, Any] = {
+        "ProductionVariants": [_variant(wanted, model)],
+        "MetricsConfig": {
+            "EnableEnhancedMetrics": True,
+            "EnableDetailedObservability": wanted.has_metrics,
+            "MetricPublishFrequencyInSeconds": 60,
+        },
+        "Tags": to_list({**wanted.tags, TAG: wanted.name}),
+    }
+    if wanted.async_output:
+        concurrency = wanted.async_concurrency
+        request["AsyncInferenceConfig"] = {
+            "OutputConfig": {
+                "S3OutputPath": wanted.async_output,
+                "S3FailurePath": f"{wanted.async_output.rstrip('/')}/failures/",
+            },
+            **({"ClientConfig": {"MaxConcurrentInvocationsPerInstance": concurrency}} if concurrency else {}),
+        }
+    what = f"{wanted.num_instances} x {wanted.instance.name}"
+    return named("create_endpoint_config", "EndpointConfigName", wanted.name, request, what)
+
+
+def endpoint_action(wanted: Wanted, config: str) -> Action:
+    """The call that makes the endpoint."""
+    request = {
+        "EndpointName": wanted.name,
+        "EndpointConfigName": config,
+        "Tags": to_list({**wanted.tags, TAG: wanted.name}),
+    }
+    return Action("sagemaker", "create_endpoint", request, "from here on it costs")
+
+
+def num_desired(endpoint: Mapping[str, Any] | None, at_first: int) -> int:
+    """How many instances an endpoint has by now, as far as AWS says."""
+    variants = (endpoint or {}).get("ProductionVariants") or [{}]
+    return int(variants[0].get("DesiredInstanceCount", at_first))
+
+
+def update_action(name: str, config: str, update: Update) -> Action:
+    """The call that moves an endpoint to another configuration, without a gap."""
+    routing: dict[str, Any] = {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": update.bake_s}
+    # a canary may be half of the instances at most
+    if update.traffic != "all-at-once" and update.num_instances > 1:
+        size = {"Type": "INSTANCE_COUNT", "Value": max(1, update.num_instances // 10)}
+        routing = {"Type": "CANARY", "WaitIntervalInSeconds": update.bake_s, "CanarySize": size}
+    deployment: dict[str, Any] = {"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": routing}}
+    if update.alarms:
+        deployment["AutoRollbackConfiguration"] = {"Alarms": [{"AlarmName": one} for one in update.alarms]}
+    request = {
+        "EndpointName": name,
+        "EndpointConfigName": config,
+        "RetainAllVariantProperties": update.keeps_count,
+        "DeploymentConfig": deployment,
+    }
+    return Action(
+        "sagemaker", "update_endpoint", request, "new instances beside the old ones, then the traffic"
+    )
+
+
+def download_timeout_s(data: ModelData) -> int:
+    """Time for the model's files to reach the instance's disk: 5 minutes, and 50 MB/s (archives: 12 MB/s)."""
+    return _timeout(300 + data.num_bytes / (12e6 if data.is_archive else 50e6))
+
+
+def startup_timeout_s(data: ModelData) -> int:
+    """Time from the container's start to its first healthy answer: 5 minutes, and 40 MB/s from the disk."""
+    return _timeout(300 + data.num_bytes / 40e6)
+
+
+def _variant(wanted: Wanted, model: str) -> dict[str, Any]:
+    data, instance = wanted.data, wanted.instance
+    variant: dict[str, Any] = {
+        "VariantName": VARIANT,
+        "ModelName": model,
+        "InstanceType": instance.name,
+        "InitialInstanceCount": wanted.num_instances,
+        "InitialVariantWeight": 1.0,
+        "ModelDataDownloadTimeoutInSeconds": wanted.download_timeout_s or download_timeout_s(data),
+        "ContainerStartupHealthCheckTimeoutInSeconds": wanted.startup_timeout_s or startup_timeout_s(data),
+        "RoutingConfig": {"RoutingStrategy": "LEAST_OUTSTANDING_REQUESTS"},
+    }
+    if wanted.ami:
+        variant["InferenceAmiVersion"] = wanted.ami
+    if instance.takes_volume:
+        variant["VolumeSizeInGB"] = wanted.volume_gb or _volume_gb(data)
+    return variant
+
+
+def _volume_gb(data: ModelData) -> int:
+    copies = 3 if data.is_archive else 1  # the archive, and what is unpacked, twice while it is moved
+    return min(512, 30 + math.ceil(copies * data.num_bytes / 1e9))
+
+
+def _timeout(seconds: float) -> int:
+    return min(3600, max(60, math.ceil(seconds / 60) * 60))
+
+
+def named(operation: str, key: str, name: str, request: dict[str, Any], note: str) -> Action:
+    """A call that makes something which is named after the endpoint and a hash of all that is asked for.
+
+    Args:
+        operation: boto3's name of it.
+        key: The member that names what is made.
+        name: The endpoint's.
+        request: The others.
+        note: What it is for.
+    """
+    text = json.dumps(request, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return Action("sagemaker", operation, {key: f"{name}-{digest}", **request}, note)

@@ -1,0 +1,160 @@
+"""Everything that belongs to an endpoint: what `endpoints` finds, its components and its scaling."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from gptj_serve.aws.common.clients import Aws
+from gptj_serve.aws.common.errors import CommandError
+from gptj_serve.aws.endpoint import autoscaling
+from gptj_serve.aws.endpoint.lookup import (
+    TAG,
+    Resources,
+    check_alarms_ours,
+    find_alarms,
+    find_resources,
+    has_tag,
+    is_missing,
+    or_none,
+)
+
+Description = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """One scalable target with its policies, as AWS describes them."""
+
+    target: Description
+    policies: tuple[Description, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What there is of an endpoint.
+
+    Attributes:
+        name: The endpoint's; it need not exist (any more).
+        resources: Endpoint, configurations, models, alarms.
+        components: Its inference components.
+        scaling: What scales.
+    """
+
+    name: str
+    resources: Resources
+    components: tuple[Description, ...]
+    scaling: tuple[Scaling, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is there."""
+        return self.resources.is_empty and not (self.components or self.scaling)
+
+
+def take_inventory(aws: Aws, name: str) -> Inventory:
+    """Look for everything; asks only.
+
+    Args:
+        aws: Where.
+        name: The endpoint's.
+    """
+    components = find_components(aws, name)
+    names = {one["InferenceComponentName"] for one in components}
+    if describe_component(aws.client("sagemaker"), name) is None:
+        names.add(name)  # the scaling of one that is gone may be left; another endpoint's is not ours
+    return Inventory(
+        name=name,
+        resources=find_resources(aws.client("sagemaker"), aws.client("cloudwatch"), name),
+        components=components,
+        scaling=find_scaling(aws, name, names),
+    )
+
+
+def find_components(aws: Aws, name: str) -> tuple[Description, ...]:
+    """The inference components of an endpoint; they may outlive it."""
+    sagemaker = aws.client("sagemaker")
+    pages = sagemaker.get_paginator("list_inference_components").paginate(EndpointNameEquals=name)
+    try:
+        names = [item["InferenceComponentName"] for page in pages for item in page["InferenceComponents"]]
+    except ClientError as error:
+        if not is_missing(error):
+            raise
+        names = []  # of an endpoint that is gone
+    found = (describe_component(sagemaker, one) for one in names)
+    return tuple(one for one in found if one is not None)
+
+
+def describe_component(sagemaker: Any, name: str) -> Description | None:
+    """An inference component's description, None if there is none."""
+    return or_none(sagemaker.describe_inference_component, InferenceComponentName=name)
+
+
+def check_component(aws: Aws, endpoint: str, component: Description | None, hint: str) -> None:
+    """Check that an inference component, if there is one, was made by us for an endpoint.
+
+    Args:
+        aws: Where.
+        endpoint: The endpoint's name.
+        component: Its description.
+        hint: What to do if it was not.
+
+    Raises:
+        CommandError: Somebody else made it, or it is another endpoint's.
+    """
+    if component is None:
+        return
+    name = component["InferenceComponentName"]
+    if component["EndpointName"] != endpoint:
+        raise CommandError(
+            f"the inference component {name} belongs to the endpoint {component['EndpointName']}, "
+            "so it is left alone",
+            hint,
+        )
+    if not has_tag(aws.client("sagemaker"), component["InferenceComponentArn"], endpoint):
+        raise CommandError(
+            f"the inference component {name} was not made by scripts/deploy (it has no tag {TAG}), "
+            "so it is left alone",
+            hint,
+        )
+
+
+def find_scaling(aws: Aws, name: str, components: Iterable[str]) -> tuple[Scaling, ...]:
+    """What scales of an endpoint: its variants and components.
+
+    Args:
+        aws: Where.
+        name: The endpoint's.
+        components: Names of its components.
+    """
+    client = aws.client(autoscaling.SERVICE)
+    ids = {f"inference-component/{one}" for one in components}
+    pages = client.get_paginator("describe_scalable_targets").paginate(ServiceNamespace="sagemaker")
+    targets = [
+        target
+        for page in pages
+        for target in page["ScalableTargets"]
+        if target["ResourceId"] in ids or target["ResourceId"].startswith(f"endpoint/{name}/variant/")
+    ]
+    return tuple(Scaling(target, _policies(client, target)) for target in targets)
+
+
+def existing(aws: Aws, it: autoscaling.Scalable) -> autoscaling.Existing:
+    """What there is already of the scaling of something."""
+    client = aws.client(autoscaling.SERVICE)
+    request = {key: value for key, value in it.key.items() if key != "ResourceId"}
+    found = client.describe_scalable_targets(ResourceIds=[it.resource_id], **request)["ScalableTargets"]
+    alarms, foreign = find_alarms(aws.client("cloudwatch"), it.endpoint)
+    check_alarms_ours([it.alarm], foreign, f"`scripts/status {it.endpoint}` shows what is ours")
+    return autoscaling.Existing(
+        target=found[0] if found else None,
+        policies=_policies(client, it.key),
+        alarm=next((alarm for alarm in alarms if alarm["AlarmName"] == it.alarm), None),
+    )
+
+
+def _policies(client: Any, target: Description) -> tuple[Description, ...]:
+    key = {name: target[name] for name in ("ServiceNamespace", "ResourceId", "ScalableDimension")}
+    pages = client.get_paginator("describe_scaling_policies").paginate(**key)
+    return tuple(policy for page in pages for policy in page["ScalingPolicies"])

@@ -1,0 +1,178 @@
+"""Deleting, in an order that an interruption cannot spoil: what names the rest goes last.
+
+A call that finds nothing is content. One that is refused because something is changing is made again. What
+takes time is waited for.
+"""
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from gptj_serve.aws.common.clients import Aws
+from gptj_serve.aws.common.console import Console
+from gptj_serve.aws.common.errors import CommandError
+from gptj_serve.aws.common.plan import Action
+from gptj_serve.aws.endpoint import autoscaling
+from gptj_serve.aws.endpoint.inventory import Inventory, describe_component
+from gptj_serve.aws.endpoint.lookup import describe_endpoint, is_missing
+
+POLL_S = 5.0
+SAY_S = 30.0
+TIMEOUT_S = 3600.0
+"""SageMaker gives an endpoint an hour to start, and refuses to delete it while it changes."""
+
+_MAX_ALARMS = 100
+"""That one call deletes."""
+
+_GONE = {"ObjectNotFoundException", "ResourceNotFound", "RepositoryNotFoundException", "NoSuchBucket"}
+_CHANGING = {"ConcurrentUpdateException", "ResourceInUse", "ConflictException"}
+
+
+def scaling_actions(inventory: Inventory) -> list[Action]:
+    """What ends scaling: nothing may grow again what is being deleted."""
+    actions = []
+    for scaling in inventory.scaling:
+        names = ("ServiceNamespace", "ResourceId", "ScalableDimension")
+        key = {name: scaling.target[name] for name in names}
+        for policy in scaling.policies:
+            request = {"PolicyName": policy["PolicyName"], **key}
+            actions.append(Action(autoscaling.SERVICE, "delete_scaling_policy", request, "scaling policy"))
+        actions.append(Action(autoscaling.SERVICE, "deregister_scalable_target", key, "scaling"))
+    return actions
+
+
+def endpoint_actions(inventory: Inventory) -> list[Action]:
+    """What ends the costs: components before the endpoint, which they would outlive."""
+    actions = [
+        _sagemaker("delete_inference_component", "InferenceComponentName", one["InferenceComponentName"])
+        for one in inventory.components
+    ]
+    if inventory.resources.endpoint is not None:
+        actions.append(_sagemaker("delete_endpoint", "EndpointName", inventory.name))
+    return actions
+
+
+def rest_actions(inventory: Inventory) -> list[Action]:
+    """Alarms, configurations and models: free of charge, and of no use without the endpoint."""
+    alarms = [alarm["AlarmName"] for alarm in inventory.resources.alarms]
+    batches = [alarms[start : start + _MAX_ALARMS] for start in range(0, len(alarms), _MAX_ALARMS)]
+    actions = [Action("cloudwatch", "delete_alarms", {"AlarmNames": names}, "alarms") for names in batches]
+    actions += [
+        _sagemaker("delete_endpoint_config", "EndpointConfigName", name)
+        for name in inventory.resources.configs
+    ]
+    return actions + [_sagemaker("delete_model", "ModelName", name) for name in inventory.resources.models]
+
+
+def remove(aws: Aws, console: Console, action: Action) -> None:
+    """Delete one thing, and wait until it is gone.
+
+    Raises:
+        CommandError: It still changes, or is still there, after `TIMEOUT_S`.
+        ClientError: AWS refuses for another reason.
+    """
+    console.progress(f"deleting {describe(action)}")
+    is_there, patience = _looking_for(aws, action), _Patience(console, action)
+    while True:
+        try:
+            answer = action.apply(aws)
+            check_objects(answer)
+            if any(one.get("DeleteMarker") for one in answer.get("Deleted", ())):
+                console.progress("  the bucket keeps versions: what was deleted is still in it, and costs")
+            break
+        except ClientError as error:
+            if is_gone(error):
+                return
+            if not is_changing(error):
+                raise
+        if not is_there():  # it was on its way out already
+            return
+        patience.wait("it changes, and cannot be deleted yet")
+    while is_there():
+        patience.wait("still there")
+
+
+class _Patience:
+    """Waits, says so now and then, and ends at last."""
+
+    def __init__(self, console: Console, action: Action) -> None:
+        self._console, self._what = console, describe(action)
+        self._start_s = self._said_s = time.monotonic()
+
+    def wait(self, why: str) -> None:
+        now_s = time.monotonic()
+        if now_s - self._start_s > TIMEOUT_S:
+            minutes = TIMEOUT_S / 60
+            raise CommandError(
+                f"{self._what}: {why}, after {minutes:.0f} minutes", "run the same command again later"
+            )
+        if now_s - self._said_s >= SAY_S:
+            self._console.progress(f"  {self._what}: {why}, after {now_s - self._start_s:.0f} s")
+            self._said_s = now_s
+        time.sleep(POLL_S)
+
+
+def describe(action: Action) -> str:
+    """What an action deletes, in words."""
+    request = action.request
+    if "Delete" in request:
+        return f"{action.note} ({len(request['Delete']['Objects'])} objects)"
+    if "AlarmNames" in request:
+        return f"alarms {', '.join(request['AlarmNames'])}"
+    if "PolicyName" in request and "RoleName" in request:
+        return f"policy {request['PolicyName']} of the role {request['RoleName']}"
+    if "ResourceId" in request:
+        return (
+            f"{action.note} {' of '.join(filter(None, (request.get('PolicyName'), request['ResourceId'])))}"
+        )
+    what = _kind(action.operation) if action.service == "sagemaker" else action.note
+    return f"{what} {next(iter(request.values()))}"
+
+
+def is_gone(error: ClientError) -> bool:
+    """Whether there is nothing to delete."""
+    details = error.response.get("Error", {})
+    nothing = re.match(r"(?i)no scal\w+ (policy|target) found", str(details.get("Message", "")))
+    return is_missing(error) or details.get("Code") in _GONE or nothing is not None
+
+
+def is_changing(error: ClientError) -> bool:
+    """Whether it can be deleted later."""
+    details = error.response.get("Error", {})
+    message = str(details.get("Message", ""))
+    busy = re.search(r"(?i)in-progress|in progress|while it is|currently in state", message)
+    return details.get("Code") in _CHANGING or busy is not None
+
+
+def check_objects(answer: Mapping[str, Any]) -> None:
+    """Look into an answer of DeleteObjects: S3 refuses single ones without an error.
+
+    Raises:
+        CommandError: One was refused.
+    """
+    for error in answer.get("Errors", []):
+        raise CommandError(
+            f"s3:DeleteObject of {error.get('Key')} was refused: {error.get('Message') or error.get('Code')}"
+        )
+
+
+def _looking_for(aws: Aws, action: Action) -> Callable[[], bool]:
+    sagemaker = aws.client("sagemaker")
+    look: Mapping[str, Callable[[], Any]] = {
+        "delete_endpoint": lambda: describe_endpoint(sagemaker, action.request["EndpointName"]),
+        "delete_inference_component": lambda: describe_component(
+            sagemaker, action.request["InferenceComponentName"]
+        ),
+    }
+    return lambda: action.operation in look and look[action.operation]() is not None
+
+
+def _sagemaker(operation: str, key: str, name: str) -> Action:
+    return Action("sagemaker", operation, {key: name}, _kind(operation))
+
+
+def _kind(operation: str) -> str:
+    return operation.removeprefix("delete_").replace("_", " ").replace("config", "configuration")

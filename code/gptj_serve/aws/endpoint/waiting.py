@@ -1,0 +1,125 @@
+"""Waits until an endpoint has settled, and shows on the way what it does and for how long."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
+
+from gptj_serve.aws.common.console import Console
+from gptj_serve.aws.endpoint.lookup import BUSY, describe_endpoint
+
+POLL_S = 15.0
+REPEAT_S = 120.0
+"""What has not changed is shown again after so long, for logs that nobody scrolls."""
+
+PATIENCE_S = 300.0
+"""How long AWS may be unreachable while it does its part."""
+
+_PASSING = (
+    "ThrottlingException",
+    "Throttling",
+    "ServiceUnavailable",
+    "InternalFailure",
+    "InternalServerError",
+)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where time comes from."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+SYSTEM_CLOCK = Clock()
+
+
+class Waiter:
+    """Watches one endpoint.
+
+    Args:
+        sagemaker: boto3 client.
+        name: The endpoint's.
+        console: Where to show what happens.
+    """
+
+    def __init__(self, sagemaker: Any, name: str, console: Console) -> None:
+        self._sagemaker, self._name, self._console = sagemaker, name, console
+        self.clock = SYSTEM_CLOCK
+        self._start_s = self.clock.now()
+        self._shown: str | None = None
+        self._shown_s = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since this was made."""
+        return self.clock.now() - self._start_s
+
+    def settle(self) -> Mapping[str, Any] | None:
+        """Wait until the endpoint does nothing by itself any more.
+
+        Returns:
+            Its description; None when it is gone.
+        """
+        while True:
+            endpoint = self._describe()
+            status = _status(endpoint)
+            self._show(status)
+            if endpoint is None or endpoint["EndpointStatus"] not in BUSY:
+                return endpoint
+            self.clock.sleep(POLL_S)
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass."""
+        self.clock.sleep(seconds)
+
+    def _show(self, status: str) -> None:
+        now_s = self.clock.now()
+        if status != self._shown or now_s - self._shown_s >= REPEAT_S:
+            self._console.progress(f"{duration(self.elapsed_s):>7}  {status}")
+            self._shown, self._shown_s = status, now_s
+
+    def _describe(self) -> Mapping[str, Any] | None:
+        give_up_s = self.clock.now() + PATIENCE_S
+        while True:
+            try:
+                return describe_endpoint(self._sagemaker, self._name)
+            except (ConnectionError, HTTPClientError, ClientError) as error:
+                if not _passes(error) or self.clock.now() > give_up_s:
+                    raise
+                self._show("AWS does not answer; trying on")
+                self.clock.sleep(POLL_S)
+
+
+def settled(endpoint: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """An endpoint as it will be when what it does by itself has ended well; None if it will be gone."""
+    status = endpoint["EndpointStatus"] if endpoint else None
+    if endpoint is None or status == "Deleting":
+        return None
+    if status not in BUSY:
+        return endpoint
+    pending = endpoint.get("PendingDeploymentSummary", {}).get("EndpointConfigName")
+    comes = pending if pending and status != "RollingBack" else endpoint["EndpointConfigName"]
+    return {**endpoint, "EndpointStatus": "InService", "EndpointConfigName": comes}
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds: "7:05"."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _passes(error: Exception) -> bool:
+    return not isinstance(error, ClientError) or error.response["Error"]["Code"] in _PASSING
+
+
+def _status(endpoint: Mapping[str, Any] | None) -> str:
+    if endpoint is None:
+        return "gone"
+    status = str(endpoint["EndpointStatus"])
+    pending = endpoint.get("PendingDeploymentSummary", {}).get("ProductionVariants", [])
+    steps = [step for variant in pending for step in variant.get("VariantStatus", [])]
+    details = [step.get("StatusMessage") or step["Status"] for step in steps]
+    return f"{status} ({'; '.join(dict.fromkeys(details))})" if details else status

@@ -1,0 +1,1 @@
+"""The policies that commands need, and the role that an endpoint runs with."""

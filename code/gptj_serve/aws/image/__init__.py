@@ -1,0 +1,1 @@
+"""The image: how it is built from the tree, pushed to a registry, and named."""

@@ -1,0 +1,69 @@
+"""The tree that the image is built from: where it is, and which state of it this is."""
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import gptj_serve
+from gptj_serve.aws.common.errors import CommandError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A state of the tree.
+
+    Attributes:
+        root: Folder with the Dockerfile.
+        revision: Commit, with ``-dirty`` where files differ from it; None outside of git.
+        created: Time in UTC, ISO 8601; the commit's where nothing differs: same tree, same image.
+    """
+
+    root: Path
+    revision: str | None
+    created: str
+
+
+def read_source(root: Path | None = None, env: Mapping[str, str] = os.environ) -> Source:
+    """Look at the tree.
+
+    Args:
+        root: Of the tree; by default the one that this package is part of.
+        env: ``SOURCE_DATE_EPOCH``, seconds since 1970, is the time if it is set.
+
+    Raises:
+        CommandError: There is no Dockerfile: this is an installed package, not a checkout.
+    """
+    root = root or Path(gptj_serve.__file__).parents[2]
+    if not (root / "Dockerfile").is_file():
+        raise CommandError(
+            f"there is no Dockerfile in {root}", "run scripts/build of a checkout of the repository"
+        )
+    commit, changes = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain")
+    # not a repository that only happens to lie around this tree
+    is_ours = os.path.realpath(_git(root, "rev-parse", "--show-toplevel") or "") == os.path.realpath(root)
+    if not commit or not is_ours:
+        return Source(root, None, _iso(env.get("SOURCE_DATE_EPOCH")))
+    epoch = None if changes else _git(root, "log", "-1", "--format=%ct")
+    return Source(root, commit + ("-dirty" if changes else ""), _iso(env.get("SOURCE_DATE_EPOCH") or epoch))
+
+
+def _iso(epoch_s: str | None) -> str:
+    try:
+        moment = time.gmtime(int(epoch_s) if epoch_s else None)
+    except (ValueError, OverflowError):
+        raise CommandError(f"SOURCE_DATE_EPOCH={epoch_s} is not a number of seconds since 1970") from None
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git says; None if it fails or is not there."""
+    try:
+        ran = subprocess.run(
+            ("git", "-C", str(root), *arguments), capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return ran.stdout.strip() if ran.returncode == 0 else None

@@ -1,0 +1,1 @@
+"""Instance types: what they have, what fits them, what they can do, and what that costs."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptj_serve.errors import BadRequest, Unavailable
+from gptj_serve.errors import BadRequest
 from gptj_serve.request import TokenEvent
 from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Call
@@ -38,7 +38,7 @@ def run(
     client = FakeClient(lambda _: script)
     service, call = parse({**document, "stream": True}, client)
     generation = service.start(call, "req")
-    renderer = schemas.stream(call, "req")
+    renderer = schemas.of(call.ask.schema).stream(call, "req")
     data, num_tokens = b"", 0
     for one in client.generate(generation.requests):
         if num_tokens == cut_after:
@@ -308,19 +308,8 @@ def test_the_prompt_is_echoed_first() -> None:
     assert firsts == ["The", "The", "Hello", "Hello"]
 
 
-def test_errors_after_the_first_byte() -> None:
-    error = Unavailable("gone")
-    _, call = parse({"inputs": "The", "stream": True})
-    (event,) = events(schemas.stream(call, "req").error(error, "req"))
-    assert event == {"error": "gone", "error_type": "unavailable", "request_id": "req"}
-    for document in ({"prompt": "The"}, {"messages": [{"role": "user", "content": "The"}]}):
-        _, call = parse({**document, "stream": True})
-        (event,) = events(schemas.stream(call, "req").error(error, "req"))
-        assert event == schemas.render_error(error, "req", call.ask.schema)
-
-
 @pytest.mark.parametrize("document", [{"inputs": {"text_inputs": "The"}}])
 def test_the_guides_schema_has_no_streams(document: dict[str, Any]) -> None:
     _, call = parse(document)
     with pytest.raises(BadRequest, match="guide schema has no streams"):
-        schemas.stream(call, "req")
+        schemas.of(call.ask.schema).stream(call, "req")

@@ -26,6 +26,7 @@ from gptj_serve.serving import body, schemas
 from gptj_serve.serving.call import Ask, Call, Prompt
 from gptj_serve.serving.generation import Answer, Generation, SequenceAssembler
 from gptj_serve.serving.parameters import Parameters, check_text, too_long
+from gptj_serve.serving.schemas.schema import Schema
 from gptj_serve.serving.templates.client import NO_TEMPLATE, Renderer
 from gptj_serve.serving.text import Tokenizer
 
@@ -296,7 +297,7 @@ class Service:
         error: BaseException,
         request_id: str,
         call: Call | None = None,
-        schema: str | None = None,
+        schema: Schema = schemas.TGI,
         is_logged: bool = True,
     ) -> ErrorAnswer:
         """`render_error` on the service's clock."""
@@ -399,7 +400,7 @@ def render_error(
     request_id: str,
     call: Call | None = None,
     clock: Callable[[], float] = time.monotonic,
-    schema: str | None = None,
+    schema: Schema = schemas.TGI,
     is_logged: bool = True,
 ) -> ErrorAnswer:
     """An error's answer. Anything but a `ServingError` becomes a 500 that tells nothing. Logs the request.
@@ -425,7 +426,8 @@ def render_error(
     if retry_after_s is None and isinstance(error, Overloaded):
         retry_after_s = 1
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
-    document = schemas.render_error(error, request_id, call.ask.schema if call else schema)
+    schema = schemas.of(call.ask.schema) if call else schema
+    document = schema.error(error, request_id)
     return ErrorAnswer(error.status, body.compact(document), body.JSON, headers)
 
 

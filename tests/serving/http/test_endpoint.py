@@ -16,6 +16,7 @@ from gptj_serve.serving.http.body import Bodies
 from gptj_serve.serving.http.generate import Generate
 from gptj_serve.serving.http.parsing import Parser
 from gptj_serve.serving.parsing import pack, unpack
+from gptj_serve.serving.schemas.schema import Schema
 from gptj_serve.serving.service import Service
 from support.serving_fakes import FakeClient, tokenizer
 
@@ -28,7 +29,7 @@ def panic(*_: Any) -> Ask:
     raise PanicException("byte index 1 is not a char boundary of `a prompt`")
 
 
-def ask(read: Any, body: bytes, is_openai: bool = False) -> tuple[int, Any]:
+def ask(read: Any, body: bytes, errors: Schema | None = None) -> tuple[int, Any]:
     """The status and the document of an answer."""
     sent: list[dict[str, Any]] = []
 
@@ -48,7 +49,7 @@ def ask(read: Any, body: bytes, is_openai: bool = False) -> tuple[int, Any]:
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)
 
-        await Generate(shared, read, is_openai)({"headers": []}, messages.get, send)
+        await Generate(shared, read, errors)({"headers": []}, messages.get, send)
 
     asyncio.run(answer())
     return sent[0]["status"], json.loads(sent[1]["body"])
@@ -56,7 +57,7 @@ def ask(read: Any, body: bytes, is_openai: bool = False) -> tuple[int, Any]:
 
 def test_a_panic_of_a_library_is_an_error_of_one_request() -> None:
     assert ask(panic, b"{}")[1]["error"] == "internal error"
-    status, document = ask(panic, b"{}", is_openai=True)
+    status, document = ask(panic, b"{}", schemas.COMPLETIONS)
     assert (status, document["error"]["message"]) == (500, "internal error")
     assert ask(schemas.read, b"{}")[0] == 400
 

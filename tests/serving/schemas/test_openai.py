@@ -380,10 +380,10 @@ def test_errors_are_openais(error: ServingError, kind: str) -> None:
         "code": error.kind,
         "request_id": "req",
     }
-    assert schemas.render_error(error, "req", "openai") == {"error": expected}
-    assert schemas.render_error(error, "req", "chat") == {"error": expected}
-    assert schemas.render_error(error, "req", "tgi") == error.to_body("req")
-    assert schemas.render_error(error, "req", None) == error.to_body("req")
+    for name in ("openai", "chat"):
+        assert schemas.of(name).error(error, "req") == {"error": expected}
+    for name in ("tgi", "guide", "plain"):
+        assert schemas.of(name).error(error, "req") == error.to_body("req")
 
 
 def test_what_does_not_fit_the_context_has_openais_code() -> None:
@@ -392,7 +392,7 @@ def test_what_does_not_fit_the_context_has_openais_code() -> None:
             ContextOverflow, match="this model's maximum context length is 200 tokens"
         ) as caught:
             parse(**document)
-        told = schemas.render_error(caught.value, "req", "openai")["error"]
+        told = schemas.of("openai").error(caught.value, "req")["error"]
         assert (told["code"], told["type"]) == ("context_length_exceeded", "invalid_request_error")
         assert caught.value.to_body("req")["error_type"] == "validation"
 

@@ -31,10 +31,10 @@ class Prefill:
 
     tokens: Tokens
     decoding: Tokens | None
-    ids_T: torch.Tensor  # noqa: N815
+    ids_T: torch.Tensor
     parts: Sequence[PromptPart]
     borders: torch.Tensor
-    last_R: torch.Tensor  # noqa: N815
+    last_R: torch.Tensor
     last: Tokens
 
 

@@ -29,12 +29,12 @@ class Results:
         top_ids_LK: int64, the tokens beside them.
     """
 
-    ids_B: torch.Tensor  # noqa: N815
-    best_B: torch.Tensor  # noqa: N815
-    scored_R: torch.Tensor  # noqa: N815
-    logprobs_L: torch.Tensor  # noqa: N815
-    top_values_LK: torch.Tensor  # noqa: N815
-    top_ids_LK: torch.Tensor  # noqa: N815
+    ids_B: torch.Tensor
+    best_B: torch.Tensor
+    scored_R: torch.Tensor
+    logprobs_L: torch.Tensor
+    top_values_LK: torch.Tensor
+    top_ids_LK: torch.Tensor
 
 
 class Choice:

@@ -79,8 +79,8 @@ class _Batch:
     """The running batch. ``mask_BC`` holds ones for every column to come."""
 
     cache: DynamicCache
-    mask_BC: torch.Tensor  # noqa: N815
-    next_positions_B1: torch.Tensor  # noqa: N815
+    mask_BC: torch.Tensor
+    next_positions_B1: torch.Tensor
     num_columns: int
 
 

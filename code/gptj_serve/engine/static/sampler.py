@@ -177,8 +177,8 @@ class _Work:
     """A plan and what it needs on the device."""
 
     plan: ScorePlan
-    words_W: torch.Tensor  # noqa: N815
-    history_BC: torch.Tensor  # noqa: N815
+    words_W: torch.Tensor
+    history_BC: torch.Tensor
 
     @staticmethod
     def of(planned: Sequence[PlannedRow], rows: Sequence[SamplerRow | None], like: torch.Tensor) -> "_Work":

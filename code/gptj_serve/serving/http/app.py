@@ -49,18 +49,18 @@ def build(shared: Shared) -> Starlette:
     Args:
         shared: What the endpoints work with.
     """
-    generate = Generate(shared, schemas.read, is_openai=False)
+    generate = Generate(shared, schemas.read)
     read_whole, read_stream = (functools.partial(schemas.read_generate, stream=one) for one in (False, True))
     name = shared.link.info.model_name
     model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "gptj-serve"}
     document = openapi.document(shared.settings.page, name)
     endpoints: dict[str, Any] = {
         "/invocations": generate,
-        "/generate": Generate(shared, read_whole, is_openai=False),
-        "/generate_stream": Generate(shared, read_stream, is_openai=False),
+        "/generate": Generate(shared, read_whole),
+        "/generate_stream": Generate(shared, read_stream),
         "/info": functools.partial(_info, shared),
-        "/v1/completions": Generate(shared, schemas.read_completions, is_openai=True),
-        "/v1/chat/completions": Generate(shared, schemas.read_chat, is_openai=True),
+        "/v1/completions": Generate(shared, schemas.read_completions, schemas.COMPLETIONS),
+        "/v1/chat/completions": Generate(shared, schemas.read_chat, schemas.COMPLETIONS),
         "/v1/models": functools.partial(_models, model),
         "/v1/models/{name:path}": functools.partial(_model, model),
         "/ping": functools.partial(_ping, shared),
@@ -173,7 +173,7 @@ def _error(
     document: Any = {"error": error.message, "error_type": error.kind}
     if request.url.path.startswith("/v1/"):
         request_id = headers.request_id(headers.read(request.scope["headers"]))
-        document = schemas.openai.error_body(error, request_id)
+        document = schemas.COMPLETIONS.error(error, request_id)
     return _json(status or error.status, document, more)
 
 

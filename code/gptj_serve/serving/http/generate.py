@@ -23,6 +23,7 @@ from gptj_serve.serving.http.link import CallEvents, ClientGone, EngineLink
 from gptj_serve.serving.http.metrics import Metrics
 from gptj_serve.serving.http.parsing import Parser
 from gptj_serve.serving.parsing import Body
+from gptj_serve.serving.schemas.schema import Schema
 from gptj_serve.serving.schemas.streaming import CONTENT_TYPE, StreamRenderer
 from gptj_serve.serving.service import Read, Result, Service
 from gptj_serve.settings import Settings
@@ -61,6 +62,42 @@ class Exchange:
     body: bytes = b""
     call: Call | None = None
     has_started: bool = False
+
+    async def start(self, status: int, content_type: str, more: Mapping[str, str]) -> None:
+        """Send the answer's head."""
+        every = http_headers.of_every_answer(self.headers, self.request_id)
+        found = {"content-type": content_type, **every, **more}
+        self.has_started = True
+        await self.send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [(name.encode(), value.encode("latin-1")) for name, value in found.items()],
+            }
+        )
+
+    async def send_body(self, body: bytes, more_body: bool = False) -> None:
+        """Send the answer's body, or the next part of it."""
+        await self.send({"type": "http.response.body", "body": body, "more_body": more_body})
+
+
+@dataclass(slots=True)
+class InFlight:
+    """A call that the engine works on.
+
+    Attributes:
+        exchange: The request that asked for it.
+        call: What it asks for.
+        generation: Its answers so far.
+        events: What the engine says of it.
+        first_token_s: When its first token came, in seconds since it arrived.
+        failure: What is told once all that came before it has been told.
+    """
+
+    exchange: Exchange
+    call: Call
+    generation: Generation
+    events: CallEvents
     first_token_s: float | None = None
     failure: ServingError | None = None
 
@@ -71,13 +108,13 @@ class Generate:
     Args:
         shared: What it works with.
         read: Reads a body in the endpoint's schemas.
-        is_openai: Whether errors are OpenAI's whatever the body looks like.
+        errors: The schema of errors before a body has been read; None: what the body looks like.
     """
 
-    def __init__(self, shared: Shared, read: Read, is_openai: bool) -> None:
+    def __init__(self, shared: Shared, read: Read, errors: Schema | None = None) -> None:
         self._shared = shared
         self._read = read
-        self._is_openai = is_openai
+        self._errors = errors
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
         """Answer one request; nothing is raised but what the server itself has to see."""
@@ -118,85 +155,66 @@ class Generate:
         limit_s = shared.settings.stream_timeout_s if stream else shared.settings.request_timeout_s
         limit_s = http_headers.timeout_s(exchange.headers, limit_s)
         # not before the schema has had its say: some answers cannot be streamed
-        renderer = schemas.stream(call, exchange.request_id) if stream else None
+        renderer = schemas.of(call.ask.schema).stream(call, exchange.request_id) if stream else None
         shared.admission.enter(call.num_sequences, time.monotonic())
         try:
             # ids of the engine must be unique, and clients choose theirs
             generation = shared.service.start(call, f"{exchange.request_id}#{id(exchange)}", limit_s)
             with shared.link.submit(generation.requests) as events:
                 watch.break_off(events)
-                if renderer is None:
-                    await self._whole(exchange, call, generation, events)
-                else:
-                    await self._stream(exchange, call, generation, events, renderer)
+                flight = InFlight(exchange, call, generation, events)
+                await (self._whole(flight) if renderer is None else self._stream(flight, renderer))
         finally:
             shared.admission.leave(call.num_sequences, time.monotonic())
 
-    async def _whole(
-        self, exchange: Exchange, call: Call, generation: Generation, events: CallEvents
-    ) -> None:
-        while not generation.done:
-            self._push(exchange, call, generation, await events.next())
-            if exchange.failure is not None:
-                raise exchange.failure
-        result = self._shared.service.result(call, exchange.request_id, generation, exchange.first_token_s)
+    async def _whole(self, flight: InFlight) -> None:
+        exchange, call = flight.exchange, flight.call
+        while not flight.generation.done:
+            self._push(flight, await flight.events.next())
+            if flight.failure is not None:
+                raise flight.failure
+        result = self._result(flight)
         body, content_type = await rendered(self._shared.service, call, result)
         self._count(call, 200, result)
         more = http_headers.of_result(call, result)
-        await self._send_whole(exchange, 200, body, content_type, more)
+        await exchange.start(200, content_type, {**more, "content-length": str(len(body))})
+        await exchange.send_body(body)
 
-    async def _stream(
-        self,
-        exchange: Exchange,
-        call: Call,
-        generation: Generation,
-        events: CallEvents,
-        renderer: StreamRenderer,
-    ) -> None:
+    async def _stream(self, flight: InFlight, renderer: StreamRenderer) -> None:
         self._shared.metrics.stream_opened()
         try:
-            while not generation.done:
-                deltas = await self._next_deltas(exchange, call, generation, events)
-                await self._send_piece(exchange, call, b"".join(map(renderer.delta, deltas)))
-                if events.is_abandoned:
+            while not flight.generation.done:
+                deltas = await self._next_deltas(flight)
+                await self._send_piece(flight, b"".join(map(renderer.delta, deltas)))
+                if flight.events.is_abandoned:
                     raise ClientGone  # the server would take the rest, for nobody
-            result = self._shared.service.result(
-                call, exchange.request_id, generation, exchange.first_token_s
-            )
-            await self._send_piece(exchange, call, renderer.end(result.answers), is_last=True)
-            self._shared.service.log(call, result)
-            self._count(call, 200, result)
+            result = self._result(flight)
+            await self._send_piece(flight, renderer.end(result.answers), is_last=True)
+            self._shared.service.log(flight.call, result)
+            self._count(flight.call, 200, result)
         finally:
             self._shared.metrics.stream_closed()
 
-    async def _next_deltas(
-        self, exchange: Exchange, call: Call, generation: Generation, events: CallEvents
-    ) -> list[Delta]:
+    async def _next_deltas(self, flight: InFlight) -> list[Delta]:
         try:
-            if exchange.failure is not None:
-                raise exchange.failure
-            return self._push(exchange, call, generation, await events.next())
+            if flight.failure is not None:
+                raise flight.failure
+            return self._push(flight, await flight.events.next())
         except DeadlinePassed:
-            if exchange.first_token_s is None:
+            if flight.first_token_s is None:
                 raise
-            return generation.cut(DEADLINE)
+            return flight.generation.cut(DEADLINE)
 
-    def _push(
-        self,
-        exchange: Exchange,
-        call: Call,
-        generation: Generation,
-        events: list[Event],
-    ) -> list[Delta]:
+    def _push(self, flight: InFlight, events: list[Event]) -> list[Delta]:
         """What a list of events added. A failure is kept: what came before it is told first."""
-        if exchange.first_token_s is None and any(isinstance(event, TokenEvent) for event in events):
-            exchange.first_token_s = self._shared.service.now_s(call)
+        if flight.first_token_s is None and any(isinstance(event, TokenEvent) for event in events):
+            flight.first_token_s = self._shared.service.now_s(flight.call)
         deltas: list[Delta] = []
         for event in events:
             try:
-                delta = generation.push(event)
+                delta = flight.generation.push(event)
             except ServingError as error:
-                exchange.failure = error
+                flight.failure = error
                 break
             if delta.stop_found:
                 self._shared.link.abort(event.request_id)
@@ -204,33 +222,18 @@ class Generate:
                 deltas.append(delta)
         return deltas
 
-    async def _send_piece(self, exchange: Exchange, call: Call, piece: bytes, is_last: bool = False) -> None:
+    def _result(self, flight: InFlight) -> Result:
+        request_id = flight.exchange.request_id
+        return self._shared.service.result(flight.call, request_id, flight.generation, flight.first_token_s)
+
+    async def _send_piece(self, flight: InFlight, piece: bytes, is_last: bool = False) -> None:
+        exchange = flight.exchange
         if not exchange.has_started:
-            more = {**http_headers.of_stream(call), "cache-control": "no-store", "x-accel-buffering": "no"}
-            await self._start(exchange, 200, CONTENT_TYPE, more)
+            more = http_headers.of_stream(flight.call)
+            more = {**more, "cache-control": "no-store", "x-accel-buffering": "no"}
+            await exchange.start(200, CONTENT_TYPE, more)
         if piece or is_last:
-            message = {"type": "http.response.body", "body": piece, "more_body": not is_last}
-            await exchange.send(message)
-
-    async def _send_whole(
-        self, exchange: Exchange, status: int, body: bytes, content_type: str, more: Mapping[str, str]
-    ) -> None:
-        await self._start(exchange, status, content_type, {**more, "content-length": str(len(body))})
-        await exchange.send({"type": "http.response.body", "body": body})
-
-    async def _start(
-        self, exchange: Exchange, status: int, content_type: str, more: Mapping[str, str]
-    ) -> None:
-        every = http_headers.of_every_answer(exchange.headers, exchange.request_id)
-        found = {"content-type": content_type, **every, **more}
-        exchange.has_started = True
-        await exchange.send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [(name.encode(), value.encode("latin-1")) for name, value in found.items()],
-            }
-        )
+            await exchange.send_body(piece, more_body=not is_last)
 
     async def _answer_error(self, exchange: Exchange, error: BaseException) -> None:
         schema = self._schema(exchange)
@@ -246,23 +249,20 @@ class Generate:
         if not is_warm_up:
             self._count(exchange.call, answer.status, None)
         if exchange.has_started:
-            event = schemas.streaming.event(json.loads(answer.body))
-            await exchange.send({"type": "http.response.body", "body": event})
+            await exchange.send_body(schemas.streaming.event(json.loads(answer.body)))
             return
         more = {**answer.headers, "content-length": str(len(answer.body))}
         if unread:
             more["connection"] = "close"
-        await self._start(exchange, answer.status, answer.content_type, more)
-        body = {"type": "http.response.body", "body": answer.body, "more_body": unread}
-        await exchange.send(body)
+        await exchange.start(answer.status, answer.content_type, more)
+        await exchange.send_body(answer.body, more_body=unread)
         if unread:
             await linger(exchange.receive)
-            await exchange.send({"type": "http.response.body"})
+            await exchange.send_body(b"")
 
-    def _schema(self, exchange: Exchange) -> str | None:
-        if exchange.call is not None:
-            return exchange.call.ask.schema
-        return schemas.openai.NAME if self._is_openai else schemas.guess(exchange.body)
+    def _schema(self, exchange: Exchange) -> Schema:
+        """That of an error's answer."""
+        return self._errors if self._errors is not None else schemas.guess(exchange.body)
 
     def _count(self, call: Call | None, status: int, result: Result | None) -> None:
         self._shared.metrics.finished(

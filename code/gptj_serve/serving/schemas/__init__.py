@@ -1,15 +1,15 @@
 """The request and response schemas, one module each; the body's shape says which one a client speaks."""
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gptj_serve.errors import BadRequest, ServingError, UnsupportedMediaType
+from gptj_serve.errors import BadRequest, UnsupportedMediaType
 from gptj_serve.serving import body
 from gptj_serve.serving.call import Ask, Call
 from gptj_serve.serving.generation import Answer
 from gptj_serve.serving.schemas import chat, guide, openai, plain, tgi
-from gptj_serve.serving.schemas.streaming import StreamRenderer, encode
+from gptj_serve.serving.schemas.schema import Schema
+from gptj_serve.serving.schemas.streaming import encode
 
 _ACCEPTED = (
     'send {"inputs": string or list of strings, "parameters": {...}},'
@@ -17,6 +17,16 @@ _ACCEPTED = (
     ' {"prompt": string or list of strings, "max_tokens": number, ...},'
     ' {"messages": [{"role": string, "content": string}], ...}, or text/plain'
 )
+
+
+TGI = tgi.Tgi()
+COMPLETIONS = openai.Completions()
+_BY_NAME = {one.name: one for one in (TGI, COMPLETIONS, chat.Chat(), guide.Guide(), plain.Plain())}
+
+
+def of(name: str) -> Schema:
+    """The schema that `Ask.schema` names."""
+    return _BY_NAME[name]
 
 
 def read(data: bytes, content_type: str | None, max_bytes: int) -> Ask:
@@ -70,16 +80,7 @@ def render(
         request_id: The call's.
         num_generated: Tokens of all candidates; None if there were none but the answers.
     """
-    if call.ask.schema == plain.NAME:
-        document: Any = plain.render(call, answers)
-    elif call.ask.schema == guide.NAME:
-        document = guide.render(call, answers)
-    elif call.ask.schema == openai.NAME:
-        document = openai.render(call, answers, request_id, int(time.time()), num_generated)
-    elif call.ask.schema == chat.NAME:
-        document = chat.render(call, answers, request_id, int(time.time()), num_generated)
-    else:
-        document = tgi.render(call, answers)
+    document = of(call.ask.schema).render(call, answers, request_id, num_generated)
     if isinstance(document, str):
         return document.encode(), body.PLAIN_UTF8
     return b"".join(_pieces(document)), body.JSON
@@ -102,28 +103,6 @@ def _pieces(document: Any) -> Iterator[bytes]:
         yield b"]" if document else b"[]"
     else:
         yield encode(document).encode()
-
-
-def stream(call: Call, request_id: str) -> StreamRenderer:
-    """What renders the answer piece by piece.
-
-    Raises:
-        BadRequest: The schema has no streams.
-    """
-    if call.ask.schema == openai.NAME:
-        return openai.Stream(call, request_id)
-    if call.ask.schema == chat.NAME:
-        return chat.Stream(call, request_id)
-    if call.ask.schema == tgi.NAME:
-        return tgi.Stream(call)
-    raise BadRequest(f"stream=true: the {call.ask.schema} schema has no streams; must be false")
-
-
-def render_error(error: ServingError, request_id: str, ask_schema: str | None) -> dict[str, Any]:
-    """An error's body, in the schema that the client spoke; None if that is not known."""
-    if ask_schema in (openai.NAME, chat.NAME):
-        return openai.error_body(error, request_id)
-    return error.to_body(request_id)
 
 
 def _read_object(data: bytes, content_type: str | None, max_bytes: int) -> dict[str, Any]:
@@ -149,7 +128,7 @@ def _read_document(document: Any) -> Ask:
     return tgi.read(document)
 
 
-def guess(data: bytes) -> str | None:
-    """The schema of a body that could not be read, for the error's; None stands for all but OpenAI's."""
+def guess(data: bytes) -> Schema:
+    """The schema of a body that could not be read, for its error: OpenAI's, or one of all the others."""
     is_openai = (b'"prompt"' in data or b'"messages"' in data) and b'"inputs"' not in data
-    return openai.NAME if is_openai else None
+    return COMPLETIONS if is_openai else TGI

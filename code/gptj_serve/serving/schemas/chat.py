@@ -1,5 +1,6 @@
 """OpenAI's chat: ``{"messages": [{"role": ..., "content": ...}]}``, made a prompt by the model's template."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from gptj_serve.serving.parameters import (
     string,
 )
 from gptj_serve.serving.schemas import openai, openai_fields, openai_logprobs
+from gptj_serve.serving.schemas.streaming import StreamRenderer
 
 NAME = "chat"
 MAX_TOP_LOGPROBS = 20
@@ -99,34 +101,43 @@ def read(document: Any) -> Ask:
     )
 
 
-def render(
-    call: Call, answers: Sequence[Answer], request_id: str, created: int, num_generated: int | None = None
-) -> dict[str, Any]:
-    """The whole answer; the arguments are those of `openai.render`."""
-    choices = []
-    for index, answer in enumerate(answers):
-        logprobs = None
-        if call.parameters.details:
-            logprobs = openai_logprobs.for_chat(openai_logprobs.of_answer(answer.tokens, answer.text))
-        choices.append(
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": answer.text},
-                "logprobs": logprobs,
-                "finish_reason": openai.finish_reason(answer.finish_reason),
-            }
-        )
-    return {
-        "id": f"chatcmpl-{request_id}",
-        "object": "chat.completion",
-        "created": created,
-        "model": call.model,
-        "choices": choices,
-        "usage": openai.usage(call, answers, num_generated),
-    }
+class Chat(openai.Completions):
+    """OpenAI's chat completions."""
+
+    name = NAME
+
+    def render(
+        self, call: Call, answers: Sequence[Answer], request_id: str, num_generated: int | None
+    ) -> dict[str, Any]:
+        """The whole answer."""
+        choices = []
+        for index, answer in enumerate(answers):
+            logprobs = None
+            if call.parameters.details:
+                logprobs = openai_logprobs.for_chat(openai_logprobs.of_answer(answer.tokens, answer.text))
+            choices.append(
+                {
+                    "index": index,
+                    "message": {"role": "assistant", "content": answer.text},
+                    "logprobs": logprobs,
+                    "finish_reason": openai.finish_reason(answer.finish_reason),
+                }
+            )
+        return {
+            "id": f"chatcmpl-{request_id}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": call.model,
+            "choices": choices,
+            "usage": openai.usage(call, answers, num_generated),
+        }
+
+    def stream(self, call: Call, request_id: str) -> StreamRenderer:
+        """Chunks of what each token added."""
+        return ChatStream(call, request_id)
 
 
-class Stream(openai.ChunkStream):
+class ChatStream(openai.ChunkStream):
     """The stream of `/v1/chat/completions`."""
 
     def __init__(self, call: Call, request_id: str) -> None:

@@ -23,6 +23,7 @@ from gptj_serve.serving.parameters import (
     to_parameters,
 )
 from gptj_serve.serving.schemas import tgi
+from gptj_serve.serving.schemas.schema import Schema
 
 NAME = "guide"
 
@@ -56,10 +57,17 @@ def read(document: dict[str, Any]) -> Ask:
     )
 
 
-def render(call: Call, answers: Sequence[Answer]) -> dict[str, Any]:
-    """The pipeline's result: entries for one prompt, a list of lists for a list of prompts."""
-    groups = tgi.grouped(call, answers)
-    return {"response": groups if call.ask.is_list else groups[0], "status": 200}
+class Guide(Schema):
+    """The first guide's schema."""
+
+    name = NAME
+
+    def render(
+        self, call: Call, answers: Sequence[Answer], request_id: str, num_generated: int | None
+    ) -> dict[str, Any]:
+        """The pipeline's result: entries for one prompt, a list of lists for a list of prompts."""
+        groups = tgi.grouped(call, answers)
+        return {"response": groups if call.ask.is_list else groups[0], "status": 200}
 
 
 def _translate(fields: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from gptj_serve.serving.parameters import (
     temperature,
 )
 from gptj_serve.serving.schemas import openai_fields, openai_logprobs
-from gptj_serve.serving.schemas.streaming import event
+from gptj_serve.serving.schemas.schema import Schema
+from gptj_serve.serving.schemas.streaming import StreamRenderer, event
 
 NAME = "openai"
 DEFAULT_MAX_TOKENS = 16
@@ -192,51 +193,51 @@ def to_parameters(fields: Mapping[str, Any], **own: Any) -> Parameters:
     )
 
 
-def render(
-    call: Call, answers: Sequence[Answer], request_id: str, created: int, num_generated: int | None = None
-) -> dict[str, Any]:
-    """The whole answer.
+class Completions(Schema):
+    """OpenAI's completions."""
 
-    Args:
-        call: What was asked.
-        answers: All answers of the first prompt first.
-        request_id: The call's.
-        created: When, in seconds since 1970.
-        num_generated: Tokens of all candidates; None if there were none but the answers.
-    """
-    num_top = call.parameters.num_top_logprobs
-    choices = []
-    for index, answer in enumerate(answers):
-        logprobs = None
-        if call.parameters.details:
-            kept = openai_logprobs.of_answer(answer.tokens, answer.text)
-            logprobs = openai_logprobs.for_completions(kept, num_top)
-        start = prompt_of(call, index).text if call.parameters.return_full_text else ""
-        choices.append(_choice(index, start + answer.text, logprobs, finish_reason(answer.finish_reason)))
-    return {
-        "id": f"cmpl-{request_id}",
-        "object": "text_completion",
-        "created": created,
-        "model": call.model,
-        "choices": choices,
-        "usage": usage(call, answers, num_generated),
-    }
+    name = NAME
 
-
-def error_body(error: ServingError, request_id: str) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
-    kind = "invalid_request_error" if 400 <= error.status < 500 else "server_error"
-    if error.status == 429:
-        kind = "rate_limit_error"
-    return {
-        "error": {
-            "message": error.message,
-            "type": kind,
-            "param": None,
-            "code": error.code or error.kind,
-            "request_id": request_id,
+    def render(
+        self, call: Call, answers: Sequence[Answer], request_id: str, num_generated: int | None
+    ) -> dict[str, Any]:
+        """The whole answer."""
+        num_top = call.parameters.num_top_logprobs
+        choices = []
+        for index, answer in enumerate(answers):
+            logprobs = None
+            if call.parameters.details:
+                kept = openai_logprobs.of_answer(answer.tokens, answer.text)
+                logprobs = openai_logprobs.for_completions(kept, num_top)
+            start = prompt_of(call, index).text if call.parameters.return_full_text else ""
+            choices.append(_choice(index, start + answer.text, logprobs, finish_reason(answer.finish_reason)))
+        return {
+            "id": f"cmpl-{request_id}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": call.model,
+            "choices": choices,
+            "usage": usage(call, answers, num_generated),
         }
-    }
+
+    def stream(self, call: Call, request_id: str) -> StreamRenderer:
+        """Chunks of what each token added."""
+        return CompletionStream(call, request_id)
+
+    def error(self, error: ServingError, request_id: str) -> dict[str, Any]:
+        """An error as OpenAI's clients read it."""
+        kind = "invalid_request_error" if 400 <= error.status < 500 else "server_error"
+        if error.status == 429:
+            kind = "rate_limit_error"
+        return {
+            "error": {
+                "message": error.message,
+                "type": kind,
+                "param": None,
+                "code": error.code or error.kind,
+                "request_id": request_id,
+            }
+        }
 
 
 def finish_reason(reason: str | None) -> str | None:
@@ -311,10 +312,6 @@ class ChunkStream:
             last = self._chunk([], usage(self._call, answers))
         return last + b"data: [DONE]\n\n"
 
-    def error(self, error: ServingError, request_id: str) -> bytes:
-        """The event for an error after the first byte."""
-        return event(error_body(error, request_id))
-
     def _choices(self, delta: Delta, is_first: bool, tokens: list[Token]) -> Iterator[dict[str, Any]]:
         """The choices to tell of, each in a chunk of its own."""
         raise NotImplementedError
@@ -329,7 +326,7 @@ class ChunkStream:
         return event({**self._head, "choices": choices, **last})
 
 
-class Stream(ChunkStream):
+class CompletionStream(ChunkStream):
     """The stream of `/v1/completions`."""
 
     def __init__(self, call: Call, request_id: str) -> None:

@@ -8,6 +8,7 @@ from gptj_serve.serving.call import Ask, Call
 from gptj_serve.serving.generation import Answer
 from gptj_serve.serving.parameters import Parameters
 from gptj_serve.serving.schemas import tgi
+from gptj_serve.serving.schemas.schema import Schema
 
 NAME = "plain"
 
@@ -24,6 +25,13 @@ def read(text: str) -> Ask:
     )
 
 
-def render(call: Call, answers: Sequence[Answer]) -> list[Any] | str:
-    """The continuation alone: as text, or as the `tgi` schema's list where JSON is preferred."""
-    return answers[0].text if prefers_plain(call.accept) else tgi.render(call, answers)
+class Plain(Schema):
+    """Plain text."""
+
+    name = NAME
+
+    def render(
+        self, call: Call, answers: Sequence[Answer], request_id: str, num_generated: int | None
+    ) -> list[Any] | str:
+        """The continuation alone: as text, or as the `tgi` schema's list where JSON is preferred."""
+        return answers[0].text if prefers_plain(call.accept) else tgi.entries(call, answers)

@@ -3,7 +3,6 @@
 import json
 from typing import Any, Protocol
 
-from gptj_serve.errors import ServingError
 from gptj_serve.serving.generation import Answer, Delta
 
 encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -21,10 +20,6 @@ class StreamRenderer(Protocol):
 
     def end(self, answers: tuple[Answer, ...]) -> bytes:
         """What follows when every sequence has ended; may be empty."""
-        ...
-
-    def error(self, error: ServingError, request_id: str) -> bytes:
-        """The event for an error after the first byte; nothing comes after it."""
         ...
 
 

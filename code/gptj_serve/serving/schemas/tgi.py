@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gptj_serve.errors import BadRequest, ServingError
+from gptj_serve.errors import BadRequest
 from gptj_serve.serving.call import Ask, Call, Prompt
 from gptj_serve.serving.generation import DEADLINE, Answer, Delta, LikelyToken, Token
 from gptj_serve.serving.parameters import (
@@ -21,6 +21,7 @@ from gptj_serve.serving.parameters import (
     shown,
     to_parameters,
 )
+from gptj_serve.serving.schemas.schema import Schema
 from gptj_serve.serving.schemas.streaming import event
 
 NAME = "tgi"
@@ -164,7 +165,7 @@ def read_prompts(value: Any, where: str) -> tuple[tuple[str, ...], bool]:
     return tuple(value), True
 
 
-def render(call: Call, answers: Sequence[Answer]) -> Any:
+def entries(call: Call, answers: Sequence[Answer]) -> Any:
     """A list with one entry an answer; with several answers for each of a list's prompts, a list of lists.
 
     Of a call that is bare, the one entry.
@@ -186,7 +187,27 @@ def grouped(call: Call, answers: Sequence[Answer]) -> list[list[dict[str, Any]]]
     ]
 
 
-class Stream:
+class Tgi(Schema):
+    """Hugging Face's schema."""
+
+    name = NAME
+
+    def render(
+        self,
+        call: Call,
+        answers: Sequence[Answer],
+        request_id: str,
+        num_generated: int | None,
+    ) -> Any:
+        """See `entries`."""
+        return entries(call, answers)
+
+    def stream(self, call: Call, request_id: str) -> "TgiStream":
+        """An event a token."""
+        return TgiStream(call)
+
+
+class TgiStream:
     """TGI's stream of the one sequence of a call; see `StreamRenderer`.
 
     Every token has an event, and the last one the whole answer. A token's ``text`` is what became final
@@ -217,13 +238,9 @@ class Stream:
             return before
         return before + self._event(delta)
 
-    def end(self, answers: tuple[Answer, ...]) -> bytes:  # noqa: ARG002 - `StreamRenderer` has it
+    def end(self, answers: tuple[Answer, ...]) -> bytes:
         """Nothing: the sequence's last event told everything."""
         return b""
-
-    def error(self, error: ServingError, request_id: str) -> bytes:
-        """The event for an error after the first byte."""
-        return event(error.to_body(request_id))
 
     def _is_last(self, delta: Delta) -> bool:
         """Whether the end comes next. TGI's clients expect it in the last token's event, not after it."""

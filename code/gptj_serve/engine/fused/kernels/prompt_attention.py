@@ -27,7 +27,7 @@ class PromptPart:
     first: int
     num_tokens: int
     start: int
-    blocks_N: torch.Tensor | None  # noqa: N815
+    blocks_N: torch.Tensor | None
 
 
 class PromptAttention(Protocol):
@@ -91,7 +91,7 @@ class _Beginnings:
         self._borders = borders
         self._longest = max(part.num_tokens for part in parts)
 
-    def run(self, layer: int) -> None:  # noqa: ARG002
+    def run(self, layer: int) -> None:
         borders, longest = self._borders, self._longest
         tokens = (self._query, self._keys, self._values)
         mixed_THE = FLASH(*tokens, borders, borders, longest, longest, 0.0, True, False)[0]

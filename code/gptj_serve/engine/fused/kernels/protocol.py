@@ -22,8 +22,8 @@ from gptj_serve.models.architecture import Architecture
 class Cache:
     """The KV cache: ``keys_LNHSE`` and ``values_LNHSE``, in the weights' type."""
 
-    keys_LNHSE: torch.Tensor  # noqa: N815
-    values_LNHSE: torch.Tensor  # noqa: N815
+    keys_LNHSE: torch.Tensor
+    values_LNHSE: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,10 @@ class Tokens:
         tables_TW: int32, each token's cache blocks in order; None where no token is decoded.
     """
 
-    positions_T: torch.Tensor  # noqa: N815
-    cache_rows_T: torch.Tensor  # noqa: N815
-    history_rows_T: torch.Tensor  # noqa: N815
-    tables_TW: torch.Tensor | None = None  # noqa: N815
+    positions_T: torch.Tensor
+    cache_rows_T: torch.Tensor
+    history_rows_T: torch.Tensor
+    tables_TW: torch.Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -69,14 +69,14 @@ class Scratch:
         counters: int32, zero between calls.
     """
 
-    hidden_TD: torch.Tensor  # noqa: N815
-    normed_TD: torch.Tensor  # noqa: N815
-    query_TA: torch.Tensor  # noqa: N815
-    projected_TP: torch.Tensor  # noqa: N815
-    mixed_TK: torch.Tensor  # noqa: N815
-    added_TD: torch.Tensor  # noqa: N815
-    logits_TV: torch.Tensor  # noqa: N815
-    chosen_2T: torch.Tensor  # noqa: N815
+    hidden_TD: torch.Tensor
+    normed_TD: torch.Tensor
+    query_TA: torch.Tensor
+    projected_TP: torch.Tensor
+    mixed_TK: torch.Tensor
+    added_TD: torch.Tensor
+    logits_TV: torch.Tensor
+    chosen_2T: torch.Tensor
     partial: torch.Tensor
     counters: torch.Tensor
 
@@ -120,9 +120,9 @@ class State:
 
     architecture: Architecture
     weights: PackedWeights
-    rotary_PR2: torch.Tensor  # noqa: N815
+    rotary_PR2: torch.Tensor
     cache: Cache
-    history_SC: torch.Tensor  # noqa: N815
+    history_SC: torch.Tensor
     scratch: Scratch
 
 

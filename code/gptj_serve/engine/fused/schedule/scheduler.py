@@ -264,7 +264,7 @@ class ContinuousScheduler(Scheduler):
     def _num_can_start(self) -> int:
         return self._seats.num_free_slots
 
-    def _leave(self, sequence: HeldSequence, now_s: float) -> None:  # noqa: ARG002
+    def _leave(self, sequence: HeldSequence, now_s: float) -> None:
         self._seats.give_back(sequence)
 
     def _end(self, sequence: HeldSequence, reason: str, error: ServingError | None, now_s: float) -> EndEvent:

@@ -31,8 +31,8 @@ class Epilogue(IntEnum):
 class Norm:
     """A LayerNorm: ``weight_D`` and ``bias_D``."""
 
-    weight_D: torch.Tensor  # noqa: N815
-    bias_D: torch.Tensor  # noqa: N815
+    weight_D: torch.Tensor
+    bias_D: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class Product:
     """
 
     matrix: Matrix
-    bias_N: torch.Tensor  # noqa: N815
+    bias_N: torch.Tensor
     first_biased_row: int
     epilogue: Epilogue
     first_inner_row: int = 0
@@ -75,11 +75,11 @@ class PackedWeights:
         head_bias_V: Of ``lm_head``.
     """
 
-    embedding_VD: torch.Tensor  # noqa: N815
+    embedding_VD: torch.Tensor
     first_norm: Norm
     layers: tuple[Layer, ...]
     head: Matrix
-    head_bias_V: torch.Tensor  # noqa: N815
+    head_bias_V: torch.Tensor
 
     @property
     def is_tied(self) -> bool:

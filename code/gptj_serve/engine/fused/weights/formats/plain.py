@@ -11,7 +11,7 @@ from gptj_serve.engine.fused.weights.matrix import Slot
 class PlainSlot:
     """Stores a tensor as it is, converted to the target's type."""
 
-    target_RC: torch.Tensor  # noqa: N815
+    target_RC: torch.Tensor
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -33,7 +33,7 @@ class PlainMatrix:
         values_RC: The weights: rows come out of the product, columns go in.
     """
 
-    values_RC: torch.Tensor  # noqa: N815
+    values_RC: torch.Tensor
 
     @staticmethod
     def empty(rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> "PlainMatrix":

@@ -85,4 +85,4 @@ def test_an_attack_that_gets_through_is_told(tmp_path: Path, monkeypatch: pytest
         "ALL = [types.SimpleNamespace(run=broken, name='broken', fronts=('http',), is_cheap=True)]\n"
     )
     with pytest.raises(soak.GotThrough, match="broken: AssertionError"):
-        soak.try_attack("http://127.0.0.1:1", None, str(tmp_path), 0.99)
+        soak.try_attack("http://127.0.0.1:1", str(tmp_path), 0.99)

@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--attacks", type=Path, help="folder with the package attacks: mix them in")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
-    with attackers(args.url, args.pid, args.attacks) as attack:
+    with attackers(args.url, args.attacks) as attack:
         found = asyncio.run(soak(args.url, args.clients, args.seconds, args.pid, attack))
     report = {**surroundings(), **found}
     print(json.dumps(report, indent=1))
@@ -122,12 +122,11 @@ def is_right(report: dict[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def attackers(url: str, pid: int | None, folder: Path | None) -> Iterator[Attack | None]:
+def attackers(url: str, folder: Path | None) -> Iterator[Attack | None]:
     """While it is entered, there are processes that attack.
 
     Args:
         url: The service.
-        pid: Its first process.
         folder: Holds the package ``attacks``; None: there are no attacks.
     """
     if folder is None:
@@ -137,7 +136,7 @@ def attackers(url: str, pid: int | None, folder: Path | None) -> Iterator[Attack
     with concurrent.futures.ProcessPoolExecutor(NUM_ATTACKERS, spawn, _be_nice) as pool:
 
         async def attack(chance: float) -> None:
-            await asyncio.wrap_future(pool.submit(try_attack, url, pid, str(folder.resolve()), chance))
+            await asyncio.wrap_future(pool.submit(try_attack, url, str(folder.resolve()), chance))
 
         yield attack
 
@@ -147,19 +146,20 @@ def _be_nice() -> None:
     sys.stdout = sys.stderr  # attacks print what they see
 
 
-def try_attack(url: str, pid: int | None, folder: str, chance: float) -> None:
-    """Try one of the attacks that take no longer than a second or so.
+def try_attack(url: str, folder: str, chance: float) -> None:
+    """Try one of the attacks that take no longer than a second or so, without its own bound on memory.
+
+    Others attack at the same time, and their memory would count.
 
     Args:
         url: The service.
-        pid: Its first process.
         folder: Holds the package ``attacks``.
         chance: Which one, 0..1 (1 excluded).
 
     Raises:
         GotThrough: It found that a promise is broken.
     """
-    target, chosen = _attacks_on(url, pid, folder)
+    target, chosen = _attacks_on(url, folder)
     one = chosen[int(chance * len(chosen))]
     try:
         one.run(target)
@@ -168,10 +168,10 @@ def try_attack(url: str, pid: int | None, folder: str, chance: float) -> None:
 
 
 @functools.cache
-def _attacks_on(url: str, pid: int | None, folder: str) -> tuple[Any, list[Any]]:
+def _attacks_on(url: str, folder: str) -> tuple[Any, list[Any]]:
     sys.path.insert(0, folder)
     package = importlib.import_module("attacks")
-    target = package.Target.of(url, pid)
+    target = package.Target.of(url, None)
     return target, [one for one in package.ALL if one.is_cheap and target.front in one.fronts]
 
 

@@ -57,6 +57,17 @@ def decoded(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
         raise BadRequest(f"the body is not {name}, as its content-encoding says") from None
 
 
+def beginning(body: bytes, encoding: str | None, num_bytes: int) -> bytes:
+    """What a body begins with when it is inflated; nothing of one that cannot be. Of others, all."""
+    name = (encoding or "").strip().lower()
+    if name not in _ENCODINGS:
+        return body
+    try:
+        return zlib.decompressobj(_window_bits(body, name)).decompress(body, num_bytes)
+    except zlib.error:
+        return b""
+
+
 def _inflated(body: bytes, name: str, max_bytes: int) -> bytes:
     pieces: list[bytes] = []
     num_bytes, rest = 0, body

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gptj_serve.errors import DeadlinePassed, InternalError, ServingError
 from gptj_serve.serving import forks
+from gptj_serve.serving.body import decoded
 from gptj_serve.serving.call import Call
 from gptj_serve.serving.service import Read, Service, log_unexpected
 
@@ -30,6 +31,7 @@ class Body:
         accept: The ``Accept`` header.
         arrived_s: When its request came, on the service's clock.
         request_id: For the log.
+        encoding: The ``Content-Encoding`` header; None where ``data`` is what it stands for.
     """
 
     data: bytes = field(repr=False)
@@ -37,15 +39,21 @@ class Body:
     accept: str | None
     arrived_s: float
     request_id: str
+    encoding: str | None = None
 
     @property
     def is_large(self) -> bool:
         """Whether it is parsed in a process of its own."""
-        return len(self.data) > LARGE_BODY_BYTES
+        return self.encoding is not None or len(self.data) > LARGE_BODY_BYTES
+
+    def inflated(self, max_bytes: int) -> "Body":
+        """The same without its encoding. Raises as `gptj_serve.serving.body.decoded`."""
+        return replace(self, data=decoded(self.data, self.encoding, max_bytes), encoding=None)
 
 
 def parse(service: Service, read: Read, body: Body) -> Call:
     """Read and check a body, here. Raises `ServingError`."""
+    body = body.inflated(service.max_payload_bytes)
     return service.parse(body.data, body.content_type, body.accept, read, body.arrived_s)
 
 

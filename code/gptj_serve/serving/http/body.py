@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gptj_serve.errors import BadRequest, Overloaded, PayloadTooLarge
-from gptj_serve.serving.body import decoded
 from gptj_serve.serving.http.headers import Headers
 from gptj_serve.serving.http.link import ClientGone
 
@@ -91,18 +90,17 @@ class Held:
 
 
 async def read_body(receive: Any, headers: Headers, max_bytes: int, held: Held) -> bytes:
-    """The whole body, inflated where it was compressed.
+    """The whole body, as it comes.
 
     Args:
         receive: ASGI's.
         headers: The request's.
-        max_bytes: Of what comes, and of what it is when inflated.
+        max_bytes: Of what comes.
         held: Its part of the room for all bodies.
 
     Raises:
         PayloadTooLarge: By its ``Content-Length``, before anything is read, or by what came.
-        BadRequest: It did not come in time, or is not encoded as the headers say.
-        UnsupportedMediaType: It is encoded in a way that is not read here.
+        BadRequest: It did not come in time.
         Overloaded: All bodies together are too large.
         ClientGone: The client hung up.
     """
@@ -111,7 +109,7 @@ async def read_body(receive: Any, headers: Headers, max_bytes: int, held: Held) 
         raise too_large(int(declared), max_bytes)
     held.reading = asyncio.ensure_future(_read(receive, max_bytes, held))
     try:
-        body = await asyncio.wait_for(held.reading, READ_TIMEOUT_S)
+        return await asyncio.wait_for(held.reading, READ_TIMEOUT_S)
     except asyncio.TimeoutError:
         raise BadRequest(f"the body did not come within {READ_TIMEOUT_S:g} s") from None
     except asyncio.CancelledError:
@@ -120,12 +118,6 @@ async def read_body(receive: Any, headers: Headers, max_bytes: int, held: Held) 
         raise
     finally:
         held.reading = None
-    encoding = headers.get("content-encoding")
-    if encoding is None:
-        return body
-    body = await asyncio.to_thread(decoded, body, encoding, max_bytes)
-    held.grow(len(body) - held.num_bytes)
-    return body
 
 
 async def _read(receive: Any, max_bytes: int, held: Held) -> bytes:

@@ -13,6 +13,7 @@ from gptj_serve import run_dir
 from gptj_serve.errors import DeadlinePassed, Overloaded, ServingError, is_failure, release_frames
 from gptj_serve.request import Event, TokenEvent
 from gptj_serve.serving import schemas
+from gptj_serve.serving.body import beginning
 from gptj_serve.serving.call import Call
 from gptj_serve.serving.generation import DEADLINE, Delta, Generation
 from gptj_serve.serving.http import headers as http_headers
@@ -22,7 +23,7 @@ from gptj_serve.serving.http.headers import Headers
 from gptj_serve.serving.http.link import CallEvents, ClientGone, EngineLink
 from gptj_serve.serving.http.metrics import Metrics
 from gptj_serve.serving.http.parsing import Parser
-from gptj_serve.serving.parsing import Body
+from gptj_serve.serving.parsing import LARGE_BODY_BYTES, Body
 from gptj_serve.serving.schemas.schema import Schema
 from gptj_serve.serving.schemas.streaming import CONTENT_TYPE, StreamRenderer
 from gptj_serve.serving.service import Read, Result, Service
@@ -146,7 +147,14 @@ class Generate:
         headers = exchange.headers
         limit_s = http_headers.timeout_s(headers, self._shared.settings.request_timeout_s)
         content_type, accept = headers.get("content-type"), headers.get("accept")
-        body = Body(exchange.body, content_type, accept, exchange.arrived_s, exchange.request_id)
+        body = Body(
+            exchange.body,
+            content_type,
+            accept,
+            exchange.arrived_s,
+            exchange.request_id,
+            headers.get("content-encoding"),
+        )
         return self._shared.parser.parse(self._read, body, limit_s)
 
     async def _generate(self, exchange: Exchange, call: Call, watch: "_Watch") -> None:
@@ -262,7 +270,10 @@ class Generate:
 
     def _schema(self, exchange: Exchange) -> Schema:
         """That of an error's answer."""
-        return self._errors if self._errors is not None else schemas.guess(exchange.body)
+        if self._errors is not None:
+            return self._errors
+        encoding = exchange.headers.get("content-encoding")
+        return schemas.guess(beginning(exchange.body, encoding, LARGE_BODY_BYTES))
 
     def _count(self, call: Call | None, status: int, result: Result | None) -> None:
         self._shared.metrics.finished(

@@ -1,6 +1,7 @@
 """Parsing beside streams: what is large waits for a place, under its deadline, in a process of its own."""
 
 import asyncio
+import contextlib
 import io
 import pickle
 import time
@@ -8,7 +9,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gptj_serve.errors import DeadlinePassed, Overloaded
+from gptj_serve.errors import DeadlinePassed, Overloaded, PayloadTooLarge
 from gptj_serve.request import ModelInfo
 from gptj_serve.serving import parsing
 from gptj_serve.serving.call import Ask, Call
@@ -76,6 +77,9 @@ class Parser:
             DeadlinePassed: It took too long.
             ServingError: The body is wrong.
         """
+        if len(body.data) <= LARGE_BODY_BYTES:
+            with contextlib.suppress(PayloadTooLarge):  # what becomes large is inflated elsewhere
+                body = body.inflated(LARGE_BODY_BYTES)
         if body.is_large:
             return self._in_time(self._apart(read, body, limit_s), body, limit_s)
         ask = read(body.data, body.content_type, self._service.max_payload_bytes)

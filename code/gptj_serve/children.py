@@ -17,6 +17,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gptj_serve.logs import log_event
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -211,7 +214,9 @@ class _Relay:
                 sys.stdout.buffer.write(line + b"\n")
                 sys.stdout.buffer.flush()
         elif line.strip():
-            logger.info(line.decode("utf-8", "replace").rstrip(), extra={"fields": {"from": self._name}})
+            text = line.decode("utf-8", "replace").rstrip()
+            fields: dict[str, Any] = {"from": self._name}
+            log_event(logger, "child_output", text, **fields)
 
 
 def die_with_parent(number: int) -> None:

@@ -23,6 +23,7 @@ from gptj_serve.children import Child, ChildDied, Children, Stopped
 from gptj_serve.driver import Driver, find_driver
 from gptj_serve.elsewhere import what_is_not_used
 from gptj_serve.errors import StartupError
+from gptj_serve.logs import log_event
 from gptj_serve.models.model_dir import find_directory
 from gptj_serve.ports import check_port_is_free
 from gptj_serve.request import ModelInfo
@@ -78,7 +79,7 @@ class Launcher:
         for sentence in what_is_not_used(
             self._env, self._settings.front, (self._settings.model_dir, model_dir)
         ):
-            logger.warning("%s", sentence, extra={"fields": {"event": "not_used"}})
+            log_event(logger, "not_used", sentence, level=logging.WARNING)
         engine: Child | None = None
         try:
             self._start_template_process(model_dir)
@@ -91,16 +92,16 @@ class Launcher:
             engine = loading
             self._start_front(info, go)
             seconds = round(time.monotonic() - self._started_s, 3)
-            fields = {"event": "ready", "seconds": seconds, "engine": info.engine}
-            logger.info("ready on port %d", self._settings.port, extra={"fields": fields})
+            message = f"ready on port {self._settings.port}"
+            log_event(logger, "ready", message, seconds=seconds, engine=info.engine)
             while not self._front.has_lost_its_workers(self._directory):
                 self._children.wait(WATCH_INTERVAL_S)
-            logger.error("the front lost its workers", extra={"fields": {"event": "child_died"}})
+            log_event(logger, "child_died", "the front lost its workers", level=logging.ERROR)
             return EXIT_FRONT_DIED
         except Stopped:
             return self._drain(engine)
         except ChildDied as error:
-            logger.error("%s", error, extra={"fields": {"event": "child_died"}})
+            log_event(logger, "child_died", str(error), level=logging.ERROR)
             self._let_front_answer()
             return EXIT_ENGINE_DIED if error.child.name == "engine" else EXIT_FRONT_DIED
         finally:
@@ -222,7 +223,7 @@ class Launcher:
 
     def _drain(self, engine: Child | None) -> int:
         """Let the engine finish what it has; a second signal ends that. Returns the exit code."""
-        logger.info("stopping", extra={"fields": {"event": "stopping"}})
+        log_event(logger, "stopping", "stopping")
         if engine is None:
             return 0
         engine.terminate()
@@ -271,14 +272,13 @@ def main() -> int:
         settings = Settings.from_env(os.environ)
         logs.configure("serve", settings.log_level)
         driver = find_driver(os.environ)
-        fields = {"event": "starting", "versions": _versions(), "driver": asdict(driver)}
-        logger.info("starting", extra={"fields": fields})
+        log_event(logger, "starting", "starting", versions=_versions(), driver=asdict(driver))
         with run_dir.private() as directory:
             exit_code = Launcher(settings, dict(os.environ), driver, directory).run()
-        logger.info("stopped", extra={"fields": {"event": "stopped", "exit_code": exit_code}})
+        log_event(logger, "stopped", "stopped", exit_code=exit_code)
         return exit_code
     except StartupError as error:
-        logger.error("%s", error, extra={"fields": {"event": "not_started"}})
+        log_event(logger, "not_started", str(error), level=logging.ERROR)
         if sys.stderr.isatty():
             print(error, file=sys.stderr)  # the log is for machines, and a person looks on
         return EXIT_NOT_STARTED

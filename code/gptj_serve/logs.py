@@ -1,6 +1,6 @@
 """Logs as one JSON object a line on stdout. Prompts, answers and secrets never go through here.
 
-A record's own fields are passed as ``extra={"fields": {...}}``.
+Every record of ours is an event with a name and fields (`log_event`); docs/log-events.md lists them.
 """
 
 import json
@@ -8,6 +8,31 @@ import logging
 import sys
 from datetime import datetime, timezone
 from typing import Any
+
+FOREIGN = "library"
+"""The event of a record that a library made."""
+
+
+def log_event(
+    logger: logging.Logger,
+    event: str,
+    message: str,
+    *,
+    level: int = logging.INFO,
+    error: BaseException | None = None,
+    **fields: Any,
+) -> None:
+    """Log an event.
+
+    Args:
+        logger: That of the module.
+        event: Its name, by which programs find it.
+        message: For people.
+        level: One of `logging`'s.
+        error: Its traceback becomes a field.
+        fields: What else there is to know, under names that stay.
+    """
+    logger.log(level, "%s", message, exc_info=error, extra={"fields": {"event": event, **fields}})
 
 
 class JsonFormatter(logging.Formatter):
@@ -25,7 +50,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line.update(getattr(record, "fields", {}))
+        line.update(getattr(record, "fields", {"event": FOREIGN}))
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)

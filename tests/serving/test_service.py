@@ -538,6 +538,7 @@ def test_one_log_record_a_request(caplog: pytest.LogCaptureFixture) -> None:
     clock.now_s += 1
     service.render(call, result)
     assert logged(caplog) == {
+        "event": "request",
         "request_id": "req",
         "status": 200,
         "schema": "tgi",
@@ -569,7 +570,12 @@ def test_errors_are_json_with_their_status(caplog: pytest.LogCaptureFixture) -> 
     status, data, content_type, headers = render_error(BadRequest("inputs: is empty"), "req")
     assert (status, content_type, headers) == (400, "application/json", {})
     assert json.loads(data) == {"error": "inputs: is empty", "error_type": "validation", "request_id": "req"}
-    assert logged(caplog) == {"request_id": "req", "status": 400, "error_type": "validation"}
+    assert logged(caplog) == {
+        "event": "request",
+        "request_id": "req",
+        "status": 400,
+        "error_type": "validation",
+    }
 
 
 def test_a_failed_call_is_logged_with_what_is_known_of_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -22,6 +22,7 @@ from gptj_serve import logs
 from gptj_serve.children import END_SIGNAL
 from gptj_serve.engine.start_log import logged_import
 from gptj_serve.errors import StartupError
+from gptj_serve.logs import log_event
 from gptj_serve.settings import Settings
 
 logger = logging.getLogger("gptj_serve.engine")
@@ -45,11 +46,12 @@ def main() -> int:
         _say(args.ready_fd, {"status": "failed", "message": str(error)})
         return EXIT_NOT_STARTED
     except Exception as error:
-        logger.exception("the engine could not start")
+        message = "the engine could not start"
+        log_event(logger, "engine_not_started", message, level=logging.ERROR, error=error)
         _say(args.ready_fd, {"status": "failed", "message": f"{type(error).__name__}: {error}"})
         return EXIT_NOT_STARTED
-    fields = {"event": "engine_ready", "seconds": round(time.monotonic() - started_s, 3)}
-    logger.info("the engine is ready", extra={"fields": fields})
+    seconds = round(time.monotonic() - started_s, 3)
+    log_event(logger, "engine_ready", "the engine is ready", seconds=seconds)
     _say(args.ready_fd, {"status": "ready", "model": info.to_wire()})
     return _serve(engine)
 
@@ -60,7 +62,7 @@ def _start(settings: Settings, socket_path: Path) -> tuple[Any, Any]:
 
     checkpoint = find_checkpoint(settings.model_dir, settings.model_as_given)
     for note in checkpoint.notes:
-        logger.warning("%s", note, extra={"fields": {"event": "model_note"}})
+        log_event(logger, "model_note", note, level=logging.WARNING)
     with logged_import("PyTorch"):
         from gptj_serve.engine.build import build_engine
 
@@ -72,8 +74,8 @@ def _serve(engine: Any) -> int:
     try:
         engine.run()
     except Exception as error:  # what no step survives, or a bug outside of them
-        fields = {"event": "backend_dead"}
-        logger.exception("the engine cannot go on: %s", str(error) or repr(error), extra={"fields": fields})
+        message = f"the engine cannot go on: {str(error) or repr(error)}"
+        log_event(logger, "backend_dead", message, level=logging.ERROR, error=error)
         with contextlib.suppress(Exception):  # the last answers, if they can still be sent
             engine.close()
         return EXIT_BACKEND_DEAD

@@ -23,6 +23,7 @@ from gptj_serve.engine.static.runner import StaticRunner
 from gptj_serve.engine.static.scheduler import StaticScheduler, Step
 from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.errors import StartupError
+from gptj_serve.logs import log_event
 from gptj_serve.models.model_dir import Checkpoint
 from gptj_serve.models.model_name import find_model_name
 from gptj_serve.request import ModelInfo
@@ -48,8 +49,8 @@ def build_engine(settings: Settings, checkpoint: Checkpoint, socket_path: Path) 
     limit_threads(os.environ)
     machine = look_at_machine(os.environ)
     name, reason, library = _choose(settings, machine, checkpoint)
-    fields = {"event": "engine_chosen", "engine": name, "reason": reason, **describe(machine)}
-    logger.info("engine %s (%s)", name, reason, extra={"fields": fields})
+    fields: dict[str, Any] = {"engine": name, "reason": reason, **describe(machine)}
+    log_event(logger, "engine_chosen", f"engine {name} ({reason})", **fields)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if name == "fused":
         runner = _load_fused(settings, checkpoint, device, library)

@@ -4,6 +4,7 @@ import logging
 
 from gptj_serve.engine.scheduler import Counters
 from gptj_serve.errors import InternalError
+from gptj_serve.logs import log_event
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class FailedSteps:
         Returns:
             What to tell its clients.
         """
-        logger.error("a batch was given up", exc_info=error, extra={"fields": {"event": "batch_failed"}})
+        log_event(logger, "batch_failed", "a batch was given up", level=logging.ERROR, error=error)
         if isinstance(error, BatchLost):
             return InternalError(str(error))
         if self._counters.served != self._num_served:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj_serve import wire
+from gptj_serve.logs import log_event
 from gptj_serve.request import EngineStats, GenerationRequest, ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,8 @@ class EngineServer:
                 else:
                     self.inbox.put(_parse(connection, message))
         except (ValueError, KeyError, TypeError, OSError) as error:
-            logger.warning("a front's connection was cut: %s", type(error).__name__)
+            cut = f"a front's connection was cut: {type(error).__name__}"
+            log_event(logger, "connection_cut", cut, level=logging.WARNING)
         finally:
             self._writers.pop(connection, None)
             if watch := self._watches.pop(connection, None):
@@ -123,7 +125,8 @@ class EngineServer:
                 continue
             writer.write(line)
             if writer.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
-                logger.warning("a front does not read its answers: its connection is cut")
+                message = "a front does not read its answers: its connection is cut"
+                log_event(logger, "connection_cut", message, level=logging.WARNING)
                 writer.transport.abort()
 
     async def _close(self) -> None:

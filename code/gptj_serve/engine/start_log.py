@@ -5,6 +5,8 @@ import logging
 import time
 from collections.abc import Iterator
 
+from gptj_serve.logs import log_event
+
 logger = logging.getLogger(__name__)
 
 
@@ -15,20 +17,18 @@ def logged_import(what: str) -> Iterator[None]:
     Args:
         what: The slow packages among them.
     """
-    with _logged("imported", f"imported {what}", {"what": what}):
-        yield
+    started_s = time.monotonic()
+    yield
+    log_event(logger, "imported", f"imported {what}", what=what, seconds=_since_s(started_s))
 
 
 @contextlib.contextmanager
 def logged_warm_up() -> Iterator[None]:
     """Log the time of a model's warm-up."""
-    with _logged("warmed_up", "the model is warmed up", {}):
-        yield
-
-
-@contextlib.contextmanager
-def _logged(event: str, message: str, fields: dict[str, str]) -> Iterator[None]:
     started_s = time.monotonic()
     yield
-    seconds = round(time.monotonic() - started_s, 3)
-    logger.info("%s", message, extra={"fields": {"event": event, **fields, "seconds": seconds}})
+    log_event(logger, "warmed_up", "the model is warmed up", seconds=_since_s(started_s))
+
+
+def _since_s(started_s: float) -> float:
+    return round(time.monotonic() - started_s, 3)

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from gptj_serve.children import END_SIGNAL
 from gptj_serve.errors import InternalError
+from gptj_serve.logs import log_event
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,8 @@ class ForkServer:
                 socket.send_fds(self._socket, [b"\0"], [theirs.fileno()])
             except OSError:
                 ours.close()
-                logger.error("the process that parses large bodies is gone; the front ends")
+                message = "the process that parses large bodies is gone; the front ends"
+                log_event(logger, "parser_gone", message, level=logging.ERROR)
                 os.kill(os.getpid(), END_SIGNAL)  # it cannot be had again: now there are threads
                 raise WorkLost("internal error") from None
         return ours

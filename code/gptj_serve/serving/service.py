@@ -21,6 +21,7 @@ from gptj_serve.errors import (
     ServingError,
     release_frames,
 )
+from gptj_serve.logs import log_event
 from gptj_serve.request import Event, GenerationRequest, IdLists, ModelInfo, TokenEvent
 from gptj_serve.serving import body, schemas
 from gptj_serve.serving.call import Ask, Call, Prompt
@@ -437,20 +438,23 @@ def _log(call: Call | None, now_s: float, **fields: Any) -> None:
         fields["prompt_tokens"] = call.num_prompt_tokens
         fields["num_sequences"] = call.num_sequences
         fields["total_s"] = now_s - call.arrived_s
-    known = {
+    known: dict[str, Any] = {
         name: round(value, 6) if isinstance(value, float) else value
         for name, value in fields.items()
         if value is not None
     }
-    logger.info("request", extra={"fields": known})
+    log_event(logger, "request", "request", **known)
 
 
 def log_unexpected(error: BaseException, request_id: str) -> None:
     """Log what was not foreseen, without its message."""
     # the message of an exception may quote a prompt; where it was raised may be told
-    fields = {
-        "request_id": request_id,
-        "exception": type(error).__name__,
-        "traceback": "".join(traceback.format_tb(error.__traceback__)),
-    }
-    logger.error("unexpected error", extra={"fields": fields})
+    log_event(
+        logger,
+        "unexpected_error",
+        "unexpected error",
+        level=logging.ERROR,
+        request_id=request_id,
+        exception=type(error).__name__,
+        traceback="".join(traceback.format_tb(error.__traceback__)),
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gptj_serve import run_dir
 from gptj_serve.errors import StartupError, is_failure
+from gptj_serve.logs import log_event
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def start_failures(directory: Path) -> Iterator[None]:
             raise
         reason = str(error)
         if not isinstance(error, StartupError):  # nothing that was foreseen: where it happened matters
-            logger.exception("unexpected error")
+            log_event(logger, "unexpected_error", "unexpected error", level=logging.ERROR, error=error)
             reason = f"the front could not start: {type(error).__name__}: {error}"
         run_dir.tell_start_failure(directory, reason)
         sys.exit(1)

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,6 +37,7 @@ from gptj_serve.engine.fused.weights.load import load_weights
 from gptj_serve.engine.fused.weights.pack import PackedWeights
 from gptj_serve.engine.start_log import logged_warm_up
 from gptj_serve.errors import StartupError
+from gptj_serve.logs import log_event
 from gptj_serve.models.architecture import Architecture
 from gptj_serve.models.model_dir import Checkpoint
 
@@ -192,10 +194,9 @@ def _architecture(device: torch.device) -> str:
 
 def _log(limits: RunnerLimits, state: State) -> None:
     cache_bytes = 2 * state.cache.keys_LNHSE.nbytes
-    fields = {
-        "event": "cache_ready",
+    fields: dict[str, Any] = {
         "cache_tokens": limits.num_blocks * limits.block_size,
         "cache_bytes": cache_bytes,
         "max_batch_size": limits.max_batch_size,
     }
-    logger.info("the KV cache is ready", extra={"fields": fields})
+    log_event(logger, "cache_ready", "the KV cache is ready", **fields)

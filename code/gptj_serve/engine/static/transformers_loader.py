@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from gptj_serve.engine.memory import host_peak_bytes, room_for_weights, weights_need
 from gptj_serve.errors import StartupError
 from gptj_serve.files import some
+from gptj_serve.logs import log_event
 from gptj_serve.models.checkpoint_files import SAFETENSORS
 from gptj_serve.models.config import CONFIG
 from gptj_serve.models.model_dir import Checkpoint
@@ -120,8 +121,7 @@ def _from_files(checkpoint: Checkpoint, dtype: torch.dtype) -> GPTJForCausalLM:
 
 def _log(model: GPTJForCausalLM, device: torch.device, phases: Mapping[str, float]) -> None:
     tensors = [*model.parameters(), *model.buffers()]
-    fields = {
-        "event": "model_loaded",
+    fields: dict[str, Any] = {
         "seconds": round(sum(phases.values()), 3),
         # files are only mapped, unless weights are converted: then uploading reads them
         **{f"{phase}_seconds": round(seconds, 3) for phase, seconds in phases.items()},
@@ -129,4 +129,4 @@ def _log(model: GPTJForCausalLM, device: torch.device, phases: Mapping[str, floa
         "device_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         "host_peak_bytes": host_peak_bytes(),
     }
-    logger.info("the model is loaded", extra={"fields": fields})
+    log_event(logger, "model_loaded", "the model is loaded", **fields)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from gptj_serve import run_dir
 from gptj_serve.errors import DeadlinePassed, Overloaded, ServingError, is_failure, release_frames
+from gptj_serve.logs import log_event
 from gptj_serve.request import Event, TokenEvent
 from gptj_serve.serving import schemas
 from gptj_serve.serving.body import beginning
@@ -126,7 +127,7 @@ class Generate:
         except ClientGone as gone:
             release_frames(gone)
             self._shared.metrics.cancelled()
-            logger.info("the client has gone", extra={"fields": {"request_id": exchange.request_id}})
+            log_event(logger, "client_gone", "the client has gone", request_id=exchange.request_id)
         except BaseException as error:
             if not is_failure(error):
                 raise

@@ -25,6 +25,7 @@ from typing import NoReturn
 
 from gptj_serve import logs
 from gptj_serve.children import die_with_parent
+from gptj_serve.logs import log_event
 from gptj_serve.serving.templates import files
 from gptj_serve.serving.templates.jinja import ChatTemplate, RefusedMessages
 from gptj_serve.serving.templates.limits import (
@@ -59,10 +60,8 @@ def main() -> NoReturn:
         if (reason := _start_worker(listener, found)) is not None:
             raise files.UnusableTemplate(reason)
     except files.UnusableTemplate as error:
-        fields = {"event": "no_chat", "model_dir": str(args.model_dir)}
-        logger.warning(
-            "the chat template is not usable, chat is not served: %s", error.for_log, extra={"fields": fields}
-        )
+        message = f"the chat template is not usable, chat is not served: {error.for_log}"
+        log_event(logger, "no_chat", message, level=logging.WARNING, model_dir=str(args.model_dir))
         _serve(listener, partial(_refuse, f"is not usable: {error}"))
     _keep_workers(listener, found)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from gptj_serve import logs, run_dir
 from gptj_serve.errors import StartupError
+from gptj_serve.logs import log_event
 from gptj_serve.serving.text import Tokenizer
 from gptj_serve.serving.tokenizing import PreparedTokenizer
 from gptj_serve.settings import Settings
@@ -96,8 +97,9 @@ def main() -> int:
         args.directory.mkdir(exist_ok=True)
         run_dir.tell_start_failure(args.directory, str(error))
         return 1
-    fields = {"event": "tokenizer_converted", "seconds": round(time.monotonic() - started_s, 3)}
-    logger.info("Transformers has read the tokenizer's files", extra={"fields": fields})
+    seconds = round(time.monotonic() - started_s, 3)
+    message = "Transformers has read the tokenizer's files"
+    log_event(logger, "tokenizer_converted", message, seconds=seconds)
     return 0
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gptj_serve.errors import StartupError
+from gptj_serve.logs import log_event
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,8 @@ def find_library(env: Mapping[str, str], architectures: Sequence[str]) -> Path:
     started_s = time.monotonic()
     library, origin = _find_library(env, architectures)
     seconds = round(time.monotonic() - started_s, 3)
-    fields = {"event": "kernels_loaded", "origin": origin, "seconds": seconds}
-    logger.info("the fused engine's kernels are %s", origin, extra={"fields": fields})
+    message = f"the fused engine's kernels are {origin}"
+    log_event(logger, "kernels_loaded", message, origin=origin, seconds=seconds)
     return library
 
 
@@ -106,7 +107,8 @@ def _run_nvcc(nvcc: Sequence[str], architectures: Sequence[str], output: Path) -
     command = [*nvcc, *_options(architectures), "-o", str(output), str(SOURCES / "fused.cu")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        logger.error("nvcc failed: %s", (done.stderr or done.stdout).strip())
+        message = f"nvcc failed: {(done.stderr or done.stdout).strip()}"
+        log_event(logger, "kernels_not_built", message, level=logging.ERROR)
         raise StartupError(
             f"the fused engine's kernels do not compile for {', '.join(architectures)} ({nvcc[0]}); "
             "set GPTJ_ENGINE=deepspeed or hf"

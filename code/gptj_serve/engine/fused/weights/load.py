@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from gptj_serve.engine.fused.weights.formats.plain import PlainMatrix
 from gptj_serve.engine.fused.weights.pack import PackedWeights, empty_weights, slots
 from gptj_serve.engine.fused.weights.upload import CHUNK_BYTES, NUM_READERS, Uploaded, upload
 from gptj_serve.engine.memory import host_peak_bytes, room_for_weights, weights_need
+from gptj_serve.logs import log_event
 from gptj_serve.models.architecture import TIED_HEAD
 from gptj_serve.models.model_dir import Checkpoint
 from gptj_serve.models.sources import open_sources
@@ -87,8 +89,7 @@ def _give_buffers_back(device: torch.device) -> None:
 def _log(
     weights: PackedWeights, device: torch.device, phases: Mapping[str, float], uploaded: Uploaded
 ) -> None:
-    fields = {
-        "event": "model_loaded",
+    fields: dict[str, Any] = {
         "seconds": round(sum(phases.values()), 3),
         **{f"{phase}_seconds": round(seconds, 3) for phase, seconds in phases.items()},
         # reading, copying and converting overlap: what a reader spent on each, on average
@@ -100,4 +101,4 @@ def _log(
         "device_bytes": weights.num_bytes,
         "host_peak_bytes": host_peak_bytes(),
     }
-    logger.info("the model is loaded", extra={"fields": fields})
+    log_event(logger, "model_loaded", "the model is loaded", **fields)

@@ -39,6 +39,7 @@ from gptj_serve.engine.static.deepspeed.rules import (
     choose_context,
 )
 from gptj_serve.errors import StartupError
+from gptj_serve.logs import log_event
 
 logger = logging.getLogger(__name__)
 
@@ -213,8 +214,8 @@ def load_deepspeed(
         with logged_warm_up():
             _warm_up(backend)
         error = probe.check(backend)
-    fields = {"event": "deepspeed_loaded", "relative_error": error, "max_batch_size": batch_size}
-    logger.info("the model runs on DeepSpeed's kernels", extra={"fields": fields})
+    message = "the model runs on DeepSpeed's kernels"
+    log_event(logger, "deepspeed_loaded", message, relative_error=error, max_batch_size=batch_size)
     return backend
 
 
@@ -233,7 +234,8 @@ def _start_failures() -> Iterator[None]:
         raise
     except Exception as error:
         cause = first_line(error.__cause__ or error)
-        logger.exception("DeepSpeed's kernels could not be started")
+        message = "DeepSpeed's kernels could not be started"
+        log_event(logger, "deepspeed_failed", message, level=logging.ERROR, error=error)
         cure = "lower GPTJ_MAX_BATCH_SIZE or GPTJ_MAX_CONTEXT, or set GPTJ_ENGINE=hf"
         if "no kernel image" in cause:
             cure = (

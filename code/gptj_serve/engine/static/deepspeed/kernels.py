@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from gptj_serve.errors import StartupError
+from gptj_serve.logs import log_event
 
 logger = logging.getLogger(__name__)
 
@@ -87,15 +88,16 @@ def ensure_kernels() -> ModuleType:
             _warn_of_lock()
             extension: ModuleType = InferenceBuilder().load(verbose=False)
     except Exception as error:
-        logger.exception("DeepSpeed's kernels could not be loaded")
+        message = "DeepSpeed's kernels could not be loaded"
+        log_event(logger, "kernels_not_built", message, level=logging.ERROR, error=error)
         raise StartupError(
             f"DeepSpeed's kernels cannot be used here ({first_line(error)}); set GPTJ_ENGINE=hf"
         ) from error
     finally:
         _adopt_log()
     seconds = round(time.monotonic() - started_s, 3)
-    fields = {"event": "kernels_loaded", "origin": _origin(extension, started_at), "seconds": seconds}
-    logger.info("DeepSpeed's kernels are loaded", extra={"fields": fields})
+    origin = _origin(extension, started_at)
+    log_event(logger, "kernels_loaded", "DeepSpeed's kernels are loaded", origin=origin, seconds=seconds)
     return extension
 
 
@@ -119,7 +121,8 @@ def _warn_of_lock() -> None:
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     for lock in root.glob("**/transformer_inference/lock"):
-        logger.warning("another process builds the kernels, or one was killed: in that case remove %s", lock)
+        message = f"another process builds the kernels, or one was killed: in that case remove {lock}"
+        log_event(logger, "kernels_locked", message, level=logging.WARNING)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from gptj_serve.aws.common.clients import Aws
 from gptj_serve.aws.common.console import Console
 from gptj_serve.aws.image.docker import Docker
 from gptj_serve.aws.image.repository import MEDIA_TYPES
-from gptj_serve.aws.image.upload import Upload, content_tag, send_to_ecr
+from gptj_serve.aws.image.upload import ImagePush, content_tag, send_to_ecr
 from support.aws.run_commands import command, finish, start
 from support.container import docker, layers, run_in
 from support.image_registry import PASSWORD, USER, Registry
@@ -150,7 +150,7 @@ def test_a_login_leaves_nothing_behind(small: str, tmp_path: Path, monkeypatch: 
         console = Console()
         image = Docker(console).find_image(small)
         assert image is not None
-        upload = Upload(image, small, f"{registry.address}/small", content_tag(image))
+        upload = ImagePush(image, small, f"{registry.address}/small", content_tag(image))
         assert Docker(console).find_manifest(upload.reference) is None
         asked = (tmp_path / "keychain").read_text()  # with the user's own configuration
         assert "get" in asked

@@ -13,7 +13,7 @@ from gptj_serve.aws.common.console import Console, size
 from gptj_serve.aws.common.errors import CommandError
 from gptj_serve.aws.common.plan import Program, show
 from gptj_serve.aws.image.docker import PLATFORM, Docker
-from gptj_serve.aws.image.source_tree import Source, read_source
+from gptj_serve.aws.image.source_tree import SourceTree, read_source
 from gptj_serve.aws.machines.instances import find_instance, why_not
 
 EXAMPLES = """
@@ -94,7 +94,7 @@ def _engine(docker: Docker, console: Console, dry_run: bool) -> tuple[str, bool]
 
 
 def plan_build(
-    arguments: argparse.Namespace, source: Source, *, has_buildx: bool, is_foreign: bool
+    arguments: argparse.Namespace, source: SourceTree, *, has_buildx: bool, is_foreign: bool
 ) -> Program:
     """The call of docker.
 

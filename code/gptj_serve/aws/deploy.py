@@ -39,8 +39,8 @@ from gptj_serve.aws.endpoint.deploying.component_rollout import (
 from gptj_serve.aws.endpoint.deploying.deploy_failure import explain_component_failure, explain_failure
 from gptj_serve.aws.endpoint.deploying.environment import container_environment
 from gptj_serve.aws.endpoint.deploying.requests import (
-    Update,
-    Wanted,
+    EndpointSpec,
+    EndpointUpdate,
     check_name,
     config_action,
     endpoint_action,
@@ -88,7 +88,7 @@ class _Run:
     arguments: argparse.Namespace
     console: Console
     aws: Aws
-    wanted: Wanted
+    wanted: EndpointSpec
     waiter: Waiter
 
     def find(self) -> Resources:
@@ -161,7 +161,7 @@ def _begin(arguments: argparse.Namespace, console: Console) -> _Run:
     data = look(aws, arguments.model_data, console)
     check_fit(instance, data, settings)
     role = find_execution_role(aws, arguments.role, console) if arguments.role else our_role_arn(aws)
-    wanted = Wanted(
+    wanted = EndpointSpec(
         name=arguments.name,
         image=image,
         data=data,
@@ -201,7 +201,7 @@ def _goal(made: _Run, endpoint: Mapping[str, Any] | None, current: Mapping[str, 
         )
     # scaling may have changed the number since; another --count is an order to change it
     keeps_count = _initial_count(current) == wanted.num_instances
-    update = Update(
+    update = EndpointUpdate(
         traffic=arguments.traffic,
         bake_s=arguments.bake_s,
         alarms=tuple(one.request["AlarmName"] for one in alarms),

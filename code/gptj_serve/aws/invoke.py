@@ -10,7 +10,7 @@ from typing import Any
 
 from gptj_serve.aws.ask import answer_view, question, url_service
 from gptj_serve.aws.ask.async_service import AsyncService
-from gptj_serve.aws.ask.endpoint_service import Service
+from gptj_serve.aws.ask.endpoint_service import EndpointService
 from gptj_serve.aws.ask.question import JSON, Question
 from gptj_serve.aws.common.clients import connect
 from gptj_serve.aws.common.command import make_parser, run
@@ -107,7 +107,7 @@ def _invoke(arguments: argparse.Namespace, console: Console) -> None:
         raise UsageError("--stream: an asynchronous endpoint answers as a whole")
     try:
         if url:
-            here = url_service.Service(url, _timeout_s(arguments, asked))
+            here = url_service.UrlService(url, _timeout_s(arguments, asked))
             if arguments.dry_run:
                 _show_request(here, asked, console)
             else:
@@ -120,7 +120,7 @@ def _invoke(arguments: argparse.Namespace, console: Console) -> None:
 
 def _invoke_endpoint(arguments: argparse.Namespace, name: str, asked: Question, console: Console) -> None:
     aws = connect(arguments.region, arguments.profile)
-    there = Service(aws, name, arguments.component, _timeout_s(arguments, asked))
+    there = EndpointService(aws, name, arguments.component, _timeout_s(arguments, asked))
     later = AsyncService(there, arguments.timeout or _ASYNC_TIMEOUT_S)
     if arguments.dry_run:
         actions = later.actions(asked, "NAME") if arguments.is_async else [there.action(asked)]
@@ -164,7 +164,7 @@ def _timeout_s(arguments: argparse.Namespace, asked: Question) -> float:
     return float(arguments.timeout or (_STREAM_TIMEOUT_S if asked.stream else _TIMEOUT_S))
 
 
-def _show_request(here: url_service.Service, asked: Question, console: Console) -> None:
+def _show_request(here: url_service.UrlService, asked: Question, console: Console) -> None:
     where = here.url._replace(path=here.path, query="").geturl()
     text = f"POST {where}\nContent-Type: {asked.content_type}\n\n{asked.text}"
     console.result({"url": where, "content_type": asked.content_type, "body": asked.text}, text)

@@ -12,9 +12,9 @@ from gptj_serve.aws.common.console import Console
 from gptj_serve.aws.common.errors import CommandError, UsageError
 from gptj_serve.aws.common.plan import Step, show
 from gptj_serve.aws.image import repository
-from gptj_serve.aws.image.docker import PLATFORM, Docker, Image, Manifest
+from gptj_serve.aws.image.docker import PLATFORM, Docker, Image, ImageManifest
 from gptj_serve.aws.image.docker_config import remove_leftovers
-from gptj_serve.aws.image.upload import AUTHORIZE, Upload, check_same, content_tag, send, send_to_ecr, tidy
+from gptj_serve.aws.image.upload import AUTHORIZE, ImagePush, check_same, content_tag, send, send_to_ecr, tidy
 
 EXAMPLES = """
 scripts/push                                        the image gptj-serve, to Amazon ECR
@@ -69,7 +69,7 @@ def _push(arguments: argparse.Namespace, console: Console) -> None:
         raise CommandError(f"there is no image {arguments.image} on this machine", "scripts/build makes it")
     tag = arguments.image_tag or content_tag(image)
     if arguments.registry:
-        upload = Upload(image, arguments.image, arguments.registry, tag)
+        upload = ImagePush(image, arguments.image, arguments.registry, tag)
         _to_registry(upload, docker, arguments.dry_run, console)
     else:
         _check_platform(image)
@@ -77,7 +77,7 @@ def _push(arguments: argparse.Namespace, console: Console) -> None:
         _to_ecr(aws, image, tag, arguments, console)
 
 
-def _to_registry(upload: Upload, docker: Docker, dry_run: bool, console: Console) -> None:
+def _to_registry(upload: ImagePush, docker: Docker, dry_run: bool, console: Console) -> None:
     there = docker.find_manifest(upload.reference)
     check_same(upload, there)
     if dry_run:
@@ -97,7 +97,7 @@ def _to_ecr(aws: Aws, image: Image, tag: str, arguments: argparse.Namespace, con
     found = repository.find_repository(aws, name)
     changes = repository.plan_repository(name, found, tags.to_dict(arguments.tag))
     uri = found.uri if found else repository.expected_uri(aws, name)
-    upload = Upload(image, given, uri, tag)
+    upload = ImagePush(image, given, uri, tag)
     there = repository.find_pushed(aws, name, tag) if found else None
     check_same(upload, there)
     if found and not found.is_ours and arguments.tag:
@@ -112,7 +112,7 @@ def _to_ecr(aws: Aws, image: Image, tag: str, arguments: argparse.Namespace, con
         console.progress(f"Repository {name}: {change.note}")
         answer = change.apply(aws)
         uri = answer.get("repository", {}).get("repositoryUri", uri)
-    upload = Upload(image, given, uri, tag)
+    upload = ImagePush(image, given, uri, tag)
     if there is None:
         console.progress(f"Pushing to {upload.reference}")
         pushed = send_to_ecr(upload, aws, name, console)
@@ -123,7 +123,7 @@ def _to_ecr(aws: Aws, image: Image, tag: str, arguments: argparse.Namespace, con
     _show_result(upload, pushed.digest, there is None, console)
 
 
-def _check_media_type(pushed: Manifest, console: Console) -> None:
+def _check_media_type(pushed: ImageManifest, console: Console) -> None:
     if pushed.media_type != repository.MEDIA_TYPES[0]:
         console.progress(
             f"warning: the image's manifest is of type {pushed.media_type}, which SageMaker "
@@ -143,7 +143,7 @@ def _show_plan(steps: Sequence[Step], console: Console) -> None:
     console.result({"plan": [step.to_dict() for step in steps]}, show(steps))
 
 
-def _show_result(upload: Upload, digest: str, pushed: bool, console: Console) -> None:
+def _show_result(upload: ImagePush, digest: str, pushed: bool, console: Console) -> None:
     if not pushed:
         console.progress(f"{upload.reference} is there already")
     uri = f"{upload.place}@{digest}"

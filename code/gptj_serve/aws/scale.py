@@ -13,7 +13,7 @@ from gptj_serve.aws.common.console import Console
 from gptj_serve.aws.common.errors import CommandError, UsageError
 from gptj_serve.aws.common.plan import Action, show
 from gptj_serve.aws.endpoint import autoscaling
-from gptj_serve.aws.endpoint.autoscaling import Scalable, Wanted
+from gptj_serve.aws.endpoint.autoscaling import Scalable, ScalingSpec
 from gptj_serve.aws.endpoint.deploying.components import most_copies, obstacle
 from gptj_serve.aws.endpoint.inventory import check_component, existing, find_components
 from gptj_serve.aws.endpoint.lookup import (
@@ -88,7 +88,7 @@ def _scale(arguments: argparse.Namespace, console: Console) -> None:
     at_once = capacity(found.environment, find_instance(found.instance_type), arguments.request_tokens)
     target = float(arguments.target or at_once.target)
     why = "as asked for" if arguments.target else f"70 % of {at_once.num_requests}: {at_once.why}"
-    wanted = Wanted(*limits, target, arguments.out_cooldown, arguments.in_cooldown)
+    wanted = ScalingSpec(*limits, target, arguments.out_cooldown, arguments.in_cooldown)
     actions = autoscaling.plan(found.it, wanted, there, {TAG: arguments.name})
     _finish(aws, console, arguments.dry_run, actions, *_with(found.it, wanted, why))
 
@@ -194,7 +194,7 @@ def _check(found: _Found, limits: tuple[int, int]) -> None:
         )
 
 
-def _with(it: Scalable, wanted: Wanted, why: str) -> tuple[dict[str, Any], str]:
+def _with(it: Scalable, wanted: ScalingSpec, why: str) -> tuple[dict[str, Any], str]:
     fields = {"endpoint": it.endpoint, "scales": it.resource_id, **dataclasses.asdict(wanted), "why": why}
     inside = "waiting for each" if it.what == "instances" and it.wake_metric else "inside each at once"
     text = (

@@ -17,9 +17,9 @@ from gptj_serve.aws.common.s3 import S3Url, bucket_actions, default_bucket
 from gptj_serve.aws.iam.policies import check_key
 from gptj_serve.aws.model import manifest, source, tarball, transfer
 from gptj_serve.aws.model.files import ModelFile, left_out, read_all, serving_paths
-from gptj_serve.aws.model.manifest import Manifest
-from gptj_serve.aws.model.prepare import Unprepared, Wanted, prepare
-from gptj_serve.aws.model.transfer import Remote, Upload, UploadPlan
+from gptj_serve.aws.model.manifest import ModelManifest
+from gptj_serve.aws.model.prepare import ModelSpec, Unprepared, prepare
+from gptj_serve.aws.model.transfer import FileUpload, Remote, UploadPlan
 from gptj_serve.files import some
 from gptj_serve.models.checkpoint_files import read_safetensors
 from gptj_serve.models.model_dir import Checkpoint
@@ -57,7 +57,7 @@ class _Job:
     """
 
     files: Sequence[ModelFile]
-    whole: Manifest
+    whole: ModelManifest
     url: S3Url
     making: Sequence[Action]
     work_dir: Path
@@ -140,9 +140,9 @@ def _upload_model(arguments: argparse.Namespace, console: Console) -> None:
     _to_s3(aws, job, arguments.kms_key, arguments.dry_run, console)
 
 
-def _wanted(arguments: argparse.Namespace) -> Wanted:
+def _wanted(arguments: argparse.Namespace) -> ModelSpec:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gptj-serve"
-    return Wanted(
+    return ModelSpec(
         source=arguments.source,
         revision=arguments.revision,
         keep_dtype=arguments.dtype == "keep",
@@ -197,11 +197,11 @@ def _to_s3(aws: Aws, job: _Job, kms_key: str | None, dry_run: bool, console: Con
     _show_result(job, steps, console)
 
 
-def _files(job: _Job) -> list[Upload]:
-    return [Upload(file, f"{job.url.key}{file.name}", file.sha256) for file in job.files]
+def _files(job: _Job) -> list[FileUpload]:
+    return [FileUpload(file, f"{job.url.key}{file.name}", file.sha256) for file in job.files]
 
 
-def _archive(job: _Job, remote: Remote, dry_run: bool, console: Console) -> list[Upload]:
+def _archive(job: _Job, remote: Remote, dry_run: bool, console: Console) -> list[FileUpload]:
     """The archive alone; it is made only if it has to go up."""
     key, path = f"{job.url.key}{tarball.NAME}", _archive_path(job)
     file = ModelFile(path, job.whole.num_bytes, job.whole.sha256, None)
@@ -212,7 +212,7 @@ def _archive(job: _Job, remote: Remote, dry_run: bool, console: Console) -> list
                 tarball.write(path, job.files, add)
         with console.bar(path.stat().st_size, "Reading") as add:
             (file,) = read_all([path], add)
-    return [Upload(file, key, job.whole.sha256)]
+    return [FileUpload(file, key, job.whole.sha256)]
 
 
 def _archive_path(job: _Job) -> Path:

@@ -7,13 +7,13 @@ import pytest
 
 from gptj_serve.aws.common.plan import Action, validate
 from gptj_serve.aws.endpoint import autoscaling
-from gptj_serve.aws.endpoint.autoscaling import Existing, Scalable, Wanted, contains, plan, removal
+from gptj_serve.aws.endpoint.autoscaling import FoundScaling, Scalable, ScalingSpec, contains, plan, removal
 
 VARIANT = autoscaling.variant("gpt-j", "main")
 COMPONENT = autoscaling.component("gpt-j", "gpt-j")
 ASYNCHRONOUS = autoscaling.asynchronous("gpt-j", "main")
-FROM_ZERO = Wanted(0, 4, 6.0, 60, 600)
-FROM_ONE = Wanted(1, 4, 6.0, 60, 600)
+FROM_ZERO = ScalingSpec(0, 4, 6.0, 60, 600)
+FROM_ONE = ScalingSpec(1, 4, 6.0, 60, 600)
 EACH = pytest.mark.parametrize(
     ("it", "wanted"),
     [
@@ -28,7 +28,7 @@ EACH = pytest.mark.parametrize(
 TAGS = {"gptj-serve:endpoint": "gpt-j"}
 
 
-def carry_out(actions: Sequence[Action], before: Existing) -> Existing:
+def carry_out(actions: Sequence[Action], before: FoundScaling) -> FoundScaling:
     """What AWS describes after some calls, with defaults of its own."""
     target, policies, alarm = before.target, {one["PolicyName"]: one for one in before.policies}, before.alarm
     for action in actions:
@@ -49,22 +49,22 @@ def carry_out(actions: Sequence[Action], before: Existing) -> Existing:
                 alarm = None
             case "deregister_scalable_target":
                 target = None
-    return Existing(target, tuple(policies.values()), alarm)
+    return FoundScaling(target, tuple(policies.values()), alarm)
 
 
 @EACH
-def test_what_was_done_is_not_done_again(it: Scalable, wanted: Wanted) -> None:
-    actions = plan(it, wanted, Existing(), TAGS)
+def test_what_was_done_is_not_done_again(it: Scalable, wanted: ScalingSpec) -> None:
+    actions = plan(it, wanted, FoundScaling(), TAGS)
     assert actions
-    assert plan(it, wanted, carry_out(actions, Existing()), TAGS) == []
+    assert plan(it, wanted, carry_out(actions, FoundScaling()), TAGS) == []
 
 
 @EACH
-def test_a_plan_that_was_cut_short_is_finished(it: Scalable, wanted: Wanted) -> None:
-    actions = plan(it, wanted, Existing(), TAGS)
-    whole = carry_out(actions, Existing())
+def test_a_plan_that_was_cut_short_is_finished(it: Scalable, wanted: ScalingSpec) -> None:
+    actions = plan(it, wanted, FoundScaling(), TAGS)
+    whole = carry_out(actions, FoundScaling())
     for done in range(len(actions)):
-        part = carry_out(actions[:done], Existing())
+        part = carry_out(actions[:done], FoundScaling())
         rest = plan(it, wanted, part, TAGS)
         assert [one.operation for one in rest] == [one.operation for one in actions[done:]]
         assert carry_out(rest, part) == whole
@@ -72,7 +72,7 @@ def test_a_plan_that_was_cut_short_is_finished(it: Scalable, wanted: Wanted) -> 
 
 @pytest.mark.parametrize("it", [COMPONENT, ASYNCHRONOUS], ids=["component", "async"])
 def test_what_may_shrink_to_zero_is_woken(it: Scalable) -> None:
-    alarm = carry_out(plan(it, FROM_ZERO, Existing(), TAGS), Existing()).alarm
+    alarm = carry_out(plan(it, FROM_ZERO, FoundScaling(), TAGS), FoundScaling()).alarm
     assert alarm is not None
     assert alarm["AlarmActions"] == [f"arn:policy/{autoscaling.WAKE_POLICY}"]
     assert alarm["AlarmName"] == "gptj-serve/gpt-j/from-zero"
@@ -80,7 +80,7 @@ def test_what_may_shrink_to_zero_is_woken(it: Scalable) -> None:
 
 def test_the_alarm_watches_what_could_not_be_served() -> None:
     (alarm,) = [
-        one.request for one in plan(COMPONENT, FROM_ZERO, Existing(), TAGS) if "AlarmName" in one.request
+        one.request for one in plan(COMPONENT, FROM_ZERO, FoundScaling(), TAGS) if "AlarmName" in one.request
     ]
     assert (alarm["MetricName"], alarm["Threshold"]) == ("NoCapacityInvocationFailures", 1.0)
     assert alarm["Dimensions"] == [{"Name": "InferenceComponentName", "Value": "gpt-j"}]
@@ -88,7 +88,7 @@ def test_the_alarm_watches_what_could_not_be_served() -> None:
 
 
 def test_from_one_on_nothing_needs_to_be_woken() -> None:
-    before = carry_out(plan(COMPONENT, FROM_ZERO, Existing(), TAGS), Existing())
+    before = carry_out(plan(COMPONENT, FROM_ZERO, FoundScaling(), TAGS), FoundScaling())
     actions = plan(COMPONENT, FROM_ONE, before, TAGS)
     operations = ["register_scalable_target", "delete_scaling_policy", "delete_alarms"]
     assert [one.operation for one in actions] == operations
@@ -99,30 +99,30 @@ def test_from_one_on_nothing_needs_to_be_woken() -> None:
 @pytest.mark.parametrize(
     ("wanted", "operation"),
     [
-        (Wanted(1, 8, 6.0, 60, 600), "register_scalable_target"),
-        (Wanted(2, 4, 6.0, 60, 600), "register_scalable_target"),
-        (Wanted(1, 4, 7.5, 60, 600), "put_scaling_policy"),
-        (Wanted(1, 4, 6.0, 61, 600), "put_scaling_policy"),
-        (Wanted(1, 4, 6.0, 60, 601), "put_scaling_policy"),
+        (ScalingSpec(1, 8, 6.0, 60, 600), "register_scalable_target"),
+        (ScalingSpec(2, 4, 6.0, 60, 600), "register_scalable_target"),
+        (ScalingSpec(1, 4, 7.5, 60, 600), "put_scaling_policy"),
+        (ScalingSpec(1, 4, 6.0, 61, 600), "put_scaling_policy"),
+        (ScalingSpec(1, 4, 6.0, 60, 601), "put_scaling_policy"),
     ],
 )
-def test_only_what_differs_is_changed(wanted: Wanted, operation: str) -> None:
-    before = carry_out(plan(VARIANT, FROM_ONE, Existing(), TAGS), Existing())
+def test_only_what_differs_is_changed(wanted: ScalingSpec, operation: str) -> None:
+    before = carry_out(plan(VARIANT, FROM_ONE, FoundScaling(), TAGS), FoundScaling())
     assert [one.operation for one in plan(VARIANT, wanted, before, TAGS)] == [operation]
 
 
 def test_tags_are_sent_with_a_new_target_only() -> None:
-    first = plan(VARIANT, FROM_ONE, Existing(), TAGS)
+    first = plan(VARIANT, FROM_ONE, FoundScaling(), TAGS)
     assert first[0].request["Tags"] == TAGS
-    second = plan(VARIANT, Wanted(1, 9, 6.0, 60, 600), carry_out(first, Existing()), TAGS)
+    second = plan(VARIANT, ScalingSpec(1, 9, 6.0, 60, 600), carry_out(first, FoundScaling()), TAGS)
     assert "Tags" not in second[0].request
 
 
 @EACH
-def test_nothing_is_left_when_scaling_ends(it: Scalable, wanted: Wanted) -> None:
-    there = carry_out(plan(it, wanted, Existing(), TAGS), Existing())
-    assert carry_out(removal(it, there), there) == Existing()
-    assert removal(it, Existing()) == []
+def test_nothing_is_left_when_scaling_ends(it: Scalable, wanted: ScalingSpec) -> None:
+    there = carry_out(plan(it, wanted, FoundScaling(), TAGS), FoundScaling())
+    assert carry_out(removal(it, there), there) == FoundScaling()
+    assert removal(it, FoundScaling()) == []
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,9 @@ def test_it_follows_the_requests_inside_by_the_high_resolution_metric(
     make: Callable[[str, str], Scalable], metric: str
 ) -> None:
     (policy,) = [
-        one.request for one in plan(make("a", "b"), FROM_ONE, Existing(), TAGS) if "PolicyName" in one.request
+        one.request
+        for one in plan(make("a", "b"), FROM_ONE, FoundScaling(), TAGS)
+        if "PolicyName" in one.request
     ]
     configuration = policy["TargetTrackingScalingPolicyConfiguration"]
     assert configuration["PredefinedMetricSpecification"] == {"PredefinedMetricType": metric}

@@ -9,7 +9,7 @@ from gptj_serve.aws.endpoint import autoscaling
 from gptj_serve.aws.endpoint.lookup import TAG, VARIANT
 from gptj_serve.aws.image import repository
 from gptj_serve.aws.model import manifest
-from gptj_serve.aws.model.manifest import Manifest
+from gptj_serve.aws.model.manifest import ModelManifest
 from support.aws import moto_components
 
 ROLE = "arn:aws:iam::123456789012:role/gptj"
@@ -32,7 +32,7 @@ def make_belongings(aws: Aws, *, ours: bool = True, is_tar: bool = False) -> Non
     for name in ["model.tar.gz"] if is_tar else files:
         s3.put_object(Bucket=BUCKET, Key=f"gpt-j-6b/{name}", Body=b"x")
     if ours:
-        upload = Manifest("gpt-j-6b", "00", 1, ("F16",), files, is_tar)
+        upload = ModelManifest("gpt-j-6b", "00", 1, ("F16",), files, is_tar)
         s3.put_object(Bucket=BUCKET, Key=f"gpt-j-6b/{manifest.NAME}", Body=upload.to_bytes())
     marks = {repository.TAG: REPOSITORY} if ours else {}
     tags = [{"Key": key, "Value": value} for key, value in marks.items()]

@@ -14,7 +14,7 @@ from gptj_serve.aws.common.console import Console
 from gptj_serve.aws.common.errors import CommandError
 
 
-class Service(Protocol):
+class Askable(Protocol):
     """What can be asked."""
 
     def ask(self, question: Question) -> bytes:
@@ -46,7 +46,7 @@ class _Pace:
         return f"{self.num_tokens} tokens, the first after {self.first_s:.2f} s{rate}"
 
 
-def show(service: Service, question: Question, console: Console) -> None:
+def show(service: Askable, question: Question, console: Console) -> None:
     """Ask, and show the answer.
 
     Raises:

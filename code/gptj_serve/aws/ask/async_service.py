@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptj_serve.aws.ask.answer import refused
-from gptj_serve.aws.ask.endpoint_service import Service
+from gptj_serve.aws.ask.endpoint_service import EndpointService
 from gptj_serve.aws.ask.question import Question
 from gptj_serve.aws.common.console import Console
 from gptj_serve.aws.common.errors import CommandError
@@ -29,7 +29,7 @@ class AsyncService:
         timeout_s: Seconds that an answer may take, the wait for an instance included.
     """
 
-    service: Service
+    service: EndpointService
     timeout_s: float
 
     def actions(self, question: Question, name: str) -> list[Action]:

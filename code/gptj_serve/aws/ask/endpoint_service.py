@@ -20,7 +20,7 @@ _SERVES = ("InService", "Updating", "SystemUpdating", "RollingBack")
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class EndpointService:
     """One endpoint.
 
     Attributes:

@@ -36,7 +36,7 @@ def parse_url(target: str) -> SplitResult | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class UrlService:
     """One service.
 
     Attributes:

@@ -110,7 +110,7 @@ def asynchronous(endpoint: str, name: str) -> Scalable:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ScalingSpec:
     """How it shall scale.
 
     Attributes:
@@ -129,7 +129,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Existing:
+class FoundScaling:
     """What there is, as AWS describes it.
 
     Attributes:
@@ -147,7 +147,7 @@ class Existing:
         return next((found for found in self.policies if found["PolicyName"] == name), None)
 
 
-def plan(it: Scalable, wanted: Wanted, existing: Existing, tags: Mapping[str, str]) -> list[Action]:
+def plan(it: Scalable, wanted: ScalingSpec, existing: FoundScaling, tags: Mapping[str, str]) -> list[Action]:
     """The calls that lead from what exists to what is wanted, in order; none when nothing differs.
 
     Args:
@@ -164,7 +164,7 @@ def plan(it: Scalable, wanted: Wanted, existing: Existing, tags: Mapping[str, st
     return actions + _put_alarm(it, existing, tags)
 
 
-def removal(it: Scalable, existing: Existing) -> list[Action]:
+def removal(it: Scalable, existing: FoundScaling) -> list[Action]:
     """The calls that end all scaling of it, in order; AWS's own alarms go with the policies."""
     actions = [_delete_policy(it, found["PolicyName"]) for found in existing.policies]
     if existing.target:
@@ -184,7 +184,7 @@ WAKE = {
 }
 
 
-def _follow(it: Scalable, wanted: Wanted) -> dict[str, Any]:
+def _follow(it: Scalable, wanted: ScalingSpec) -> dict[str, Any]:
     configuration = {
         "TargetValue": wanted.target,
         **it.metric,
@@ -197,7 +197,9 @@ def _follow(it: Scalable, wanted: Wanted) -> dict[str, Any]:
     }
 
 
-def _register(it: Scalable, wanted: Wanted, existing: Existing, tags: Mapping[str, str]) -> list[Action]:
+def _register(
+    it: Scalable, wanted: ScalingSpec, existing: FoundScaling, tags: Mapping[str, str]
+) -> list[Action]:
     limits = {"MinCapacity": wanted.smallest, "MaxCapacity": wanted.largest}
     if existing.target and contains(existing.target, limits):
         return []
@@ -207,7 +209,7 @@ def _register(it: Scalable, wanted: Wanted, existing: Existing, tags: Mapping[st
     return [Action(SERVICE, "register_scalable_target", request, note)]
 
 
-def _put_policy(it: Scalable, name: str, policy: Mapping[str, Any], existing: Existing) -> list[Action]:
+def _put_policy(it: Scalable, name: str, policy: Mapping[str, Any], existing: FoundScaling) -> list[Action]:
     found = existing.policy(name)
     if found and contains(found, policy):
         return []
@@ -215,7 +217,7 @@ def _put_policy(it: Scalable, name: str, policy: Mapping[str, Any], existing: Ex
     return [Action(SERVICE, "put_scaling_policy", {"PolicyName": name, **it.key, **policy}, notes[name])]
 
 
-def _put_alarm(it: Scalable, existing: Existing, tags: Mapping[str, str]) -> list[Action]:
+def _put_alarm(it: Scalable, existing: FoundScaling, tags: Mapping[str, str]) -> list[Action]:
     found = existing.policy(WAKE_POLICY)
     request = {
         "AlarmName": it.alarm,
@@ -238,7 +240,7 @@ def _put_alarm(it: Scalable, existing: Existing, tags: Mapping[str, str]) -> lis
     return [Action("cloudwatch", "put_metric_alarm", request, "sets off the step from zero")]
 
 
-def _forget_wake(it: Scalable, existing: Existing) -> list[Action]:
+def _forget_wake(it: Scalable, existing: FoundScaling) -> list[Action]:
     policy = [_delete_policy(it, WAKE_POLICY)] if existing.policy(WAKE_POLICY) else []
     return policy + _delete_alarm(it, existing)
 
@@ -247,7 +249,7 @@ def _delete_policy(it: Scalable, name: str) -> Action:
     return Action(SERVICE, "delete_scaling_policy", {"PolicyName": name, **it.key}, f"of {it.resource_id}")
 
 
-def _delete_alarm(it: Scalable, existing: Existing) -> list[Action]:
+def _delete_alarm(it: Scalable, existing: FoundScaling) -> list[Action]:
     if not existing.alarm:
         return []
     return [Action("cloudwatch", "delete_alarms", {"AlarmNames": [it.alarm]}, "the step from zero")]

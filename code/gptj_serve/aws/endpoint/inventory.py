@@ -140,14 +140,14 @@ def find_scaling(aws: Aws, name: str, components: Iterable[str]) -> tuple[Scalin
     return tuple(Scaling(target, _policies(client, target)) for target in targets)
 
 
-def existing(aws: Aws, it: autoscaling.Scalable) -> autoscaling.Existing:
+def existing(aws: Aws, it: autoscaling.Scalable) -> autoscaling.FoundScaling:
     """What there is already of the scaling of something."""
     client = aws.client(autoscaling.SERVICE)
     request = {key: value for key, value in it.key.items() if key != "ResourceId"}
     found = client.describe_scalable_targets(ResourceIds=[it.resource_id], **request)["ScalableTargets"]
     alarms, foreign = find_alarms(aws.client("cloudwatch"), it.endpoint)
     check_alarms_ours([it.alarm], foreign, f"`scripts/status {it.endpoint}` shows what is ours")
-    return autoscaling.Existing(
+    return autoscaling.FoundScaling(
         target=found[0] if found else None,
         policies=_policies(client, it.key),
         alarm=next((alarm for alarm in alarms if alarm["AlarmName"] == it.alarm), None),

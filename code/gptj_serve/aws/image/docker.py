@@ -56,7 +56,7 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class ImageManifest:
     """An image in a registry.
 
     Attributes:
@@ -118,7 +118,7 @@ class Docker:
             return None
         raise _failed(("docker", "image", "inspect", name), ran.returncode, _last_line(ran.stderr))
 
-    def find_manifest(self, reference: str) -> Manifest | None:
+    def find_manifest(self, reference: str) -> ImageManifest | None:
         """An image in a registry; None if there is none, or the registry does not tell."""
         on_loopback = reference.startswith(("127.", "localhost:", "localhost/"))
         insecure = ["--insecure"] if on_loopback else []  # as the engine does
@@ -131,7 +131,7 @@ class Docker:
         descriptor = found["Descriptor"]
         inner = found.get("SchemaV2Manifest") or found.get("OCIManifest") or {}
         config = (inner.get("config") or {}).get("digest")
-        return Manifest(descriptor["digest"], config, descriptor["mediaType"])
+        return ImageManifest(descriptor["digest"], config, descriptor["mediaType"])
 
     def run(self, program: Program, *, stdin: str | None = None, quiet: bool = False) -> None:
         """Run a program, and show what it says as progress.

@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError
 from gptj_serve.aws.common import tags
 from gptj_serve.aws.common.clients import Aws
 from gptj_serve.aws.common.plan import Action
-from gptj_serve.aws.image.docker import Manifest
+from gptj_serve.aws.image.docker import ImageManifest
 from gptj_serve.aws.image.uri import DOCKER_MANIFEST, registry
 
 DEFAULT_NAME = "gptj-serve"
@@ -128,16 +128,18 @@ def look_up(name: str, tag: str) -> Action:
     return Action("ecr", "batch_get_image", request, "its digest")
 
 
-def find_pushed(aws: Aws, name: str, tag: str) -> Manifest | None:
+def find_pushed(aws: Aws, name: str, tag: str) -> ImageManifest | None:
     """The image of a tag in a repository that exists, None if there is none."""
     images = look_up(name, tag).apply(aws)["images"]
     return _manifest(images[0]) if images else None
 
 
-def _manifest(image: Mapping[str, Any]) -> Manifest:
+def _manifest(image: Mapping[str, Any]) -> ImageManifest:
     inner = json.loads(image["imageManifest"])
     media_type = image.get("imageManifestMediaType") or inner.get("mediaType", "")
-    return Manifest(image["imageId"]["imageDigest"], (inner.get("config") or {}).get("digest"), media_type)
+    return ImageManifest(
+        image["imageId"]["imageDigest"], (inner.get("config") or {}).get("digest"), media_type
+    )
 
 
 def _create(name: str, wanted: Mapping[str, str]) -> Action:

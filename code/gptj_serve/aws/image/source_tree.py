@@ -12,7 +12,7 @@ from gptj_serve.aws.common.errors import CommandError
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceTree:
     """A state of the tree.
 
     Attributes:
@@ -26,7 +26,7 @@ class Source:
     created: str
 
 
-def read_source(root: Path | None = None, env: Mapping[str, str] = os.environ) -> Source:
+def read_source(root: Path | None = None, env: Mapping[str, str] = os.environ) -> SourceTree:
     """Look at the tree.
 
     Args:
@@ -45,9 +45,11 @@ def read_source(root: Path | None = None, env: Mapping[str, str] = os.environ) -
     # not a repository that only happens to lie around this tree
     is_ours = os.path.realpath(_git(root, "rev-parse", "--show-toplevel") or "") == os.path.realpath(root)
     if not commit or not is_ours:
-        return Source(root, None, _iso(env.get("SOURCE_DATE_EPOCH")))
+        return SourceTree(root, None, _iso(env.get("SOURCE_DATE_EPOCH")))
     epoch = None if changes else _git(root, "log", "-1", "--format=%ct")
-    return Source(root, commit + ("-dirty" if changes else ""), _iso(env.get("SOURCE_DATE_EPOCH") or epoch))
+    return SourceTree(
+        root, commit + ("-dirty" if changes else ""), _iso(env.get("SOURCE_DATE_EPOCH") or epoch)
+    )
 
 
 def _iso(epoch_s: str | None) -> str:

@@ -12,14 +12,14 @@ from gptj_serve.aws.common.console import Console, size
 from gptj_serve.aws.common.errors import CommandError
 from gptj_serve.aws.common.plan import Action, Program, Step
 from gptj_serve.aws.image import repository
-from gptj_serve.aws.image.docker import VERSION_LABEL, Docker, Image, Manifest
+from gptj_serve.aws.image.docker import VERSION_LABEL, Docker, Image, ImageManifest
 from gptj_serve.aws.image.docker_config import private_config
 
 AUTHORIZE = Action("ecr", "get_authorization_token", {}, "a password for docker, valid for 12 hours")
 
 
 @dataclass(frozen=True)
-class Upload:
+class ImagePush:
     """One image, and where it goes.
 
     Attributes:
@@ -88,7 +88,7 @@ def content_tag(image: Image) -> str:
     return f"{re.sub('[^A-Za-z0-9_.-]', '-', version)}-{image.id.removeprefix('sha256:')[:12]}"
 
 
-def check_same(upload: Upload, there: Manifest | None) -> None:
+def check_same(upload: ImagePush, there: ImageManifest | None) -> None:
     """See that what the registry has under this tag, if anything, is this image.
 
     Raises:
@@ -102,7 +102,7 @@ def check_same(upload: Upload, there: Manifest | None) -> None:
     )
 
 
-def send(upload: Upload, docker: Docker) -> str:
+def send(upload: ImagePush, docker: Docker) -> str:
     """Push to a registry that docker is logged in to.
 
     Returns:
@@ -128,7 +128,7 @@ def send(upload: Upload, docker: Docker) -> str:
         return digests[0]
 
 
-def send_to_ecr(upload: Upload, aws: Aws, name: str, console: Console) -> Manifest:
+def send_to_ecr(upload: ImagePush, aws: Aws, name: str, console: Console) -> ImageManifest:
     """Log in and push.
 
     Args:
@@ -161,7 +161,7 @@ def send_to_ecr(upload: Upload, aws: Aws, name: str, console: Console) -> Manife
 
 
 @contextlib.contextmanager
-def _named(upload: Upload, docker: Docker) -> Iterator[None]:
+def _named(upload: ImagePush, docker: Docker) -> Iterator[None]:
     docker.run(upload.name, quiet=True)
     try:
         yield
@@ -170,7 +170,7 @@ def _named(upload: Upload, docker: Docker) -> Iterator[None]:
             _unname(upload.unname, docker)
 
 
-def tidy(upload: Upload, docker: Docker) -> None:
+def tidy(upload: ImagePush, docker: Docker) -> None:
     """Do what a run that was killed after its push could not."""
     for program in upload.leftover:
         _unname(program, docker)

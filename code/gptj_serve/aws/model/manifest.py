@@ -16,7 +16,7 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class ModelManifest:
     """A complete upload.
 
     Attributes:
@@ -56,13 +56,13 @@ class Manifest:
 
 def of_files(
     name: str, files: Sequence[ModelFile], num_weights: int, weight_types: Sequence[str], is_tar: bool
-) -> Manifest:
+) -> ModelManifest:
     """The manifest of an upload."""
     bytes_by_name = {file.name: file.num_bytes for file in files}
-    return Manifest(name, contents_hash(files), num_weights, tuple(weight_types), bytes_by_name, is_tar)
+    return ModelManifest(name, contents_hash(files), num_weights, tuple(weight_types), bytes_by_name, is_tar)
 
 
-def read(aws: Aws, model_data: S3Url) -> Manifest | None:
+def read(aws: Aws, model_data: S3Url) -> ModelManifest | None:
     """The manifest of an upload; None if it is not complete, or `upload-model` did not make it.
 
     Args:
@@ -76,7 +76,7 @@ def read(aws: Aws, model_data: S3Url) -> Manifest | None:
     body = read_object(aws, S3Url(model_data.bucket, f"{folder}/{NAME}" if folder else NAME))
     try:
         content = json.loads(body or b"")
-        return Manifest(
+        return ModelManifest(
             content["name"],
             content["sha256"],
             content["num_weights"],

@@ -20,7 +20,7 @@ from gptj_serve.serving.text import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ModelSpec:
     """A model and how it should be.
 
     Attributes:
@@ -49,7 +49,7 @@ class Unprepared:
     steps: tuple[str, ...]
 
 
-def prepare(wanted: Wanted, name: str, console: Console, dry_run: bool) -> Checkpoint | Unprepared:
+def prepare(wanted: ModelSpec, name: str, console: Console, dry_run: bool) -> Checkpoint | Unprepared:
     """Fetch, check and convert.
 
     Args:
@@ -107,7 +107,7 @@ def _model_errors() -> Iterator[None]:
         raise CommandError(str(error).removeprefix("GPTJ_MODEL_DIR=")) from error
 
 
-def _from_hub(wanted: Wanted, console: Console, dry_run: bool) -> Path | Unprepared:
+def _from_hub(wanted: ModelSpec, console: Console, dry_run: bool) -> Path | Unprepared:
     revision = wanted.revision or remedies.default_revision(wanted.source)
     snapshot = source.find_snapshot(wanted.source, revision)
     if snapshot is None:
@@ -126,7 +126,7 @@ def _from_hub(wanted: Wanted, console: Console, dry_run: bool) -> Path | Unprepa
 
 
 def _converted(
-    checkpoint: Checkpoint, why: str, wanted: Wanted, name: str, console: Console, dry_run: bool
+    checkpoint: Checkpoint, why: str, wanted: ModelSpec, name: str, console: Console, dry_run: bool
 ) -> Checkpoint | Unprepared:
     from gptj_serve.aws.model import conversion  # with PyTorch, which whoever only uploads need not wait for
 
@@ -144,7 +144,7 @@ def _converted(
     return conversion.convert(checkpoint, directory, bar, keep_dtype=keep, shard_bytes=shard_bytes)
 
 
-def _identity(checkpoint: Checkpoint, wanted: Wanted) -> str:
+def _identity(checkpoint: Checkpoint, wanted: ModelSpec) -> str:
     """Differs wherever the converted files would."""
     files = sorted(path for path in checkpoint.directory.iterdir() if path.is_file())
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]

@@ -34,7 +34,7 @@ _CONNECTIONS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Upload:
+class FileUpload:
     """A file and its object.
 
     Attributes:
@@ -69,7 +69,7 @@ class Remote:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class S3Target:
     """Where a model goes.
 
     Attributes:
@@ -98,7 +98,7 @@ class UploadPlan:
     """
 
     before: Sequence[Action]
-    uploads: Sequence[Upload]
+    uploads: Sequence[FileUpload]
     after: Sequence[Action]
 
     @property
@@ -107,13 +107,13 @@ class UploadPlan:
         return sum(upload.file.num_bytes for upload in self.uploads)
 
 
-def target(aws: Aws, url: S3Url, kms_key: str | None) -> Target:
+def target(aws: Aws, url: S3Url, kms_key: str | None) -> S3Target:
     """Where a model goes; with a key of KMS if one is given."""
     encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
-    return Target(url, encryption, owner(aws, url.bucket))
+    return S3Target(url, encryption, owner(aws, url.bucket))
 
 
-def look(aws: Aws, place: Target) -> Remote:
+def look(aws: Aws, place: S3Target) -> Remote:
     """What is there.
 
     Raises:
@@ -130,7 +130,9 @@ def look(aws: Aws, place: Target) -> Remote:
     return Remote(bytes_by_key, sha256_by_key, _unfinished(s3, place))
 
 
-def plan(place: Target, uploads: Sequence[Upload], whole: manifest.Manifest, remote: Remote) -> UploadPlan:
+def plan(
+    place: S3Target, uploads: Sequence[FileUpload], whole: manifest.ModelManifest, remote: Remote
+) -> UploadPlan:
     """What is missing, differs or does not belong there.
 
     Raises:
@@ -153,7 +155,7 @@ def plan(place: Target, uploads: Sequence[Upload], whole: manifest.Manifest, rem
     return UploadPlan(before, missing, [*removed, _put_manifest(place, manifest_key, body)])
 
 
-def upload_actions(place: Target, uploads: Sequence[Upload]) -> list[Action]:
+def upload_actions(place: S3Target, uploads: Sequence[FileUpload]) -> list[Action]:
     """The calls that uploads consist of, for people: parts are told, not listed."""
     actions = []
     for one in uploads:
@@ -169,7 +171,7 @@ def upload_actions(place: Target, uploads: Sequence[Upload]) -> list[Action]:
     return actions
 
 
-def apply(aws: Aws, place: Target, steps: UploadPlan, console: Console) -> None:
+def apply(aws: Aws, place: S3Target, steps: UploadPlan, console: Console) -> None:
     """Do what was planned, and show how far it is.
 
     Raises:
@@ -222,7 +224,7 @@ class _Progress(BaseSubscriber):  # type: ignore[misc]  # s3transfer has no type
         self._add(bytes_transferred)
 
 
-def _wait(upload: Upload, future: Any) -> None:
+def _wait(upload: FileUpload, future: Any) -> None:
     try:
         future.result()
     except ClientError as error:
@@ -231,7 +233,7 @@ def _wait(upload: Upload, future: Any) -> None:
         raise
 
 
-def _check(aws: Aws, place: Target, upload: Upload) -> None:
+def _check(aws: Aws, place: S3Target, upload: FileUpload) -> None:
     """See that the object is the file: stores that are only like S3 may not have looked at the checksum."""
     answer = aws.client("s3").head_object(
         Bucket=place.url.bucket, Key=upload.key, ChecksumMode="ENABLED", **place.owner
@@ -242,13 +244,13 @@ def _check(aws: Aws, place: Target, upload: Upload) -> None:
         raise _changed(upload)
 
 
-def _changed(upload: Upload) -> CommandError:
+def _changed(upload: FileUpload) -> CommandError:
     return CommandError(
         f"{upload.file.path} was changed while it was uploaded", "run this again when it stays as it is"
     )
 
 
-def _unfinished(s3: Any, place: Target) -> list[tuple[str, str]]:
+def _unfinished(s3: Any, place: S3Target) -> list[tuple[str, str]]:
     pages = s3.get_paginator("list_multipart_uploads").paginate(
         Bucket=place.url.bucket, Prefix=place.url.key, **place.owner
     )
@@ -261,7 +263,7 @@ def _is_direct(key: str, prefix: str) -> bool:
     return key.startswith(prefix) and "/" not in key[len(prefix) :] and key != prefix
 
 
-def _stale(place: Target, wanted: set[str], remote: Remote) -> list[str]:
+def _stale(place: S3Target, wanted: set[str], remote: Remote) -> list[str]:
     others = [key for key in remote.bytes_by_key if key not in wanted]
     folder = [key for key in others if key == place.url.key and remote.bytes_by_key[key] == 0]
     ours = [key for key in others if key in remote.sha256_by_key]
@@ -275,12 +277,12 @@ def _stale(place: Target, wanted: set[str], remote: Remote) -> list[str]:
     return [*folder, *ours]
 
 
-def _comparable_bytes(upload: Upload, whole: manifest.Manifest) -> int | None:
+def _comparable_bytes(upload: FileUpload, whole: manifest.ModelManifest) -> int | None:
     # an archive of the same contents may have another size where zlib is another
     return None if whole.is_tar else upload.file.num_bytes
 
 
-def _object_arguments(place: Target, upload: Upload) -> dict[str, Any]:
+def _object_arguments(place: S3Target, upload: FileUpload) -> dict[str, Any]:
     crc32 = upload.file.crc32
     checksum = {} if crc32 is None else {"ChecksumCRC32": _base64(crc32)}
     return {"Metadata": {SHA256: upload.sha256}, **checksum, **place.extra}
@@ -290,7 +292,7 @@ def _base64(crc32: int) -> str:
     return base64.b64encode(crc32.to_bytes(4, "big")).decode()
 
 
-def _put_manifest(place: Target, key: str, body: bytes) -> Action:
+def _put_manifest(place: S3Target, key: str, body: bytes) -> Action:
     return place.call(
         "put_object",
         "last: with it the upload is complete",

@@ -9,8 +9,8 @@ from gptj_serve.aws.common.errors import UsageError
 from gptj_serve.aws.common.plan import Action, validate
 from gptj_serve.aws.endpoint.alarms import alarm_actions, missing_alarms, of_component, of_variant
 from gptj_serve.aws.endpoint.deploying.requests import (
-    Update,
-    Wanted,
+    EndpointSpec,
+    EndpointUpdate,
     check_name,
     config_action,
     download_timeout_s,
@@ -28,10 +28,10 @@ ARCHIVE = ModelData("s3://models/model.tar.gz", 10_000_000_000, None, None)
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/gptj-serve@sha256:" + "ab" * 32
 
 
-def wanted(instance_type: str = "ml.g4dn.2xlarge", **changes: Any) -> Wanted:
+def wanted(instance_type: str = "ml.g4dn.2xlarge", **changes: Any) -> EndpointSpec:
     instance = find_instance(instance_type)
     assert instance is not None
-    plain = Wanted(
+    plain = EndpointSpec(
         name="gpt-j",
         image=IMAGE,
         data=PREFIX,
@@ -45,13 +45,13 @@ def wanted(instance_type: str = "ml.g4dn.2xlarge", **changes: Any) -> Wanted:
     return dataclasses.replace(plain, **changes)
 
 
-def actions(of: Wanted) -> tuple[Action, Action, Action]:
+def actions(of: EndpointSpec) -> tuple[Action, Action, Action]:
     model = model_action(of)
     config = config_action(of, model.request["ModelName"])
     return model, config, endpoint_action(of, config.request["EndpointConfigName"])
 
 
-def variant(of: Wanted) -> Any:
+def variant(of: EndpointSpec) -> Any:
     return actions(of)[1].request["ProductionVariants"][0]
 
 
@@ -67,7 +67,7 @@ EVERY = [
 
 
 @pytest.mark.parametrize("of", EVERY, ids=str)
-def test_botocore_accepts_every_request(of: Wanted) -> None:
+def test_botocore_accepts_every_request(of: EndpointSpec) -> None:
     for action in actions(of):
         validate(action)
 
@@ -142,14 +142,14 @@ def test_host_images_routing_and_metrics() -> None:
     ],
 )
 def test_updates_move_the_traffic(traffic: str, count: int, kind: str, size: int | None) -> None:
-    action = update_action("gpt-j", "gpt-j-0", Update(traffic, 300, ("one", "two"), count))
+    action = update_action("gpt-j", "gpt-j-0", EndpointUpdate(traffic, 300, ("one", "two"), count))
     validate(action)
     policy = action.request["DeploymentConfig"]["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"]
     assert (policy["Type"], policy.get("CanarySize", {}).get("Value")) == (kind, size)
     assert policy["WaitIntervalInSeconds"] == 300
     alarms = action.request["DeploymentConfig"]["AutoRollbackConfiguration"]["Alarms"]
     assert alarms == [{"AlarmName": "one"}, {"AlarmName": "two"}]
-    without = update_action("gpt-j", "gpt-j-0", Update(traffic, 300, (), count))
+    without = update_action("gpt-j", "gpt-j-0", EndpointUpdate(traffic, 300, (), count))
     assert "AutoRollbackConfiguration" not in without.request["DeploymentConfig"]
 
 

@@ -9,7 +9,7 @@ from gptj_serve.aws.common.console import Console
 from gptj_serve.aws.common.errors import CommandError, UsageError
 from gptj_serve.aws.common.plan import Action
 from gptj_serve.aws.endpoint.alarms import our_alarms
-from gptj_serve.aws.endpoint.deploying.requests import Wanted
+from gptj_serve.aws.endpoint.deploying.requests import EndpointSpec
 from gptj_serve.aws.endpoint.lookup import VARIANT
 from gptj_serve.aws.machines.fit import why_it_does_not_fit
 from gptj_serve.aws.machines.instances import (
@@ -70,7 +70,7 @@ def check_room(instance: InstanceType, max_count: int) -> None:
         )
 
 
-def costs(wanted: Wanted, kind: str) -> tuple[str, ...]:
+def costs(wanted: EndpointSpec, kind: str) -> tuple[str, ...]:
     """What is to be known before anything that costs is made, a sentence each; nothing if nothing is.
 
     Args:
@@ -137,7 +137,7 @@ def check_alarms(name: str, alarms: Iterable[Mapping[str, Any]]) -> None:
         )
 
 
-def check_update(aws: Aws, wanted: Wanted, current: Mapping[str, Any] | None) -> None:
+def check_update(aws: Aws, wanted: EndpointSpec, current: Mapping[str, Any] | None) -> None:
     """Check that SageMaker can update the endpoint as it is to what is wanted.
 
     Args:
@@ -177,7 +177,7 @@ def check_traffic(traffic: str, update: Action) -> None:
         raise UsageError("--traffic canary: the endpoint has one instance by now, which cannot be divided")
 
 
-def _check_scaling(aws: Aws, wanted: Wanted) -> None:
+def _check_scaling(aws: Aws, wanted: EndpointSpec) -> None:
     resource = f"endpoint/{wanted.name}/variant/{VARIANT}"
     answer = aws.client("application-autoscaling").describe_scalable_targets(
         ServiceNamespace="sagemaker", ResourceIds=[resource]

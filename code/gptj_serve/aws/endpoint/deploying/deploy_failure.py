@@ -4,14 +4,14 @@ from gptj_serve.aws.common.clients import Aws
 from gptj_serve.aws.common.errors import CommandError
 from gptj_serve.aws.endpoint.deploying.component_rollout import ComponentFailed
 from gptj_serve.aws.endpoint.deploying.failure import has_no_capacity, hint, log_group, read_log
-from gptj_serve.aws.endpoint.deploying.requests import Wanted
+from gptj_serve.aws.endpoint.deploying.requests import EndpointSpec
 from gptj_serve.aws.endpoint.deploying.rollout import RolloutFailed
 from gptj_serve.aws.machines.fit import fitting_types
 from gptj_serve.aws.machines.instances import next_ami
 from gptj_serve.aws.model.in_s3 import config_or_default
 
 
-def explain_failure(aws: Aws, wanted: Wanted, failed: RolloutFailed) -> CommandError:
+def explain_failure(aws: Aws, wanted: EndpointSpec, failed: RolloutFailed) -> CommandError:
     """The reason, what to do, and the container's last words; asks for them, so call it before undoing."""
     if failed.endpoint is None:
         return CommandError(f"{wanted.name} was deleted by somebody else meanwhile")
@@ -23,7 +23,7 @@ def explain_failure(aws: Aws, wanted: Wanted, failed: RolloutFailed) -> CommandE
     return CommandError(message, _advice(aws, wanted, failed.reason, log_group(wanted.name)))
 
 
-def explain_component_failure(aws: Aws, wanted: Wanted, failed: ComponentFailed) -> CommandError:
+def explain_component_failure(aws: Aws, wanted: EndpointSpec, failed: ComponentFailed) -> CommandError:
     """The same for the component, which has the endpoint's name."""
     if failed.component is None:
         return CommandError(f"the component {wanted.name} was deleted by somebody else meanwhile")
@@ -34,14 +34,14 @@ def explain_component_failure(aws: Aws, wanted: Wanted, failed: ComponentFailed)
     return CommandError(message, _advice(aws, wanted, failed.reason, group))
 
 
-def _advice(aws: Aws, wanted: Wanted, reason: str, group: str) -> str:
+def _advice(aws: Aws, wanted: EndpointSpec, reason: str, group: str) -> str:
     log = read_log(aws, group)
     lines = "\n    ".join(log.lines)
     advice = [one for one in (hint(reason), _other_host(wanted) if log.is_empty else "") if one]
     return "\n  ".join([*advice, f"{group}:\n    {lines}"])
 
 
-def _other_host(wanted: Wanted) -> str:
+def _other_host(wanted: EndpointSpec) -> str:
     """What to try when a container could not even write a line: the host's driver may not go with it."""
     if wanted.ami is None:
         return ""
@@ -50,7 +50,7 @@ def _other_host(wanted: Wanted) -> str:
     return f"{ran}; the next one to try: --inference-ami {other}" if other else f"{ran}, the last one to try"
 
 
-def _others(wanted: Wanted) -> str:
+def _others(wanted: EndpointSpec) -> str:
     config = config_or_default(wanted.data)
     types = fitting_types(config, config.max_positions, None)
     names = [one.name for one in types if one.family != wanted.instance.family]

@@ -26,7 +26,7 @@ TRAFFIC = ("auto", "canary", "all-at-once")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class EndpointSpec:
     """An endpoint as its user wants it.
 
     Attributes:
@@ -79,7 +79,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Update:
+class EndpointUpdate:
     """How an endpoint that serves is changed.
 
     Attributes:
@@ -111,7 +111,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def model_action(wanted: Wanted) -> Action:
+def model_action(wanted: EndpointSpec) -> Action:
     """The call that makes the model."""
     fingerprint = {DATA_TAG: wanted.data.fingerprint} if wanted.data.fingerprint else {}
     is_archive = wanted.data.is_archive
@@ -138,7 +138,7 @@ def model_action(wanted: Wanted) -> Action:
     return named("create_model", "ModelName", wanted.name, request, "the image, with the model's files")
 
 
-def config_action(wanted: Wanted, model: str) -> Action:
+def config_action(wanted: EndpointSpec, model: str) -> Action:
     """The call that makes the endpoint's configuration."""
     request: dict[str, Any] = {
         "ProductionVariants": [_variant(wanted, model)],
@@ -162,7 +162,7 @@ def config_action(wanted: Wanted, model: str) -> Action:
     return named("create_endpoint_config", "EndpointConfigName", wanted.name, request, what)
 
 
-def endpoint_action(wanted: Wanted, config: str) -> Action:
+def endpoint_action(wanted: EndpointSpec, config: str) -> Action:
     """The call that makes the endpoint."""
     request = {
         "EndpointName": wanted.name,
@@ -178,7 +178,7 @@ def num_desired(endpoint: Mapping[str, Any] | None, at_first: int) -> int:
     return int(variants[0].get("DesiredInstanceCount", at_first))
 
 
-def update_action(name: str, config: str, update: Update) -> Action:
+def update_action(name: str, config: str, update: EndpointUpdate) -> Action:
     """The call that moves an endpoint to another configuration, without a gap."""
     routing: dict[str, Any] = {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": update.bake_s}
     # a canary may be half of the instances at most
@@ -209,7 +209,7 @@ def startup_timeout_s(data: ModelData) -> int:
     return _timeout(300 + data.num_bytes / 40e6)
 
 
-def _variant(wanted: Wanted, model: str) -> dict[str, Any]:
+def _variant(wanted: EndpointSpec, model: str) -> dict[str, Any]:
     data, instance = wanted.data, wanted.instance
     variant: dict[str, Any] = {
         "VariantName": VARIANT,

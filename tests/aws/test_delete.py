@@ -1,5 +1,6 @@
 """``scripts/delete`` against moto, over HTTP: nothing of ours stays, and nothing of others goes."""
 
+import dataclasses
 import io
 import signal
 import sys
@@ -12,6 +13,7 @@ import pytest
 from gptj_serve.aws.common.clients import Aws
 from gptj_serve.aws.endpoint import autoscaling, removal
 from gptj_serve.aws.endpoint.inventory import take_inventory
+from gptj_serve.aws.endpoint.kinds import ENDPOINT
 from support.aws import moto_components
 from support.aws.cut_commands import cut_off_again_and_again
 from support.aws.made_endpoints import (
@@ -236,7 +238,8 @@ class TestWaiting:
             assert sagemaker
             return {"EndpointStatus": "Deleting"} if len(looks) < 3 else None
 
-        monkeypatch.setattr(removal, "describe_endpoint", gone_at_the_third_look)
+        endpoint = dataclasses.replace(ENDPOINT, describe=gone_at_the_third_look)
+        monkeypatch.setattr(removal, "ENDPOINT", endpoint)
         assert call("delete", "gpt-j").code == 0
         assert len(looks) == 3
         assert everything(aws)["configs"] == []

@@ -6,11 +6,11 @@ import time
 import boto3
 import pytest
 
-from gptj_serve.aws import deploy as deploy_module
 from gptj_serve.aws.common.clients import Aws
 from gptj_serve.aws.common.console import Console
 from gptj_serve.aws.common.errors import CommandError
 from gptj_serve.aws.endpoint import waiting
+from gptj_serve.aws.endpoint.deploying import deployment as deploy_module
 from gptj_serve.aws.endpoint.lookup import TAG
 from gptj_serve.aws.iam.roles import TRUST, find_execution_role
 from support.aws.deploy_account import (

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from gptj_serve.aws import deploy as deploy_module
 from gptj_serve.aws.common.clients import Aws
 from gptj_serve.aws.endpoint import waiting
+from gptj_serve.aws.endpoint.deploying import deployment as deploy_module
 from support.aws.deploy_account import (
     DATA,
     ROLE,

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from gptj_serve.aws import deploy as deploy_module
 from gptj_serve.aws.common.clients import Aws
 from gptj_serve.aws.endpoint import removal, waiting
+from gptj_serve.aws.endpoint.deploying import deployment as deploy_module
 from support.aws import moto_components
 from support.aws.cut_commands import cut_off_everywhere
 from support.aws.deploy_account import NOTHING, FakeTime, deploy, push_image, state, upload

@@ -13,8 +13,7 @@ from gptj_serve.aws.common.console import Console
 from gptj_serve.aws.common.errors import CommandError, UsageError
 from gptj_serve.aws.common.plan import Action, show
 from gptj_serve.aws.endpoint import autoscaling
-from gptj_serve.aws.endpoint.autoscaling import Scalable, ScalingSpec
-from gptj_serve.aws.endpoint.deploying.components import most_copies, obstacle
+from gptj_serve.aws.endpoint.autoscaling import Scalable, ScalingSpec, most_copies, obstacle
 from gptj_serve.aws.endpoint.inventory import check_component, existing, find_components
 from gptj_serve.aws.endpoint.lookup import (
     TAG,

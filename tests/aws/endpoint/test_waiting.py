@@ -9,6 +9,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from gptj_serve.aws.common.console import Console
 from gptj_serve.aws.endpoint import waiting
+from gptj_serve.aws.endpoint.kinds import ENDPOINT
 from gptj_serve.aws.endpoint.waiting import Waiter
 from support.aws.deploy_account import FakeTime
 
@@ -62,9 +63,9 @@ def settle(*answers: Mapping[str, Any] | Exception) -> tuple[Mapping[str, Any] |
 )
 def test_how_it_will_be_when_it_has_settled(status: str, pending: str | None, comes: Any) -> None:
     more = {"PendingDeploymentSummary": {"EndpointConfigName": pending}} if pending else {}
-    found = waiting.settled(is_(status, EndpointConfigName="old", **more))
+    found = ENDPOINT.settled(is_(status, EndpointConfigName="old", **more))
     assert (found and (found["EndpointStatus"], found["EndpointConfigName"])) == comes
-    assert waiting.settled(None) is None
+    assert ENDPOINT.settled(None) is None
 
 
 def test_changes_are_shown_with_the_time() -> None:

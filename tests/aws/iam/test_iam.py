@@ -7,11 +7,11 @@ import pytest
 from botocore import xform_name
 from botocore.session import get_session
 
-from gptj_serve.aws import deploy as deploy_module
 from gptj_serve.aws.common.clients import Aws
 from gptj_serve.aws.common.console import Console
 from gptj_serve.aws.common.s3 import S3Url
 from gptj_serve.aws.endpoint import waiting
+from gptj_serve.aws.endpoint.deploying import deployment as deploy_module
 from gptj_serve.aws.iam import policies
 from gptj_serve.aws.iam.grants import COMMANDS
 from gptj_serve.aws.iam.roles import ROLE_NAME

@@ -63,12 +63,18 @@ def alarm_actions(
             0 for no such alarms.
         has_streams: Clients can have streams.
     """
-    metrics = {**_ERRORS, **(_LATENCIES if latency_s else {})}
-    return tuple(
-        _alarm(name, dimensions, tags, kind, latency_s)
-        for kind in metrics
-        if has_streams or kind not in _OF_STREAMS
-    )
+    kinds = _kinds(latency_s, has_streams)
+    return tuple(_alarm(name, dimensions, tags, kind, latency_s) for kind in kinds)
+
+
+def alarm_names(name: str, latency_s: float, *, has_streams: bool) -> tuple[str, ...]:
+    """Names of the alarms that `alarm_actions` makes, in the same order."""
+    return tuple(alarm_prefix(name) + kind for kind in _kinds(latency_s, has_streams))
+
+
+def _kinds(latency_s: float, has_streams: bool) -> list[str]:
+    kinds = KINDS if latency_s else tuple(_ERRORS)
+    return [kind for kind in kinds if has_streams or kind not in _OF_STREAMS]
 
 
 def our_alarms(name: str, found: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from gptj_serve.aws.common.plan import Action
 from gptj_serve.aws.endpoint.lookup import alarm_prefix
+from gptj_serve.aws.machines.instances import find_instance
 
 SERVICE = "application-autoscaling"
 FOLLOW_POLICY = "gptj-serve-follow-load"
@@ -145,6 +146,34 @@ class FoundScaling:
     def policy(self, name: str) -> Mapping[str, Any] | None:
         """The policy of that name."""
         return next((found for found in self.policies if found["PolicyName"] == name), None)
+
+
+def obstacle(variant: Mapping[str, Any]) -> str | None:
+    """Why a variant cannot shrink to zero; None when it can.
+
+    Args:
+        variant: Of the endpoint's configuration, as described or requested.
+    """
+    if "ModelName" in variant:
+        return "its variant has the model itself, not an inference component"
+    managed = variant.get("ManagedInstanceScaling", {})
+    if managed.get("Status") != "ENABLED":
+        return "SageMaker does not manage its instances (ManagedInstanceScaling)"
+    smallest = managed.get("MinInstanceCount")
+    if smallest != 0:
+        return f"its configuration asks for at least {smallest} instances (ManagedInstanceScaling)"
+    return None
+
+
+def most_copies(variant: Mapping[str, Any]) -> int | None:
+    """Copies that the instances of a variant have GPUs for, one each; None if that is not known.
+
+    Args:
+        variant: Of the endpoint's configuration, as described or requested.
+    """
+    instance = find_instance(variant.get("InstanceType", ""))
+    most = variant.get("ManagedInstanceScaling", {}).get("MaxInstanceCount")
+    return most * instance.num_gpus if most and instance and instance.num_gpus else None
 
 
 def plan(it: Scalable, wanted: ScalingSpec, existing: FoundScaling, tags: Mapping[str, str]) -> list[Action]:

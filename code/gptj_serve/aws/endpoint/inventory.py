@@ -1,6 +1,6 @@
 """Everything that belongs to an endpoint: what `endpoints` finds, its components and its scaling."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +11,15 @@ from gptj_serve.aws.common.errors import CommandError
 from gptj_serve.aws.endpoint import autoscaling
 from gptj_serve.aws.endpoint.lookup import (
     TAG,
+    Description,
     Resources,
     check_alarms_ours,
+    describe_component,
     find_alarms,
     find_resources,
     has_tag,
     is_missing,
-    or_none,
 )
-
-Description = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +83,6 @@ def find_components(aws: Aws, name: str) -> tuple[Description, ...]:
         names = []  # of an endpoint that is gone
     found = (describe_component(sagemaker, one) for one in names)
     return tuple(one for one in found if one is not None)
-
-
-def describe_component(sagemaker: Any, name: str) -> Description | None:
-    """An inference component's description, None if there is none."""
-    return or_none(sagemaker.describe_inference_component, InferenceComponentName=name)
 
 
 def check_component(aws: Aws, endpoint: str, component: Description | None, hint: str) -> None:

@@ -14,6 +14,9 @@ from botocore.exceptions import ClientError
 
 from gptj_serve.aws.common.errors import CommandError
 
+Description = Mapping[str, Any]
+"""What AWS says of one thing."""
+
 TAG = "gptj-serve:endpoint"
 """Key of the tag that everything made for an endpoint carries; the value is the endpoint's name."""
 
@@ -22,9 +25,6 @@ VARIANT = "main"
 
 MAX_NAME = 54
 """Characters of an endpoint's name: configurations add nine, and SageMaker takes 63."""
-
-BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
-"""States of an endpoint that end by themselves; it can be neither updated nor deleted before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +63,24 @@ def is_missing(error: ClientError) -> bool:
     )
 
 
-def describe_endpoint(sagemaker: Any, name: str) -> Mapping[str, Any] | None:
+def describe_endpoint(sagemaker: Any, name: str) -> Description | None:
     """An endpoint's description, None if there is none."""
     return or_none(sagemaker.describe_endpoint, EndpointName=name)
 
 
-def describe_config(sagemaker: Any, name: str) -> Mapping[str, Any] | None:
+def describe_config(sagemaker: Any, name: str) -> Description | None:
     """An endpoint configuration's description, None if there is none."""
     return or_none(sagemaker.describe_endpoint_config, EndpointConfigName=name)
 
 
-def describe_model(sagemaker: Any, name: str) -> Mapping[str, Any] | None:
+def describe_model(sagemaker: Any, name: str) -> Description | None:
     """A model's description, None if there is none."""
     return or_none(sagemaker.describe_model, ModelName=name)
+
+
+def describe_component(sagemaker: Any, name: str) -> Description | None:
+    """An inference component's description, None if there is none."""
+    return or_none(sagemaker.describe_inference_component, InferenceComponentName=name)
 
 
 def find_resources(sagemaker: Any, cloudwatch: Any, name: str) -> Resources:
@@ -177,7 +182,7 @@ def check_ours(sagemaker: Any, name: str, endpoint: Mapping[str, Any] | None, hi
         )
 
 
-def or_none(call: Callable[..., Mapping[str, Any]], **request: str) -> Mapping[str, Any] | None:
+def or_none(call: Callable[..., Mapping[str, Any]], **request: str) -> Description | None:
     """A call's answer, None if what it asks for does not exist."""
     try:
         return call(**request)

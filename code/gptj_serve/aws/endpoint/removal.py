@@ -16,8 +16,9 @@ from gptj_serve.aws.common.console import Console
 from gptj_serve.aws.common.errors import CommandError
 from gptj_serve.aws.common.plan import Action
 from gptj_serve.aws.endpoint import autoscaling
-from gptj_serve.aws.endpoint.inventory import Inventory, describe_component
-from gptj_serve.aws.endpoint.lookup import describe_endpoint, is_missing
+from gptj_serve.aws.endpoint.inventory import Inventory
+from gptj_serve.aws.endpoint.kinds import COMPONENT, ENDPOINT
+from gptj_serve.aws.endpoint.lookup import is_missing
 
 POLL_S = 5.0
 SAY_S = 30.0
@@ -160,14 +161,11 @@ def check_objects(answer: Mapping[str, Any]) -> None:
 
 
 def _looking_for(aws: Aws, action: Action) -> Callable[[], bool]:
-    sagemaker = aws.client("sagemaker")
-    look: Mapping[str, Callable[[], Any]] = {
-        "delete_endpoint": lambda: describe_endpoint(sagemaker, action.request["EndpointName"]),
-        "delete_inference_component": lambda: describe_component(
-            sagemaker, action.request["InferenceComponentName"]
-        ),
-    }
-    return lambda: action.operation in look and look[action.operation]() is not None
+    kinds = {"delete_endpoint": ENDPOINT, "delete_inference_component": COMPONENT}
+    if action.operation not in kinds:
+        return lambda: False
+    (name,) = action.request.values()
+    return lambda: kinds[action.operation].describe(aws.client("sagemaker"), name) is not None
 
 
 def _sagemaker(operation: str, key: str, name: str) -> Action:

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gptj_serve.aws.endpoint.inventory import Description, Inventory, Scaling
-from gptj_serve.aws.endpoint.lookup import alarm_prefix
+from gptj_serve.aws.endpoint.inventory import Inventory, Scaling
+from gptj_serve.aws.endpoint.lookup import Description, alarm_prefix
 from gptj_serve.aws.machines.instances import find_instance
 
 HOURS_A_DAY = 24

@@ -1,14 +1,15 @@
-"""Waits until an endpoint has settled, and shows on the way what it does and for how long."""
+"""Waits until an endpoint, or a component on it, has settled; shows what it does and for how long."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
 
 from gptj_serve.aws.common.console import Console
-from gptj_serve.aws.endpoint.lookup import BUSY, describe_endpoint
+from gptj_serve.aws.endpoint.kinds import ENDPOINT, Kind
+from gptj_serve.aws.endpoint.lookup import Description
 
 POLL_S = 15.0
 REPEAT_S = 120.0
@@ -38,16 +39,17 @@ SYSTEM_CLOCK = Clock()
 
 
 class Waiter:
-    """Watches one endpoint.
+    """Watches one endpoint or inference component.
 
     Args:
         sagemaker: boto3 client.
-        name: The endpoint's.
+        name: Its name.
         console: Where to show what happens.
+        kind: Which of the two it is.
     """
 
-    def __init__(self, sagemaker: Any, name: str, console: Console) -> None:
-        self._sagemaker, self._name, self._console = sagemaker, name, console
+    def __init__(self, sagemaker: Any, name: str, console: Console, kind: Kind = ENDPOINT) -> None:
+        self._sagemaker, self._name, self._console, self._kind = sagemaker, name, console, kind
         self.clock = SYSTEM_CLOCK
         self._start_s = self.clock.now()
         self._shown: str | None = None
@@ -58,18 +60,21 @@ class Waiter:
         """Since this was made."""
         return self.clock.now() - self._start_s
 
-    def settle(self) -> Mapping[str, Any] | None:
-        """Wait until the endpoint does nothing by itself any more.
+    def settle(self) -> Description | None:
+        """Wait until it does nothing by itself any more.
 
         Returns:
             Its description; None when it is gone.
         """
         while True:
-            endpoint = self._describe()
-            status = _status(endpoint)
-            self._show(status)
-            if endpoint is None or endpoint["EndpointStatus"] not in BUSY:
-                return endpoint
+            found = self._describe()
+            is_busy = self._kind.status(found) in self._kind.busy
+            if self._kind is ENDPOINT:
+                self._show(_status(found))
+            elif is_busy:
+                self._show(f"component {self._name} is {self._kind.status(found)}")
+            if not is_busy:
+                return found
             self.clock.sleep(POLL_S)
 
     def pause(self, seconds: float) -> None:
@@ -82,28 +87,16 @@ class Waiter:
             self._console.progress(f"{duration(self.elapsed_s):>7}  {status}")
             self._shown, self._shown_s = status, now_s
 
-    def _describe(self) -> Mapping[str, Any] | None:
+    def _describe(self) -> Description | None:
         give_up_s = self.clock.now() + PATIENCE_S
         while True:
             try:
-                return describe_endpoint(self._sagemaker, self._name)
+                return self._kind.describe(self._sagemaker, self._name)
             except (ConnectionError, HTTPClientError, ClientError) as error:
                 if not _passes(error) or self.clock.now() > give_up_s:
                     raise
                 self._show("AWS does not answer; trying on")
                 self.clock.sleep(POLL_S)
-
-
-def settled(endpoint: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """An endpoint as it will be when what it does by itself has ended well; None if it will be gone."""
-    status = endpoint["EndpointStatus"] if endpoint else None
-    if endpoint is None or status == "Deleting":
-        return None
-    if status not in BUSY:
-        return endpoint
-    pending = endpoint.get("PendingDeploymentSummary", {}).get("EndpointConfigName")
-    comes = pending if pending and status != "RollingBack" else endpoint["EndpointConfigName"]
-    return {**endpoint, "EndpointStatus": "InService", "EndpointConfigName": comes}
 
 
 def duration(seconds: float) -> str:
@@ -115,7 +108,7 @@ def _passes(error: Exception) -> bool:
     return not isinstance(error, ClientError) or error.response["Error"]["Code"] in _PASSING
 
 
-def _status(endpoint: Mapping[str, Any] | None) -> str:
+def _status(endpoint: Description | None) -> str:
     if endpoint is None:
         return "gone"
     status = str(endpoint["EndpointStatus"])

@@ -1,63 +1,75 @@
 """Requests for an endpoint without a model and the component on it: botocore takes them."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from gptj_serve.aws.common.plan import Action, validate
-from gptj_serve.aws.endpoint.deploying.components import (
-    component_config,
-    component_request,
-    most_copies,
-    obstacle,
+from gptj_serve.aws.common.plan import validate
+from gptj_serve.aws.endpoint.autoscaling import most_copies, obstacle
+from gptj_serve.aws.endpoint.deploying.requests import (
+    EndpointSpec,
+    component_action,
+    component_specification,
+    config_action,
+    model_action,
 )
+from gptj_serve.aws.machines.fit import GPT_J_6B
+from gptj_serve.aws.machines.instances import find_instance
+from gptj_serve.aws.model.in_s3 import ModelData
 
-MODEL = {
-    "ModelName": "gpt-j-1",
-    "ExecutionRoleArn": "arn:aws:iam::123456789012:role/x",
-    "EnableNetworkIsolation": True,
-    "VpcConfig": {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]},
-}
-CONFIG: dict[str, Any] = {
-    "EndpointConfigName": "gpt-j-2",
-    "Tags": [{"Key": "a", "Value": "b"}],
-    "ProductionVariants": [
-        {
-            "VariantName": "main",
-            "ModelName": "gpt-j-1",
-            "InstanceType": "ml.g5.2xlarge",
-            "InitialInstanceCount": 1,
-            "ModelDataDownloadTimeoutInSeconds": 600,
-            "ContainerStartupHealthCheckTimeoutInSeconds": 700,
-            "InferenceAmiVersion": "al2023-ami-sagemaker-inference-gpu-4-1",
-            "RoutingConfig": {"RoutingStrategy": "LEAST_OUTSTANDING_REQUESTS"},
-        }
-    ],
-}
+
+def wanted(**changes: Any) -> EndpointSpec:
+    instance = find_instance("ml.g5.2xlarge")
+    assert instance is not None
+    pool = EndpointSpec(
+        name="gpt-j",
+        image="123456789012.dkr.ecr.us-east-1.amazonaws.com/gptj-serve@sha256:" + "ab" * 32,
+        data=ModelData("s3://models/gpt-j-6b/", 12_100_000_000, "0123456789abcdef", GPT_J_6B),
+        instance=instance,
+        num_instances=1,
+        role_arn="arn:aws:iam::123456789012:role/x",
+        environment={},
+        has_metrics=True,
+        tags={"a": "b"},
+        download_timeout_s=600,
+        startup_timeout_s=700,
+        subnets=("subnet-1",),
+        security_groups=("sg-1",),
+        is_isolated=True,
+        max_instances=3,
+    )
+    return dataclasses.replace(pool, **changes)
 
 
 def test_the_pool_has_all_but_the_model() -> None:
-    request = component_config(CONFIG, MODEL, 3)
-    validate(Action("sagemaker", "create_endpoint_config", request))
-    (variant,) = request["ProductionVariants"]
+    action = config_action(wanted(), "gpt-j-1")
+    validate(action)
+    (variant,) = action.request["ProductionVariants"]
     assert variant == {
         "VariantName": "main",
         "InstanceType": "ml.g5.2xlarge",
         "InitialInstanceCount": 1,
+        "InitialVariantWeight": 1.0,
         "InferenceAmiVersion": "al2023-ami-sagemaker-inference-gpu-4-1",
         "RoutingConfig": {"RoutingStrategy": "LEAST_OUTSTANDING_REQUESTS"},
         "ManagedInstanceScaling": {"Status": "ENABLED", "MinInstanceCount": 0, "MaxInstanceCount": 3},
     }
-    for key in ("ExecutionRoleArn", "EnableNetworkIsolation", "VpcConfig"):
-        assert request[key] == MODEL[key]
-    assert CONFIG["ProductionVariants"][0]["ModelName"] == "gpt-j-1"
+    model = model_action(wanted()).request
+    assert action.request["ExecutionRoleArn"] == model["ExecutionRoleArn"] == wanted().role_arn
+    assert action.request["EnableNetworkIsolation"] is model["EnableNetworkIsolation"] is True
+    network = {"Subnets": ["subnet-1"], "SecurityGroupIds": ["sg-1"]}
+    assert action.request["VpcConfig"] == model["VpcConfig"] == network
+    with_model = config_action(wanted(max_instances=None), "gpt-j-1").request
+    assert with_model["ProductionVariants"][0]["ModelName"] == "gpt-j-1"
     assert obstacle(variant) is None
 
 
 def test_the_component_has_what_the_pool_lacks() -> None:
-    request = component_request("gpt-j", "gpt-j", CONFIG, num_gpus=2, memory_mb=2048)
-    validate(Action("sagemaker", "create_inference_component", request))
-    assert request["Specification"] == {
+    specification = component_specification(wanted(), "gpt-j-1", num_gpus=2, memory_mb=2048)
+    action = component_action(wanted(), specification)
+    validate(action)
+    assert action.request["Specification"] == {
         "ModelName": "gpt-j-1",
         "ComputeResourceRequirements": {
             "NumberOfAcceleratorDevicesRequired": 2,
@@ -68,14 +80,13 @@ def test_the_component_has_what_the_pool_lacks() -> None:
             "ContainerStartupHealthCheckTimeoutInSeconds": 700,
         },
     }
-    assert request["VariantName"] == "main"
-    assert request["Tags"] == CONFIG["Tags"]
+    assert action.request["VariantName"] == "main"
+    assert action.request["Tags"] == config_action(wanted(), "gpt-j-1").request["Tags"]
 
 
 def test_asynchronous_endpoints_have_none() -> None:
-    config = {**CONFIG, "AsyncInferenceConfig": {"OutputConfig": {"S3OutputPath": "s3://a/"}}}
     with pytest.raises(ValueError, match="asynchronous"):
-        component_config(config, MODEL, 1)
+        wanted(async_output="s3://a/")
 
 
 @pytest.mark.parametrize(

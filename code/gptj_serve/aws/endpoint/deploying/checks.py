@@ -7,9 +7,8 @@ from typing import Any
 from gptj_serve.aws.common.clients import Aws
 from gptj_serve.aws.common.console import Console
 from gptj_serve.aws.common.errors import CommandError, UsageError
-from gptj_serve.aws.common.plan import Action
 from gptj_serve.aws.endpoint.alarms import our_alarms
-from gptj_serve.aws.endpoint.deploying.requests import EndpointSpec
+from gptj_serve.aws.endpoint.deploying.requests import EndpointSpec, EndpointUpdate
 from gptj_serve.aws.endpoint.lookup import VARIANT
 from gptj_serve.aws.machines.fit import why_it_does_not_fit
 from gptj_serve.aws.machines.instances import (
@@ -166,14 +165,13 @@ def check_update(aws: Aws, wanted: EndpointSpec, current: Mapping[str, Any] | No
         _check_scaling(aws, wanted)
 
 
-def check_traffic(traffic: str, update: Action) -> None:
+def check_traffic(update: EndpointUpdate) -> None:
     """Check that an endpoint's instances can be divided.
 
     Raises:
         UsageError: A canary is asked for, and there is but one.
     """
-    routing = update.request["DeploymentConfig"]["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"]
-    if traffic == "canary" and routing["Type"] != "CANARY":
+    if update.traffic == "canary" and not update.is_canary:
         raise UsageError("--traffic canary: the endpoint has one instance by now, which cannot be divided")
 
 

@@ -24,6 +24,10 @@ DATA_TAG = "gptj-serve:model-data"
 
 TRAFFIC = ("auto", "canary", "all-at-once")
 
+COPY_MEMORY_MB = 1024
+"""Memory of the instance that a copy reserves. It is no limit: a copy may use more. Small, because an
+instance offers much less than it has, and refuses a copy whose reservation does not fit."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointSpec:
@@ -46,6 +50,11 @@ class EndpointSpec:
         subnets, security_groups: The network; both or neither.
         is_isolated: The container has no network.
         inference_ami: Host image; None for the one that goes with the instance type.
+        max_instances: At most; the endpoint is a pool of them, at least none, and the model an inference
+            component on it. None for an endpoint that has the model itself.
+
+    Raises:
+        ValueError: A pool cannot be asynchronous.
     """
 
     name: str
@@ -66,6 +75,23 @@ class EndpointSpec:
     security_groups: tuple[str, ...] = ()
     is_isolated: bool = False
     inference_ami: str | None = None
+    max_instances: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.is_pool and self.async_output:
+            raise ValueError(
+                "an asynchronous endpoint has no inference components: its variant itself goes to zero"
+            )
+
+    @property
+    def is_pool(self) -> bool:
+        """Whether the model is an inference component, so that there may be no instance at all."""
+        return self.max_instances is not None
+
+    @property
+    def all_tags(self) -> list[dict[str, str]]:
+        """The user's tags, and the one that says whose all of it is."""
+        return to_list({**self.tags, TAG: self.name})
 
     @property
     def ami(self) -> str | None:
@@ -95,6 +121,11 @@ class EndpointUpdate:
     alarms: tuple[str, ...]
     num_instances: int
     keeps_count: bool = True
+
+    @property
+    def is_canary(self) -> bool:
+        """Whether some instances get traffic first; a canary may be half of them at most."""
+        return self.traffic != "all-at-once" and self.num_instances > 1
 
 
 def check_name(name: str) -> str:
@@ -129,17 +160,18 @@ def model_action(wanted: EndpointSpec) -> Action:
         },
         "EnableNetworkIsolation": wanted.is_isolated,
         "Tags": to_list({**wanted.tags, **fingerprint, TAG: wanted.name}),
+        **_network(wanted),
     }
-    if wanted.subnets:
-        request["VpcConfig"] = {
-            "Subnets": list(wanted.subnets),
-            "SecurityGroupIds": list(wanted.security_groups),
-        }
-    return named("create_model", "ModelName", wanted.name, request, "the image, with the model's files")
+    return _named("create_model", "ModelName", wanted.name, request, "the image, with the model's files")
 
 
 def config_action(wanted: EndpointSpec, model: str) -> Action:
-    """The call that makes the endpoint's configuration."""
+    """The call that makes the endpoint's configuration.
+
+    Args:
+        wanted: The endpoint.
+        model: Name of its model; a pool's configuration has none.
+    """
     request: dict[str, Any] = {
         "ProductionVariants": [_variant(wanted, model)],
         "MetricsConfig": {
@@ -147,8 +179,13 @@ def config_action(wanted: EndpointSpec, model: str) -> Action:
             "EnableDetailedObservability": wanted.has_metrics,
             "MetricPublishFrequencyInSeconds": 60,
         },
-        "Tags": to_list({**wanted.tags, TAG: wanted.name}),
+        "Tags": wanted.all_tags,
     }
+    if wanted.is_pool:
+        # these are the model's, but SageMaker wants to know them before there is any
+        request["ExecutionRoleArn"] = wanted.role_arn
+        request["EnableNetworkIsolation"] = wanted.is_isolated
+        request |= _network(wanted)
     if wanted.async_output:
         concurrency = wanted.async_concurrency
         request["AsyncInferenceConfig"] = {
@@ -158,8 +195,8 @@ def config_action(wanted: EndpointSpec, model: str) -> Action:
             },
             **({"ClientConfig": {"MaxConcurrentInvocationsPerInstance": concurrency}} if concurrency else {}),
         }
-    what = f"{wanted.num_instances} x {wanted.instance.name}"
-    return named("create_endpoint_config", "EndpointConfigName", wanted.name, request, what)
+    what = f"{wanted.num_instances} x {wanted.instance.name}{', without a model' if wanted.is_pool else ''}"
+    return _named("create_endpoint_config", "EndpointConfigName", wanted.name, request, what)
 
 
 def endpoint_action(wanted: EndpointSpec, config: str) -> Action:
@@ -167,9 +204,41 @@ def endpoint_action(wanted: EndpointSpec, config: str) -> Action:
     request = {
         "EndpointName": wanted.name,
         "EndpointConfigName": config,
-        "Tags": to_list({**wanted.tags, TAG: wanted.name}),
+        "Tags": wanted.all_tags,
     }
     return Action("sagemaker", "create_endpoint", request, "from here on it costs")
+
+
+def component_specification(
+    wanted: EndpointSpec, model: str, *, num_gpus: int = 1, memory_mb: int = COPY_MEMORY_MB
+) -> dict[str, Any]:
+    """What a copy of the model on a pool runs, and what it takes.
+
+    Args:
+        wanted: The endpoint.
+        model: Name of its model.
+        num_gpus: GPUs a copy has to itself: the service's TENSOR_PARALLEL_DEGREE.
+        memory_mb: Memory of the instance reserved for a copy, at least 128.
+    """
+    needs = {"NumberOfAcceleratorDevicesRequired": num_gpus, "MinMemoryRequiredInMb": memory_mb}
+    return {
+        "ModelName": model,
+        "ComputeResourceRequirements": needs,
+        "StartupParameters": _timeouts(wanted),
+    }
+
+
+def component_action(wanted: EndpointSpec, specification: Mapping[str, Any]) -> Action:
+    """The call that puts one copy on a pool, as an inference component of the endpoint's name."""
+    request = {
+        "InferenceComponentName": wanted.name,
+        "EndpointName": wanted.name,
+        "VariantName": VARIANT,
+        "Specification": specification,
+        "RuntimeConfig": {"CopyCount": 1},
+        "Tags": wanted.all_tags,
+    }
+    return Action("sagemaker", "create_inference_component", request, "the model, on one of the GPUs")
 
 
 def num_desired(endpoint: Mapping[str, Any] | None, at_first: int) -> int:
@@ -181,8 +250,7 @@ def num_desired(endpoint: Mapping[str, Any] | None, at_first: int) -> int:
 def update_action(name: str, config: str, update: EndpointUpdate) -> Action:
     """The call that moves an endpoint to another configuration, without a gap."""
     routing: dict[str, Any] = {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": update.bake_s}
-    # a canary may be half of the instances at most
-    if update.traffic != "all-at-once" and update.num_instances > 1:
+    if update.is_canary:
         size = {"Type": "INSTANCE_COUNT", "Value": max(1, update.num_instances // 10)}
         routing = {"Type": "CANARY", "WaitIntervalInSeconds": update.bake_s, "CanarySize": size}
     deployment: dict[str, Any] = {"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": routing}}
@@ -210,22 +278,38 @@ def startup_timeout_s(data: ModelData) -> int:
 
 
 def _variant(wanted: EndpointSpec, model: str) -> dict[str, Any]:
-    data, instance = wanted.data, wanted.instance
     variant: dict[str, Any] = {
         "VariantName": VARIANT,
-        "ModelName": model,
-        "InstanceType": instance.name,
+        **({} if wanted.is_pool else {"ModelName": model}),
+        "InstanceType": wanted.instance.name,
         "InitialInstanceCount": wanted.num_instances,
         "InitialVariantWeight": 1.0,
-        "ModelDataDownloadTimeoutInSeconds": wanted.download_timeout_s or download_timeout_s(data),
-        "ContainerStartupHealthCheckTimeoutInSeconds": wanted.startup_timeout_s or startup_timeout_s(data),
+        **({} if wanted.is_pool else _timeouts(wanted)),
         "RoutingConfig": {"RoutingStrategy": "LEAST_OUTSTANDING_REQUESTS"},
     }
     if wanted.ami:
         variant["InferenceAmiVersion"] = wanted.ami
-    if instance.takes_volume:
-        variant["VolumeSizeInGB"] = wanted.volume_gb or _volume_gb(data)
+    if wanted.instance.takes_volume:
+        variant["VolumeSizeInGB"] = wanted.volume_gb or _volume_gb(wanted.data)
+    if wanted.is_pool:
+        limits = {"MinInstanceCount": 0, "MaxInstanceCount": wanted.max_instances}
+        variant["ManagedInstanceScaling"] = {"Status": "ENABLED", **limits}
     return variant
+
+
+def _timeouts(wanted: EndpointSpec) -> dict[str, int]:
+    return {
+        "ModelDataDownloadTimeoutInSeconds": wanted.download_timeout_s or download_timeout_s(wanted.data),
+        "ContainerStartupHealthCheckTimeoutInSeconds": wanted.startup_timeout_s
+        or startup_timeout_s(wanted.data),
+    }
+
+
+def _network(wanted: EndpointSpec) -> dict[str, Any]:
+    if not wanted.subnets:
+        return {}
+    groups = list(wanted.security_groups)
+    return {"VpcConfig": {"Subnets": list(wanted.subnets), "SecurityGroupIds": groups}}
 
 
 def _volume_gb(data: ModelData) -> int:
@@ -237,7 +321,7 @@ def _timeout(seconds: float) -> int:
     return min(3600, max(60, math.ceil(seconds / 60) * 60))
 
 
-def named(operation: str, key: str, name: str, request: dict[str, Any], note: str) -> Action:
+def _named(operation: str, key: str, name: str, request: dict[str, Any], note: str) -> Action:
     """A call that makes something which is named after the endpoint and a hash of all that is asked for.
 
     Args:

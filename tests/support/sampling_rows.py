@@ -1,4 +1,4 @@
-"""The same sequence as the device sampler and as the static sampler see it."""
+"""Sequences for the sampler, and ways to drive it: over a history, or over no more than their own ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from gptj_serve.engine.fused.schedule.plan import Row
-from gptj_serve.engine.sampling.sampler import DeviceSampler
-from gptj_serve.engine.sampling.score_plan import EVERY_FILTER
+from gptj_serve.engine.sampling.packing import Upload
+from gptj_serve.engine.sampling.profile import profile
+from gptj_serve.engine.sampling.sampler import Sampler, SamplerRow
+from gptj_serve.engine.sampling.score_plan import EVERY_FILTER, PlannedRow, plan_scores
 from gptj_serve.engine.scheduler import Sampled
-from gptj_serve.engine.static.sampler import SamplerRow
 from gptj_serve.request import GenerationRequest, SamplingParams
 
 EVERYTHING = {one.name: getattr(EVERY_FILTER, one.name) for one in fields(EVERY_FILTER) if one.init}
@@ -28,23 +28,23 @@ class Sampling:
     generated_ids: tuple[int, ...] = ()
 
     @property
+    def sampling(self) -> SamplingParams:
+        return self.request.sampling
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        return self.request.prompt_ids
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return self.request.eos_token_ids
+
+    @property
     def ids(self) -> tuple[int, ...]:
         return (*self.request.prompt_ids, *self.generated_ids)
 
-    def static_row(self) -> SamplerRow:
-        request = self.request
-        return SamplerRow(
-            request.sampling,
-            request.prompt_ids,
-            self.generated_ids,
-            request.eos_token_ids,
-            request.logprobs,
-            request.num_top_logprobs,
-        )
-
-    def device_row(self, slot: int) -> Row:
-        """The host does not know the last tokens: its copy of what was generated is empty."""
-        return Row(0, 0, self.request, slot, (), start=len(self.ids) - 1, token_ids=None, samples=True)
+    def row(self, slot: int) -> SamplerRow:
+        return SamplerRow(self.request, slot, len(self.ids))
 
 
 def sequence(
@@ -70,27 +70,43 @@ def history_of(
     max_context: int,
     dtype: torch.dtype = torch.int64,
 ) -> torch.Tensor:
-    history_SC = torch.full((num_slots + 1, max_context + 1), STALE_ID, dtype=dtype)
+    history_SC = torch.full((num_slots, max_context + 1), STALE_ID, dtype=dtype)
     for one, slot in zip(sequences, slots, strict=True):
         history_SC[slot, : len(one.ids)] = torch.tensor(one.ids)
     return history_SC
 
 
-def choose_on_device(
+def choose(
     logits_BV: torch.Tensor, sequences: Sequence[Sampling], history_SC: torch.Tensor, slots: Sequence[int]
 ) -> list[Sampled]:
-    sampler = DeviceSampler(history_SC, logits_BV.shape[1])
-    rows = [one.device_row(slot) for one, slot in zip(sequences, slots, strict=True)]
-    choice = sampler.choose(logits_BV, rows)
-    choice.to_host()
-    return choice.results()
+    """The next token of each sequence, whose ids are in its slot of the history."""
+    rows = [one.row(slot) for one, slot in zip(sequences, slots, strict=True)]
+    return Sampler(history_SC, logits_BV.shape[1]).choose(logits_BV, rows).results()
 
 
-def comparable(results: Sequence[Sampled | None]) -> list[object]:
+def sample(logits_BV: torch.Tensor, sequences: Sequence[Sampling]) -> list[Sampled]:
+    """The same with a history of these sequences alone."""
+    return choose(logits_BV, sequences, _own_history(sequences).to(logits_BV.device), range(len(sequences)))
+
+
+def process_scores(scores_BV: torch.Tensor, sequences: Sequence[Sampling]) -> torch.Tensor:
+    """The scores as the choice sees them: float32, -inf where a token cannot be chosen."""
+    vocab_size, upload = scores_BV.shape[1], Upload()
+    planned = [
+        PlannedRow(profile(one.request, vocab_size), slot, len(one.ids)) for slot, one in enumerate(sequences)
+    ]
+    plan = plan_scores(planned, vocab_size, upload)
+    return plan.process(scores_BV, upload.to(scores_BV.device), _own_history(sequences))
+
+
+def _own_history(sequences: Sequence[Sampling]) -> torch.Tensor:
+    longest = max((len(one.ids) for one in sequences), default=0)
+    return history_of(sequences, range(len(sequences)), len(sequences), longest)
+
+
+def comparable(results: Sequence[Sampled]) -> list[tuple[Any, ...]]:
     """Errors are not equal to each other, their messages are."""
     return [
-        None
-        if one is None
-        else (one.token_id, one.logprob, one.error and (type(one.error), one.error.message), one.top_logprobs)
+        (one.token_id, one.logprob, one.error and (type(one.error), one.error.message), one.top_logprobs)
         for one in results
     ]

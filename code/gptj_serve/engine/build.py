@@ -14,10 +14,10 @@ from gptj_serve.engine.fused.obstacle import obstacle
 from gptj_serve.engine.fused.schedule.plan import ContinuousRunner, RunnerLimits
 from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
 from gptj_serve.engine.machine import describe, limit_threads, look_at_machine
+from gptj_serve.engine.sampling import sampler
 from gptj_serve.engine.scheduler import Scheduler
 from gptj_serve.engine.server import EngineServer
 from gptj_serve.engine.start_log import logged_import
-from gptj_serve.engine.static import sampler
 from gptj_serve.engine.static.backend import Backend, BackendLimits
 from gptj_serve.engine.static.runner import StaticRunner
 from gptj_serve.engine.static.scheduler import StaticScheduler, Step
@@ -56,8 +56,9 @@ def build_engine(settings: Settings, checkpoint: Checkpoint, socket_path: Path) 
         runner = _load_fused(settings, checkpoint, device, library)
         return join_continuous(runner, settings, checkpoint, socket_path)
     backend = _load(name, settings, checkpoint, device)
-    sampler.warm_up(device, backend.limits)
-    return join_static(backend, settings, checkpoint, socket_path)
+    # all of these backends make their logits float32
+    sampler.warm_up(device, torch.float32, backend.limits.max_batch_size, backend.limits.vocab_size)
+    return join_static(backend, device, settings, checkpoint, socket_path)
 
 
 def _choose(settings: Settings, machine: Machine, checkpoint: Checkpoint) -> tuple[str, str, Path | None]:
@@ -73,7 +74,7 @@ def _choose(settings: Settings, machine: Machine, checkpoint: Checkpoint) -> tup
 
 
 def join_static(
-    backend: Backend, settings: Settings, checkpoint: Checkpoint, socket_path: Path
+    backend: Backend, device: torch.device, settings: Settings, checkpoint: Checkpoint, socket_path: Path
 ) -> tuple[Engine, ModelInfo]:
     """Join a backend to static batching and open the socket; see `build_engine`."""
     limits = backend.limits
@@ -85,7 +86,7 @@ def join_static(
         batch_wait_s=settings.batch_wait_ms / 1000,
     )
     info = _model_info(backend.name, "static", limits, settings, checkpoint)
-    step_loop = StepLoop[Step](scheduler, StaticRunner(backend), steps_ahead=0)
+    step_loop = StepLoop[Step](scheduler, StaticRunner(backend, device), steps_ahead=0)
     return _open(scheduler, step_loop, info, settings, socket_path), info
 
 

@@ -18,11 +18,11 @@ from gptj_serve.engine.fused.model import FusedModel
 from gptj_serve.engine.fused.runner import FusedRunner
 from gptj_serve.engine.fused.warm_up import check
 from gptj_serve.engine.static.hf import load_hf
-from gptj_serve.engine.static.sampler import SamplerRow, sample
 from gptj_serve.errors import StartupError
 from gptj_serve.models.model_dir import Checkpoint, find_checkpoint
 from gptj_serve.request import GenerationRequest, SamplingParams
 from support.fused_generation import Driver, check_greedy, greedy, ids
+from support.sampling_rows import Sampling, sample
 from support.tiny_model import write_model
 
 TOLERANCE = 1e-3
@@ -145,10 +145,7 @@ def hf_tokens(checkpoint: Checkpoint, request: GenerationRequest) -> list:  # ty
     logits_BV = backend.prefill([request.prompt_ids])
     found = []
     while True:
-        generated = [one.token_id for one in found]
-        row = SamplerRow(request.sampling, request.prompt_ids, generated, request.eos_token_ids, True, 3)
-        (one,) = sample(logits_BV, [row])
-        assert one is not None
+        (one,) = sample(logits_BV, [Sampling(request, tuple(one.token_id for one in found))])
         found.append(one)
         if one.token_id in request.eos_token_ids or len(found) == request.sampling.max_new_tokens:
             return found

@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from gptj_serve.engine.fused.schedule.plan import Row, RunnerLimits
 from gptj_serve.engine.sampling.results import Choice
-from gptj_serve.engine.sampling.sampler import DeviceSampler, warm_up
-from gptj_serve.engine.static.sampler import sample
-from support.sampling_rows import EVERYTHING, Sampling, choose_on_device, comparable, history_of, sequence
+from gptj_serve.engine.sampling.sampler import Sampler, SamplerRow, warm_up
+from support.sampling_rows import EVERYTHING, Sampling, choose, comparable, history_of, sample, sequence
 
 pytestmark = pytest.mark.gpu
 
@@ -37,7 +35,7 @@ def forbid_waiting() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def _warm() -> None:
-    warm_up(torch.device("cuda", 0), torch.float16, RunnerLimits(NUM_SLOTS, 8, VOCAB, 16, 8, 8, 8))
+    warm_up(torch.device("cuda", 0), torch.float16, NUM_SLOTS, VOCAB)
 
 
 def sequences_of(num: int, **sampling: Any) -> list[Sampling]:
@@ -73,8 +71,8 @@ def fp16_logits(num_rows: int, seed: int = 0) -> torch.Tensor:
     return (3 * torch.randn(num_rows, VOCAB, generator=torch.Generator().manual_seed(seed))).half()
 
 
-def device_rows(sequences: Sequence[Sampling]) -> list[Row]:
-    return [one.device_row(slot) for slot, one in enumerate(sequences)]
+def device_rows(sequences: Sequence[Sampling]) -> list[SamplerRow]:
+    return [one.row(slot) for slot, one in enumerate(sequences)]
 
 
 def history_on_gpu(sequences: Sequence[Sampling], dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -87,14 +85,12 @@ def history_on_gpu(sequences: Sequence[Sampling], dtype: torch.dtype = torch.int
 def test_choosing_synchronises_nothing(num_rows: int, dtype: torch.dtype) -> None:
     sequences = mixed_sequences(num_rows)
     logits_BV = fp16_logits(num_rows).cuda()
-    sampler = DeviceSampler(history_on_gpu(sequences, dtype), VOCAB)
+    sampler = Sampler(history_on_gpu(sequences, dtype), VOCAB)
     torch.cuda.synchronize()
     with forbid_waiting():
         choices = [sampler.choose(logits_BV, device_rows(sequences))]
         # each way alone in its batch: no row is picked out of others
         choices += [sampler.choose(logits_BV[:1], device_rows([one])) for one in mixed_sequences(8)]
-        for choice in choices:
-            choice.to_host()
     assert all(result.error is None for choice in choices for result in choice.results())
 
 
@@ -109,7 +105,7 @@ def test_the_host_is_done_long_before_the_device() -> None:
     """The debug mode does not know all that waits; a device that is busy for long shows the rest."""
     sequences = mixed_sequences(NUM_SLOTS)
     logits_BV = fp16_logits(NUM_SLOTS).cuda()
-    sampler = DeviceSampler(history_on_gpu(sequences), VOCAB)
+    sampler = Sampler(history_on_gpu(sequences), VOCAB)
     launch(sampler, logits_BV, sequences, 0).results()
     busy = torch.cuda.Event()
     torch.cuda._sleep(2_000_000_000)  # about a second
@@ -122,13 +118,9 @@ def test_the_host_is_done_long_before_the_device() -> None:
     assert all(result.error is None for choice in choices for result in choice.results())
 
 
-def launch(
-    sampler: DeviceSampler, logits_BV: torch.Tensor, sequences: Sequence[Sampling], step: int
-) -> Choice:
-    rows = [replace(row, start=row.start + step) for row in device_rows(sequences)]
-    choice = sampler.choose(logits_BV, rows)
-    choice.to_host()
-    return choice
+def launch(sampler: Sampler, logits_BV: torch.Tensor, sequences: Sequence[Sampling], step: int) -> Choice:
+    rows = [replace(row, end=row.end + step) for row in device_rows(sequences)]
+    return sampler.choose(logits_BV, rows)
 
 
 def test_steps_launched_ahead_choose_what_steps_one_by_one_choose() -> None:
@@ -136,12 +128,12 @@ def test_steps_launched_ahead_choose_what_steps_one_by_one_choose() -> None:
     sequences = mixed_sequences(NUM_SLOTS)
     steps_BV = [fp16_logits(NUM_SLOTS, seed).cuda() for seed in range(6)]
     one_by_one_SC, ahead_SC = history_on_gpu(sequences), history_on_gpu(sequences)
-    sampler = DeviceSampler(one_by_one_SC, VOCAB)
+    sampler = Sampler(one_by_one_SC, VOCAB)
     expected = [
         comparable(launch(sampler, logits_BV, sequences, step).results())
         for step, logits_BV in enumerate(steps_BV)
     ]
-    sampler = DeviceSampler(ahead_SC, VOCAB)
+    sampler = Sampler(ahead_SC, VOCAB)
     torch.cuda._sleep(500_000_000)
     choices = [launch(sampler, logits_BV, sequences, step) for step, logits_BV in enumerate(steps_BV)]
     assert [comparable(choice.results()) for choice in choices] == expected
@@ -156,10 +148,8 @@ def agreement(**sampling: Any) -> float:
     sequences = sequences_of(NUM_SLOTS, **sampling)
     logits_BV = fp16_logits(NUM_SLOTS)
     slots = range(NUM_SLOTS)
-    on_cpu = choose_on_device(
-        logits_BV, sequences, history_of(sequences, slots, NUM_SLOTS, MAX_CONTEXT), slots
-    )
-    on_gpu = choose_on_device(logits_BV.cuda(), sequences, history_on_gpu(sequences), slots)
+    on_cpu = choose(logits_BV, sequences, history_of(sequences, slots, NUM_SLOTS, MAX_CONTEXT), slots)
+    on_gpu = choose(logits_BV.cuda(), sequences, history_on_gpu(sequences), slots)
     same = [(a, b) for a, b in zip(on_cpu, on_gpu, strict=True) if a.token_id == b.token_id]
     for a, b in same:
         assert b.logprob == pytest.approx(a.logprob, abs=1e-4)
@@ -203,7 +193,7 @@ FORBIDDING: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
-def test_what_is_forbidden_on_a_gpu_is_what_both_samplers_forbid_on_a_cpu(dtype: torch.dtype) -> None:
+def test_what_is_forbidden_on_a_gpu_is_what_is_forbidden_on_a_cpu(dtype: torch.dtype) -> None:
     """Few tokens are likely at all, so what is forbidden decides; every way beside every other."""
     sequences = [
         sequence(
@@ -215,20 +205,20 @@ def test_what_is_forbidden_on_a_gpu_is_what_both_samplers_forbid_on_a_cpu(dtype:
     logits_BV[:, LIKELY] = (
         20 + torch.rand(NUM_SLOTS, len(LIKELY), generator=torch.Generator().manual_seed(1)).half()
     )
-    static = sample(logits_BV, [one.static_row() for one in sequences])
-    on_gpu = choose_on_device(logits_BV.cuda(), sequences, history_on_gpu(sequences, dtype), range(NUM_SLOTS))
-    assert comparable(on_gpu) == comparable(static)
+    on_cpu = sample(logits_BV, sequences)
+    on_gpu = choose(logits_BV.cuda(), sequences, history_on_gpu(sequences, dtype), range(NUM_SLOTS))
+    assert comparable(on_gpu) == comparable(on_cpu)
     assert len({one.token_id for one in on_gpu}) > 3
 
 
 def test_a_broken_row_fails_alone() -> None:
     sequences = mixed_sequences(NUM_SLOTS)
     logits_BV = fp16_logits(NUM_SLOTS).cuda()
-    healthy = comparable(choose_on_device(logits_BV, sequences, history_on_gpu(sequences), range(NUM_SLOTS)))
+    healthy = comparable(choose(logits_BV, sequences, history_on_gpu(sequences), range(NUM_SLOTS)))
     for b, bad in ((0, float("nan")), (2, float("inf")), (13, float("nan"))):
         logits_BV[b, 40_000] = bad
     history_SC = history_on_gpu(sequences)
-    results = choose_on_device(logits_BV, sequences, history_SC, range(NUM_SLOTS))
+    results = choose(logits_BV, sequences, history_SC, range(NUM_SLOTS))
     assert [b for b, one in enumerate(results) if one.error is not None] == [0, 2, 13]
     assert [one for b, one in enumerate(comparable(results)) if b not in (0, 2, 13)] == [
         one for b, one in enumerate(healthy) if b not in (0, 2, 13)
@@ -241,7 +231,7 @@ def test_greedy_ties_take_the_lowest_id() -> None:
     logits_BV = torch.zeros(4, VOCAB, device="cuda", dtype=torch.float16)
     logits_BV[:, [40_000, 1_300, 29_000]] = 5.0
     sequences = [sequence(), sequence(repetition_penalty=1.2)] * 2
-    results = choose_on_device(logits_BV, sequences, history_on_gpu(sequences), range(4))
+    results = choose(logits_BV, sequences, history_on_gpu(sequences), range(4))
     assert [result.token_id for result in results] == [1_300] * 4
 
 
@@ -252,7 +242,7 @@ def test_memory_is_bounded() -> None:
         for _ in range(NUM_SLOTS)
     ]
     logits_BV = fp16_logits(NUM_SLOTS).cuda()
-    sampler = DeviceSampler(history_on_gpu(sequences), VOCAB)
+    sampler = Sampler(history_on_gpu(sequences), VOCAB)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     launch(sampler, logits_BV, sequences, 0).results()

@@ -1,11 +1,10 @@
-"""The hf backend, the loader and the sampler on a GPU, with the demo model in FP16."""
+"""The hf backend and the loader on a GPU, with the demo model in FP16."""
 
 import random
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -13,11 +12,9 @@ import torch
 from gptj_serve.demo import MODEL_DIR
 from gptj_serve.engine.failures import BatchLost
 from gptj_serve.engine.static.hf import HfBackend, load_hf
-from gptj_serve.engine.static.sampler import SamplerRow, sample
 from gptj_serve.engine.static.transformers_loader import load_model, needed_bytes
 from gptj_serve.errors import StartupError
 from gptj_serve.models.model_dir import Checkpoint, find_checkpoint
-from gptj_serve.request import SamplingParams
 
 pytestmark = pytest.mark.gpu
 
@@ -154,15 +151,16 @@ def test_a_batch_that_is_lost_leaves_the_backend_working(backend: HfBackend) -> 
 CUDA_ERROR = """
 import torch
 from gptj_serve.engine.failures import BackendDead
-from gptj_serve.engine.static.sampler import SamplerRow, sample
-from gptj_serve.request import SamplingParams
+from gptj_serve.engine.sampling.sampler import Sampler, SamplerRow
+from gptj_serve.request import GenerationRequest, SamplingParams
 
 logits = torch.zeros(4, 10, device="cuda")
-row = SamplerRow(SamplingParams(max_new_tokens=5), (1,), (), (), False)
-print(sample(logits[:1], [row])[0].token_id, flush=True)
+sampler = Sampler(torch.zeros(2, 4, dtype=torch.int64, device="cuda"), 10)
+rows = [SamplerRow(GenerationRequest("", (1,), SamplingParams(max_new_tokens=2)), slot, 1) for slot in (0, 1)]
+print(sampler.choose(logits[:1], rows[:1]).results()[0].token_id, flush=True)
 wrong = logits[torch.tensor([0, 1000], device="cuda")]  # fails on the GPU, after this call has returned
 try:
-    sample(wrong, [row, row])
+    sampler.choose(wrong, rows).results()
 except BackendDead:
     print("dead", flush=True)
 """
@@ -171,52 +169,3 @@ except BackendDead:
 def test_a_cuda_error_is_the_end() -> None:
     result = subprocess.run([sys.executable, "-c", CUDA_ERROR], capture_output=True, text=True, check=False)
     assert result.stdout.split() == ["0", "dead"]
-
-
-def sampler_row(seed: int, **sampling: Any) -> SamplerRow:
-    params = SamplingParams(max_new_tokens=50, seed=seed, **sampling)
-    return SamplerRow(params, (1, 2, 3, 4), (5,) * (seed % 7), (50256,), True)
-
-
-def agreement(settings: dict[str, Any]) -> float:
-    """Share of rows for which the sampler chooses the same on a GPU and on a CPU."""
-    rows = [sampler_row(seed, **settings) for seed in range(100)]
-    # FP16 logits of GPT-J's width are full of ties
-    logits_BV = (3 * torch.randn(100, 50400, generator=torch.Generator().manual_seed(0))).half()
-    pairs = zip(sample(logits_BV, rows), sample(logits_BV.cuda(), rows), strict=True)
-    same = [(a, b) for a, b in pairs if a is not None and b is not None and a.token_id == b.token_id]
-    assert all(a.logprob == pytest.approx(b.logprob, abs=1e-4) for a, b in same)
-    return len(same) / len(rows)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"repetition_penalty": 1.3, "min_new_tokens": 9},
-        {"do_sample": True},
-        {"do_sample": True, "temperature": 0.7, "top_k": 50},
-    ],
-)
-def test_the_sampler_chooses_as_on_a_cpu(settings: dict[str, Any]) -> None:
-    assert agreement(settings) == 1.0
-
-
-@pytest.mark.parametrize("settings", [{"top_p": 0.9}, {"typical_p": 0.9, "temperature": 1.3}])
-def test_filters_by_mass_choose_nearly_as_on_a_cpu(settings: dict[str, Any]) -> None:
-    """Their float32 sums over the vocabulary round differently: a token more or less may stay."""
-    assert agreement({"do_sample": True, **settings}) >= 0.9
-
-
-def test_a_broken_row_fails_alone_on_a_gpu() -> None:
-    logits_BV = torch.randn(3, 50400, device="cuda", dtype=torch.float16)
-    logits_BV[1, 7] = float("nan")
-    results = sample(logits_BV, [sampler_row(seed, do_sample=True, top_p=0.9) for seed in range(3)])
-    assert [result is not None and result.error is not None for result in results] == [False, True, False]
-
-
-def test_greedy_ties_take_the_lowest_id_on_a_gpu() -> None:
-    logits_BV = torch.zeros(4, 50400, device="cuda", dtype=torch.float16)
-    logits_BV[:, [40_000, 1_300, 29_000]] = 5.0
-    results = sample(logits_BV, [sampler_row(seed) for seed in range(4)])
-    assert [result.token_id for result in results if result] == [1_300] * 4

@@ -17,7 +17,7 @@ from gptj_serve.engine.fused.schedule.grouping import groups, joining
 from gptj_serve.engine.fused.schedule.plan import ContinuousStep, Row, RunnerLimits
 from gptj_serve.engine.fused.step_inputs import StepInputs
 from gptj_serve.engine.sampling.results import Choice
-from gptj_serve.engine.sampling.sampler import DeviceSampler
+from gptj_serve.engine.sampling.sampler import Sampler, SamplerRow
 from gptj_serve.engine.scheduler import Sampled
 
 
@@ -41,7 +41,8 @@ class FusedRunner:
         self.state = state
         self._max_decode_rows = kernels.max_decode_rows
         self._model = FusedModel(state, kernels)
-        self._sampler = DeviceSampler(state.history_SC, limits.vocab_size)
+        # the row after the last slot's is for padding
+        self._sampler = Sampler(state.history_SC[: limits.max_batch_size], limits.vocab_size)
         self._inputs = StepInputs(limits, state.history_SC.shape[1])
         device = state.history_SC.device
         self.graphs = DecodeGraphs(self._model, self._inputs, limits.max_batch_size, device)
@@ -112,13 +113,11 @@ class FusedRunner:
 
     def _choose(self, rows: Sequence[Row]) -> Choice | GreedyChoice:
         scratch = self.state.scratch
-        choice: Choice | GreedyChoice
+        # the tokens' copy starts here and now: what follows in this step writes to the same memory
         if all(is_greedy(row) for row in rows):
-            choice = GreedyChoice(scratch.chosen_2T, len(rows))  # the kernels have chosen
-        else:
-            choice = self._sampler.choose(scratch.logits_TV[: len(rows)], rows)
-        choice.to_host()  # now: what follows in this step writes to the same memory
-        return choice
+            return GreedyChoice(scratch.chosen_2T, len(rows))  # the kernels have chosen
+        sampler_rows = [SamplerRow(row.request, row.slot, row.end) for row in rows]
+        return self._sampler.choose(scratch.logits_TV[: len(rows)], sampler_rows)
 
 
 class RunningStep:

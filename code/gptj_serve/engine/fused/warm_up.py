@@ -32,7 +32,7 @@ def warm_up(runner: FusedRunner) -> None:
         _prefill_alone(runner, (0,) * num_tokens, starts)
     _warm_up_mixed(runner)
     logits_TV = runner.state.scratch.logits_TV
-    sampler.warm_up(logits_TV.device, logits_TV.dtype, limits)
+    sampler.warm_up(logits_TV.device, logits_TV.dtype, limits.max_batch_size, limits.vocab_size)
 
 
 @torch.inference_mode()

@@ -1,7 +1,11 @@
-"""Many small arrays in one buffer, so that one transfer moves them all.
+"""Packs many small arrays into one buffer, so that one transfer moves them all; neither way waits.
 
 A transfer costs a few microseconds of the host whatever its size, and one that is made from a Python list
-would wait for the device. Shape suffix: W words of the buffer.
+would wait for the device. The host's side is page-locked where the other is a GPU, which copies from and to
+such memory on its own. PyTorch's cache gives that memory to nobody else before the copies that were started
+with it have ended.
+
+Shape suffix: W words of the buffer, 8 bytes each.
 """
 
 from collections.abc import Sequence
@@ -9,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from gptj_serve.engine.device_errors import batch_errors
 
 WORD_BYTES = 8
 """Every array starts at a multiple of this, so that it can be viewed as any type."""
@@ -19,8 +25,8 @@ class Field:
     """Where an array lies in a buffer of words.
 
     Attributes:
-        start: Its first word.
-        num: Its elements.
+        start: Its first word, >= 0.
+        num: Its elements, >= 0.
         dtype: Their type, of at most 8 bytes.
     """
 
@@ -39,7 +45,11 @@ class Field:
 
 
 class Layout:
-    """Places arrays one after the other."""
+    """Places arrays one after the other.
+
+    Attributes:
+        num_words: What they take so far.
+    """
 
     def __init__(self) -> None:
         self.num_words = 0
@@ -50,14 +60,6 @@ class Layout:
         self.num_words = field.stop
         return field
 
-    def host_buffer(self, device: torch.device) -> torch.Tensor:
-        """Words on the host, int64 [W], page-locked if the device can copy from and to them on its own.
-
-        Such memory comes from torch's cache, which gives it to nobody else before the copies that were
-        started with it have ended.
-        """
-        return torch.empty(self.num_words, dtype=torch.int64, pin_memory=device.type == "cuda")
-
 
 class Upload:
     """Collects arrays of host values, then moves all of them in one transfer."""
@@ -67,18 +69,47 @@ class Upload:
         self._arrays: list[tuple[Field, Sequence[float] | np.ndarray]] = []
 
     def add(self, values: Sequence[float] | np.ndarray, dtype: torch.dtype) -> Field:
-        """One more array; float32 ones are rounded once from the float64 values."""
+        """One more array: int64, float64, or float32, which is rounded once from the float64 values."""
         field = self._layout.add(len(values), dtype)
         self._arrays.append((field, values))
         return field
 
     def to(self, device: torch.device) -> torch.Tensor:
-        """Start the transfer; the host does not wait. Returns the words that fields are views of."""
-        host_W = self._layout.host_buffer(device)
+        """Start the transfer; the host does not wait. Returns what fields are views of, int64 [W]."""
+        host_W = torch.empty(self._layout.num_words, dtype=torch.int64, pin_memory=device.type == "cuda")
         words = host_W.numpy()
         for field, values in self._arrays:
             words[field.start : field.stop].view(_NUMPY_TYPES[field.dtype])[: field.num] = values
         return host_W.to(device, non_blocking=True)
+
+
+class Download:
+    """Starts a copy to the host, behind all work of the current stream; does not wait for it.
+
+    Args:
+        tensor: What to copy, contiguous, on any device. Work that is launched later may overwrite it.
+        what: What made it, for the messages of errors.
+
+    Raises:
+        BatchLost, BackendDead: The device failed, here or in work that was started before.
+    """
+
+    def __init__(self, tensor: torch.Tensor, what: str) -> None:
+        self._what = what
+        self._copied: torch.cuda.Event | None = None
+        with batch_errors(what):
+            self._host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            self._host.copy_(tensor, non_blocking=True)
+            if tensor.is_cuda:
+                self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                self._copied.record(torch.cuda.current_stream(tensor.device))
+
+    def wait(self) -> torch.Tensor:
+        """Wait for the copy and return it. Raises what the constructor raises."""
+        with batch_errors(self._what):
+            if self._copied is not None:
+                self._copied.synchronize()
+        return self._host
 
 
 @dataclass(frozen=True, slots=True)

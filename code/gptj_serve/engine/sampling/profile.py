@@ -1,4 +1,4 @@
-"""What the parameters of one sequence mean for its scores, worked out once and not at every step."""
+"""Works out what a request's parameters mean for its scores: once a sequence, not at every step."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gptj_serve.engine.sampling.uniform import sequence_state
-from gptj_serve.request import IdLists, SamplingParams
+from gptj_serve.request import GenerationRequest, IdLists
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +49,7 @@ class Profile:
     """What stays the same while a sequence is generated. None: the filter does nothing.
 
     Attributes:
-        num_prompt: Tokens of its prompt.
+        num_prompt: Tokens of its prompt, >= 1.
         changes_scores: See `SamplingParams`.
         never_ids: Ids that are never chosen, of those that the vocabulary has.
         never_first_ids: Ids that are not chosen first, the same.
@@ -57,15 +57,15 @@ class Profile:
         no_repeat_ngram_size: See `SamplingParams`.
         min_new_tokens: 0 if there is no end of sequence to hold back.
         eos_token_ids: Those that the vocabulary has.
-        bias_ids: int64, each once; those that the vocabulary has.
-        bias_values: float64, beside them.
+        bias_ids: int64 [N], each once; those that the vocabulary has.
+        bias_values: float64 [N], beside them.
         penalises_generated: It has a presence or a frequency penalty.
         presence_penalty: See `SamplingParams`.
         frequency_penalty: See `SamplingParams`.
         repetition_penalty: See `SamplingParams`.
         temperature: See `SamplingParams`.
-        last_of_top_k: k - 1.
-        rest_of_top_p: 1 - p.
+        last_of_top_k: k - 1, 0 to the vocabulary's size - 2.
+        rest_of_top_p: 1 - p, in (0, 1).
         min_p: See `SamplingParams`.
         typical_p: See `SamplingParams`.
         draw_state: What its random numbers have in common; None if it does not sample.
@@ -116,15 +116,14 @@ class Profile:
         object.__setattr__(self, "uses", frozenset(name for name, is_asked in asked.items() if is_asked))
 
 
-def profile(
-    sampling: SamplingParams, num_prompt: int, eos_token_ids: Sequence[int], vocab_size: int
-) -> Profile:
-    """Work out a sequence's constants. Token ids outside the vocabulary are dropped."""
+def profile(request: GenerationRequest, vocab_size: int) -> Profile:
+    """Work out a sequence's constants. Token ids outside 0..vocab_size-1 are dropped."""
+    sampling, num_prompt = request.sampling, len(request.prompt_ids)
 
     def known(token_ids: Iterable[int]) -> tuple[int, ...]:
         return tuple(token_id for token_id in token_ids if 0 <= token_id < vocab_size)
 
-    eos = known(eos_token_ids)
+    eos = known(request.eos_token_ids)
     # Transformers does not let bad words forbid the end of text
     bad_words_ids = [word for word in sampling.bad_words_ids if word not in {(one,) for one in eos}]
     single = [word[0] for word in (*bad_words_ids, *sampling.bad_words) if len(word) == 1]

@@ -9,11 +9,16 @@ from dataclasses import dataclass
 
 import torch
 
-from gptj_serve.engine.device_errors import batch_errors
-from gptj_serve.engine.sampling.packing import Layout
+from gptj_serve.engine.sampling.packing import Download, Field, Layout
 from gptj_serve.engine.scheduler import Sampled
-from gptj_serve.engine.static.sampler import Top, sampled
+from gptj_serve.errors import InternalError
 from gptj_serve.request import GenerationRequest
+
+WHAT = "choosing the next tokens"
+"""What fails when sampling does, in the words that reach a client."""
+
+TopLogprobs = tuple[tuple[int, float], ...]
+"""Token ids and their log-probabilities, the likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,92 +42,59 @@ class Results:
     top_ids_LK: torch.Tensor
 
 
-class Choice:
-    """The tokens of one step: on the device in launch order, on the host when `results` returns.
+class ResultLayout:
+    """Whose results a step has, which of them say more than a token, and where they lie in the buffer.
 
     Args:
-        requests: Whose tokens they are, one a row.
-        scored: Which rows had their scores changed, in order.
-        reported: Which rows report log-probabilities, in order.
-        num_top: K.
+        requests: Whose tokens are chosen, one a row.
+        scored: The rows whose scores are changed, in rising order.
         dtype: The logits'.
-        device: Where they are.
+        vocab_size: Their width.
 
     Attributes:
-        on_device: The results there, to be written once.
+        num_words: W.
+        reported: The rows that report log-probabilities, in rising order.
+        num_top: K, the most that any row wants; the vocabulary's size at most.
     """
 
     def __init__(
         self,
         requests: Sequence[GenerationRequest],
         scored: Sequence[int],
-        reported: Sequence[int],
-        num_top: int,
         dtype: torch.dtype,
-        device: torch.device,
+        vocab_size: int,
     ) -> None:
+        self.reported = [b for b, one in enumerate(requests) if one.logprobs or one.num_top_logprobs]
+        self.num_top = min(max((requests[b].num_top_logprobs for b in self.reported), default=0), vocab_size)
         self._requests = requests
         self._scored = scored
-        self._reported = reported
-        self._num_top = num_top
-        self._layout = Layout()
-        self._fields = (
-            self._layout.add(len(requests), torch.int64),
-            self._layout.add(len(requests), dtype),
-            self._layout.add(len(scored), torch.float32),
-            self._layout.add(len(reported), torch.float32),
-            self._layout.add(len(reported) * num_top, torch.float32),
-            self._layout.add(len(reported) * num_top, torch.int64),
+        layout, num_reported = Layout(), len(self.reported)
+        self._fields: tuple[Field, ...] = (
+            layout.add(len(requests), torch.int64),
+            layout.add(len(requests), dtype),
+            layout.add(len(scored), torch.float32),
+            layout.add(num_reported, torch.float32),
+            layout.add(num_reported * self.num_top, torch.float32),
+            layout.add(num_reported * self.num_top, torch.int64),
         )
-        self._words_W = torch.empty(self._layout.num_words, dtype=torch.int64, device=device)
-        self._host_W: torch.Tensor | None = None
-        self._copied: torch.cuda.Event | None = None
-        self.on_device = self._views(self._words_W)
+        self.num_words = layout.num_words
 
-    def to_host(self) -> None:
-        """Start the copy to the host, behind all work of the current stream; does not wait for it.
-
-        Raises:
-            BatchLost, BackendDead: The device failed, here or in work that was started before.
-        """
-        device = self._words_W.device
-        with batch_errors("choosing the next tokens"):
-            self._host_W = self._layout.host_buffer(device)
-            self._host_W.copy_(self._words_W, non_blocking=True)
-            if device.type == "cuda":
-                self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                self._copied.record(torch.cuda.current_stream(device))
-
-    def results(self) -> list[Sampled]:
-        """Wait for the copy that `to_host` started.
-
-        Returns:
-            One entry a row, as `gptj_serve.engine.static.sampler.sample` has them.
-
-        Raises:
-            ValueError: No copy was started.
-            BatchLost, BackendDead: The device failed, here or in work that was started before.
-        """
-        if self._host_W is None:
-            raise ValueError("no copy to the host was started")
-        with batch_errors("choosing the next tokens"):
-            if self._copied is not None:
-                self._copied.synchronize()
-            return self._read(self._views(self._host_W))
-
-    def _views(self, words_W: torch.Tensor) -> Results:
+    def views(self, words_W: torch.Tensor) -> Results:
+        """The results in a buffer, int64 [W], on either side."""
         ids_B, best_B, scored_R, logprobs_L, top_values, top_ids = (
             field.of(words_W) for field in self._fields
         )
-        shape = (len(self._reported), self._num_top)
+        shape = (len(self.reported), self.num_top)
         return Results(ids_B, best_B, scored_R, logprobs_L, top_values.view(shape), top_ids.view(shape))
 
-    def _read(self, host: Results) -> list[Sampled]:
+    def read(self, words_W: torch.Tensor) -> list[Sampled]:
+        """The results in the host's buffer, one a row."""
+        host = self.views(words_W)
         is_finite_B: list[bool] = host.best_B.isfinite().tolist()
         for b, is_finite in zip(self._scored, host.scored_R.isfinite().tolist(), strict=True):
             is_finite_B[b] = is_finite_B[b] and is_finite
-        logprob_B: dict[int, float] = dict(zip(self._reported, host.logprobs_L.tolist(), strict=True))
-        top_B = dict(zip(self._reported, _tops(host), strict=True))
+        logprob_B: dict[int, float] = dict(zip(self.reported, host.logprobs_L.tolist(), strict=True))
+        top_B = dict(zip(self.reported, _top_logprobs(host), strict=True))
         return [
             sampled(
                 token_id,
@@ -136,6 +108,49 @@ class Choice:
         ]
 
 
-def _tops(host: Results) -> list[Top]:
+class Choice:
+    """The tokens of one step, on their way to the host.
+
+    Args:
+        layout: What is in the buffer.
+        words_W: The buffer on the device, int64, with all work launched that writes to it.
+
+    Raises:
+        BatchLost, BackendDead: The device failed, here or in work that was started before.
+    """
+
+    def __init__(self, layout: ResultLayout, words_W: torch.Tensor) -> None:
+        self._layout = layout
+        self._download = Download(words_W, WHAT)
+
+    def results(self) -> list[Sampled]:
+        """Wait for the tokens.
+
+        Returns:
+            One entry a row. A row with no finite maximum (a NaN or an infinity in its logits, or no token
+            that may be chosen) has ``error`` set instead of a token; its neighbours are not touched.
+            ``logprob`` is that of the model's own distribution, in float32, and None unless asked for.
+
+        Raises:
+            BatchLost, BackendDead: The device failed, here or in work that was started before.
+        """
+        return self._layout.read(self._download.wait())
+
+
+def sampled(token_id: int, is_finite: bool, logprob: float | None = None, top: TopLogprobs = ()) -> Sampled:
+    """One row's result.
+
+    Args:
+        token_id: The token.
+        is_finite: Its scores had a finite maximum; if not, the row failed.
+        logprob: Its log-probability, None unless asked for.
+        top: The most likely tokens that were asked for, and their log-probabilities.
+    """
+    if not is_finite:
+        return Sampled(error=InternalError("the logits of the next token are not finite numbers"))
+    return Sampled(token_id, logprob, top_logprobs=top)
+
+
+def _top_logprobs(host: Results) -> list[TopLogprobs]:
     rows = zip(host.top_ids_LK.tolist(), host.top_values_LK.tolist(), strict=True)
     return [tuple(zip(ids, values, strict=True)) for ids, values in rows]

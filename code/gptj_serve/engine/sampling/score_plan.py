@@ -1,4 +1,4 @@
-"""Which filters the rows of a step pass, in which order, and with which parameters.
+"""Plans which filters the rows of a step pass, in which order, and with which parameters.
 
 Order: what OpenAI's API adds to logits (bias, presence and frequency penalties); then that of
 ``GenerationMixin._get_logits_processor``: repetition penalty, no n-gram twice, bad words, no end of sequence
@@ -9,7 +9,7 @@ The host plans, knowing parameters and lengths and no token ids; all numbers go 
 transfer (`gptj_serve.engine.sampling.packing`); the device works, each filter on the rows that asked for it
 alone.
 
-Shape suffixes: R rows with more to do than taking the maximum, F those of them that a filter works on,
+Shape suffixes: R rows that need more than the argmax of their logits, F those of them that a filter works on,
 V vocabulary, S rows of the history, C its positions, W words of the transfer.
 """
 
@@ -47,12 +47,12 @@ EVERY_FILTER = SamplingParams(
 
 @dataclass(frozen=True, slots=True)
 class PlannedRow:
-    """A row that may have more to do than taking the maximum of its logits.
+    """A row that chooses a token.
 
     Attributes:
         profile: Its sequence's constants.
-        slot: The row of the history that has its token ids.
-        end: How many there are, prompt and generated, >= 1.
+        slot: The row of the history that has its token ids, 0..S-1.
+        end: How many there are, prompt and generated, 1..C-1.
     """
 
     profile: Profile
@@ -61,12 +61,12 @@ class PlannedRow:
 
     @property
     def num_generated(self) -> int:
-        """Tokens generated so far."""
+        """Tokens generated so far, >= 0."""
         return self.end - self.profile.num_prompt
 
     @property
-    def is_plain(self) -> bool:
-        """There is no more to do than that."""
+    def takes_argmax(self) -> bool:
+        """Only the argmax of its logits is needed."""
         return not self.profile.changes_scores and self.num_generated >= self.profile.min_new_tokens
 
     @property

@@ -14,10 +14,8 @@ from transformers import GenerationConfig, GPTJConfig, GPTJForCausalLM, LogitsPr
 from gptj_serve.engine.failures import BackendDead, BatchLost
 from gptj_serve.engine.sampling import profile as sampling_profile
 from gptj_serve.engine.sampling import score_filters, score_plan
-from gptj_serve.engine.static import sampler
-from gptj_serve.engine.static.backend import BackendLimits
-from gptj_serve.engine.static.sampler import SamplerRow, process_scores, sample
-from gptj_serve.request import SamplingParams
+from support.sampling_rows import Sampling, process_scores, sample
+from support.sampling_rows import sequence as row
 
 VOCAB = 50
 EOS = (3, 7)
@@ -35,23 +33,11 @@ def model() -> GPTJForCausalLM:
     return GPTJForCausalLM(GPTJConfig(**sizes, bos_token_id=0, eos_token_id=3))
 
 
-def row(
-    prompt_ids: tuple[int, ...] = (1, 2, 3),
-    generated_ids: tuple[int, ...] = (),
-    *,
-    eos_token_ids: tuple[int, ...] = EOS,
-    logprobs: bool = False,
-    **sampling: Any,
-) -> SamplerRow:
-    params = SamplingParams(**{"max_new_tokens": 100, **sampling})
-    return SamplerRow(params, prompt_ids, generated_ids, eos_token_ids, logprobs)
-
-
 def random_logits(num_rows: int, seed: int, vocab: int = VOCAB) -> torch.Tensor:
     return 4 * torch.randn(num_rows, vocab, generator=torch.Generator().manual_seed(seed))
 
 
-def transformers_scores(model: GPTJForCausalLM, row: SamplerRow, logits_V: torch.Tensor) -> torch.Tensor:
+def transformers_scores(model: GPTJForCausalLM, row: Sampling, logits_V: torch.Tensor) -> torch.Tensor:
     """What Transformers' processors, built by Transformers in its order, make of one row."""
     params = row.sampling
     config = GenerationConfig(
@@ -84,7 +70,7 @@ def random_words(rng: random.Random, ids: Sequence[int]) -> tuple[tuple[int, ...
     return (*words, *((*end, rng.randrange(VOCAB)) for end in ends if rng.random() < 0.4))
 
 
-def random_row(rng: random.Random) -> SamplerRow:
+def random_row(rng: random.Random) -> Sampling:
     # few different ids, so that something comes twice
     ids = rng.choice([range(VOCAB), range(8, 12)])
     prompt_ids = tuple(rng.choices(ids, k=rng.randint(1, 12)))
@@ -148,11 +134,12 @@ def test_each_setting_changes_the_scores(model: GPTJForCausalLM, settings: dict[
 @pytest.mark.parametrize("seed", range(10))
 def test_greedy_equals_transformers(model: GPTJForCausalLM, seed: int) -> None:
     rng = random.Random(seed)
-    rows = [replace(one, sampling=replace(one.sampling, do_sample=False)) for one in (random_row(rng),) * 3]
+    request = random_row(rng).request
+    greedy = replace(request, sampling=replace(request.sampling, do_sample=False))
+    rows = [Sampling(greedy, (generated,) * generated) for generated in range(3)]
     logits_BV = random_logits(len(rows), seed).half()
     chosen = sample(logits_BV, rows)
     for one, logits_V, got in zip(rows, logits_BV, chosen, strict=True):
-        assert got is not None
         assert got.token_id == int(transformers_scores(model, one, logits_V).argmax())
 
 
@@ -163,7 +150,6 @@ def test_an_ngram_of_the_prompt_is_not_said_again() -> None:
 
     def choose(size: int, prompt: tuple[int, ...] = ids, generated: tuple[int, ...] = ()) -> int:
         (result,) = sample(logits, [row(prompt, generated, no_repeat_ngram_size=size)])
-        assert result is not None
         return result.token_id
 
     assert [choose(size) for size in (0, 1, 2, 3, 4, 100)] == [22, 0, 30, 30, 22, 22]
@@ -179,7 +165,6 @@ def test_bad_words_have_to_be_generated_whole() -> None:
 
     def choose(prompt: tuple[int, ...], generated: tuple[int, ...], **words: Any) -> int:
         (result,) = sample(logits, [row(prompt, generated, **words)])
-        assert result is not None
         return result.token_id
 
     word = ((4, 5, 9),)
@@ -199,18 +184,16 @@ def test_bad_words_have_to_be_generated_whole() -> None:
 def test_every_token_forbidden_fails_the_row_alone() -> None:
     rows = [row(suppress_tokens=tuple(range(VOCAB))), row(no_repeat_ngram_size=2)]
     forbidden, fine = sample(random_logits(2, 8), rows)
-    assert forbidden is not None
     assert forbidden.error is not None
-    assert fine is not None
     assert fine.error is None
 
 
 def test_penalty_counts_prompt_and_generated_tokens() -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, [10, 11, 12]] = torch.tensor([4.0, 3.0, 2.5])
-    assert [result.token_id for result in sample(logits, [row()]) if result] == [10]
+    assert [result.token_id for result in sample(logits, [row()])] == [10]
     penalised = row((10,), (11,), repetition_penalty=2.0)
-    assert [result.token_id for result in sample(logits, [penalised]) if result] == [12]
+    assert [result.token_id for result in sample(logits, [penalised])] == [12]
 
 
 def test_min_new_tokens_holds_back_every_eos_until_reached() -> None:
@@ -220,7 +203,6 @@ def test_min_new_tokens_holds_back_every_eos_until_reached() -> None:
     def choose(num_generated: int, eos: tuple[int, ...] = EOS) -> int:
         held = row(generated_ids=(1,) * num_generated, min_new_tokens=2, eos_token_ids=eos)
         (result,) = sample(logits, [held])
-        assert result is not None
         return result.token_id
 
     assert [choose(0), choose(1), choose(2)] == [20, 20, 3]
@@ -233,8 +215,6 @@ def test_greedy_ties_take_the_lowest_id(dtype: torch.dtype) -> None:
     logits = torch.zeros(2, VOCAB, dtype=dtype)
     logits[:, [40, 13, 29]] = 5.0
     plain, processed = sample(logits, [row(), row(repetition_penalty=1.5)])
-    assert plain is not None
-    assert processed is not None
     assert (plain.token_id, processed.token_id) == (13, 13)
 
 
@@ -250,19 +230,8 @@ def test_logprob_is_of_the_raw_logits() -> None:
     expected_BV = logits_BV.float().log_softmax(dim=-1)
     results = sample(logits_BV, rows)
     for index, result in enumerate(results[:3]):
-        assert result is not None
         assert result.logprob == pytest.approx(float(expected_BV[index, result.token_id]), abs=1e-6)
-    assert results[3] is not None
     assert results[3].logprob is None
-
-
-def test_rows_that_ended_get_nothing() -> None:
-    logits_BV = random_logits(3, 4)
-    logits_BV[1] = float("nan")
-    results = sample(logits_BV, [row(), None, row(do_sample=True)])
-    assert results[1] is None
-    assert all(result is not None and result.error is None for result in (results[0], results[2]))
-    assert sample(logits_BV, [None, None, None]) == [None, None, None]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -274,7 +243,6 @@ def test_a_row_that_is_not_finite_fails_alone(bad: float, settings: dict[str, An
     broken_BV = logits_BV.clone()
     broken_BV[1, 30] = bad
     results = sample(broken_BV, rows)
-    assert results[1] is not None
     assert results[1].error is not None
     assert "finite" in results[1].error.message
     assert (results[0], results[2]) == (healthy[0], healthy[2])
@@ -283,9 +251,7 @@ def test_a_row_that_is_not_finite_fails_alone(bad: float, settings: dict[str, An
 def test_a_temperature_that_overflows_fails_its_row_alone() -> None:
     logits_BV = random_logits(2, 7)
     cold, fine = sample(logits_BV, [row(do_sample=True, temperature=1e-42), row(do_sample=True)])
-    assert cold is not None
     assert cold.error is not None
-    assert fine is not None
     assert fine.error is None
 
 
@@ -303,7 +269,7 @@ def draws(logits_V: torch.Tensor, num: int, **sampling: Any) -> list[int]:
         rows = [
             row((1,), (0,) * position, do_sample=True, **sampling) for position in range(start, start + 100)
         ]
-        tokens += [result.token_id for result in sample(logits_V.repeat(100, 1), rows) if result]
+        tokens += [result.token_id for result in sample(logits_V.repeat(100, 1), rows)]
     return tokens
 
 
@@ -408,32 +374,9 @@ def test_sampling_without_filters_never_sorts(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.Tensor, "sort", fail)
     monkeypatch.setattr(torch.Tensor, "topk", fail)
     results = sample(random_logits(2, 15), [row(), row(do_sample=True, temperature=0.8)])
-    assert all(result is not None and result.error is None for result in results)
+    assert all(result.error is None for result in results)
     with pytest.raises(BatchLost):
         sample(random_logits(1, 15), [row(do_sample=True, top_p=0.5)])
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"do_sample": True, "top_k": 9, "top_p": 0.5, "typical_p": 0.9, "repetition_penalty": 2.0}],
-)
-def test_one_transfer_brings_the_results(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
-    transfers = 0
-    cpu = torch.Tensor.cpu
-
-    def counted(self: torch.Tensor) -> torch.Tensor:
-        nonlocal transfers
-        transfers += 1
-        return cpu(self)
-
-    def fail(*_: Any) -> None:
-        raise AssertionError("reads the device")
-
-    monkeypatch.setattr(torch.Tensor, "cpu", counted)
-    for name in ("item", "__bool__", "__int__", "__float__"):
-        monkeypatch.setattr(torch.Tensor, name, fail)
-    sample(random_logits(3, 16), [row(**settings), None, row(logprobs=True)])
-    assert transfers == 1
 
 
 def test_rows_and_logits_must_match() -> None:
@@ -444,26 +387,12 @@ def test_rows_and_logits_must_match() -> None:
 def test_device_errors_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels fail late: a CUDA error of the model shows up in the sampler's transfer."""
 
-    def broken(_: torch.Tensor) -> torch.Tensor:
+    def broken(*_: Any, **__: Any) -> torch.Tensor:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(torch.Tensor, "cpu", broken)
+    monkeypatch.setattr(torch.Tensor, "copy_", broken)
     with pytest.raises(BackendDead, match="illegal memory access"):
         sample(random_logits(1, 18), [row()])
-
-
-def test_warm_up_uses_every_filter(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setattr(
-        sampler, "sample", lambda logits_BV, rows: seen.append((logits_BV.shape, rows[0].sampling))
-    )
-    sampler.warm_up(torch.device("cpu"), BackendLimits(3, 8, 20))
-    assert {shape for shape, _ in seen} == {(1, 20), (3, 20)}
-    full = seen[-1][1]
-    assert full.do_sample
-    defaults = SamplingParams(1)
-    filters = ("temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "min_new_tokens")
-    assert [name for name in filters if getattr(full, name) == getattr(defaults, name)] == []
 
 
 def test_openais_additions_change_the_rows_that_ask_alone() -> None:
@@ -482,30 +411,27 @@ def test_openais_additions_change_the_rows_that_ask_alone() -> None:
     expected[2, 1] -= 2.0
     torch.testing.assert_close(process_scores(logits.clone(), rows), expected)
     chosen = sample(logits, rows)
-    assert [one.token_id for one in chosen if one] == expected.argmax(dim=-1).tolist()
+    assert [one.token_id for one in chosen] == expected.argmax(dim=-1).tolist()
 
 
 def test_a_bias_outside_the_vocabulary_is_ignored() -> None:
     logits = random_logits(1, seed=12)
     (chosen,) = sample(logits, [row(logit_bias=((VOCAB, 100.0), (VOCAB + 7, 100.0)))])
-    assert chosen is not None
     assert chosen.token_id == int(logits.argmax())
 
 
 def test_the_likeliest_tokens_are_those_of_the_models_own_distribution() -> None:
     logits = random_logits(3, seed=13)
-    asks = replace(row(logprobs=True, logit_bias=((5, 50.0),)), num_top_logprobs=4)
-    chosen = sample(logits, [asks, row(logprobs=True), None])
+    asks = row(logprobs=True, logit_bias=((5, 50.0),), num_top_logprobs=4)
+    chosen = sample(logits, [asks, row(logprobs=True), row()])
     values, ids = logits.log_softmax(dim=-1).topk(4)
-    assert chosen[0] is not None
     assert chosen[0].token_id == 5
     assert [token_id for token_id, _ in chosen[0].top_logprobs] == ids[0].tolist()
     assert [value for _, value in chosen[0].top_logprobs] == pytest.approx(values[0].tolist())
-    assert chosen[1] is not None
     assert chosen[1].top_logprobs == ()
 
 
-def openais_additions(one: SamplerRow) -> dict[int, float]:
+def openais_additions(one: Sampling) -> dict[int, float]:
     """What is added to the logits of single tokens, counted by hand."""
     added = {token_id: value for token_id, value in dict(one.sampling.logit_bias).items() if token_id < VOCAB}
     for token_id, count in Counter(one.generated_ids).items():

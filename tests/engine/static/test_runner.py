@@ -1,0 +1,68 @@
+"""Steps of static batches: each row's history, and rows whose sequence has ended."""
+
+from collections.abc import Sequence
+
+import torch
+
+from gptj_serve.engine.scheduler import HeldSequence
+from gptj_serve.engine.static.backend import BackendLimits
+from gptj_serve.engine.static.runner import StaticRunner
+from gptj_serve.engine.static.scheduler import Decode, Prefill
+from gptj_serve.request import GenerationRequest, SamplingParams
+
+VOCAB = 20
+
+
+class Scripted:
+    """A backend whose logits are given."""
+
+    name = "scripted"
+    limits = BackendLimits(3, 16, VOCAB)
+
+    def __init__(self) -> None:
+        self.logits_BV = torch.zeros(3, VOCAB)
+        self.fed: list[int] = []
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        return self.logits_BV[: len(prompts)]
+
+    def decode(self, token_ids: Sequence[int]) -> torch.Tensor:
+        self.fed = list(token_ids)
+        return self.logits_BV[: len(token_ids)]
+
+    def reset(self) -> None: ...
+
+
+def held(name: str, prompt_ids: tuple[int, ...], **sampling: float) -> HeldSequence:
+    request = GenerationRequest(name, prompt_ids, SamplingParams(max_new_tokens=9, **sampling))  # type: ignore[arg-type]
+    return HeldSequence((0, name), request, 0, 0.0)
+
+
+def test_a_batch_from_its_prompts_on() -> None:
+    """Each row counts its own ids, whatever lay in its slot before; who has ended chooses nothing."""
+    backend = Scripted()
+    runner = StaticRunner(backend, torch.device("cpu"))
+    backend.logits_BV[:, 5:8] = torch.tensor([4.0, 3.0, 2.0])
+    for _ in range(2):  # the second batch has the first one's slots
+        rows = [
+            held("a", (5,), repetition_penalty=3.0),
+            held("b", (1, 2, 3)),
+            held("c", (6,), repetition_penalty=9.0),
+        ]
+        chosen = runner.launch(Prefill(tuple(rows))).results()
+        assert [[one.token_id for one in row] for row in chosen] == [[6], [5], [5]]
+        for row, (token,) in zip(rows, chosen, strict=True):
+            row.generated_ids.append(token.token_id)
+        backend.logits_BV[1] = float("nan")
+        chosen = runner.launch(Decode((rows[0], None, rows[2]))).results()
+        assert [[one.token_id for one in row] for row in chosen] == [[7], [], [7]]
+        assert backend.fed == [6, 0, 5]
+        backend.logits_BV[1] = backend.logits_BV[0]
+
+
+def test_a_prompt_with_a_wrong_row_is_told() -> None:
+    backend = Scripted()
+    backend.logits_BV[0] = float("nan")
+    ((token,),) = StaticRunner(backend, torch.device("cpu")).launch(Prefill((held("a", (1,)),))).results()
+    assert token.error is not None
+    assert "finite" in token.error.message

@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from gptj_serve.aws.common.console import Console
 from gptj_serve.aws.endpoint import waiting
-from gptj_serve.aws.endpoint.kinds import ENDPOINT
+from gptj_serve.aws.endpoint.kinds import COMPONENT, ENDPOINT, Kind
 from gptj_serve.aws.endpoint.waiting import Waiter
 from support.aws.deploy_account import FakeTime
 
@@ -27,6 +27,9 @@ class Sagemaker:
             raise answer
         return answer
 
+    def describe_inference_component(self, InferenceComponentName: str) -> Mapping[str, Any]:
+        return self.describe_endpoint(InferenceComponentName)
+
 
 def is_(status: str, **more: Any) -> Mapping[str, Any]:
     return {"EndpointStatus": status, **more}
@@ -43,9 +46,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     return fake
 
 
-def settle(*answers: Mapping[str, Any] | Exception) -> tuple[Mapping[str, Any] | None, list[str]]:
+def settle(
+    *answers: Mapping[str, Any] | Exception, kind: Kind = ENDPOINT
+) -> tuple[Mapping[str, Any] | None, list[str]]:
     err = io.StringIO()
-    endpoint = Waiter(Sagemaker(*answers), "gpt-j", Console(err=err)).settle()
+    endpoint = Waiter(Sagemaker(*answers), "gpt-j", Console(err=err), kind).settle()
     return endpoint, [line.strip() for line in err.getvalue().splitlines()]
 
 
@@ -91,6 +96,15 @@ def test_a_moment_without_aws_is_put_up_with(clock: FakeTime) -> None:
     endpoint, lines = settle(is_("Creating"), away, refused("ThrottlingException"), is_("InService"))
     assert endpoint == is_("InService")
     assert "0:15  AWS does not answer; trying on" in lines
+    assert sum(clock.slept) == 45
+
+
+def test_a_component_is_waited_for_with_the_same_patience(clock: FakeTime) -> None:
+    creating, up = ({"InferenceComponentStatus": one} for one in ("Creating", "InService"))
+    away = EndpointConnectionError(endpoint_url="https://x")
+    component, lines = settle(creating, away, refused("ThrottlingException"), up, kind=COMPONENT)
+    assert component == up
+    assert lines == ["0:00  component gpt-j is Creating", "0:15  AWS does not answer; trying on"]
     assert sum(clock.slept) == 45
 
 

@@ -19,6 +19,7 @@ from gptj_serve.aws.endpoint import autoscaling
 from gptj_serve.aws.endpoint.inventory import Inventory
 from gptj_serve.aws.endpoint.kinds import COMPONENT, ENDPOINT
 from gptj_serve.aws.endpoint.lookup import is_missing
+from gptj_serve.aws.endpoint.waiting import Waiter
 
 POLL_S = 5.0
 SAY_S = 30.0
@@ -76,7 +77,7 @@ def remove(aws: Aws, console: Console, action: Action) -> None:
         ClientError: AWS refuses for another reason.
     """
     console.progress(f"deleting {describe(action)}")
-    is_there, patience = _looking_for(aws, action), _Patience(console, action)
+    is_there, patience = _looking_for(aws, console, action), _Patience(console, action)
     while True:
         try:
             answer = action.apply(aws)
@@ -160,12 +161,13 @@ def check_objects(answer: Mapping[str, Any]) -> None:
         )
 
 
-def _looking_for(aws: Aws, action: Action) -> Callable[[], bool]:
+def _looking_for(aws: Aws, console: Console, action: Action) -> Callable[[], bool]:
     kinds = {"delete_endpoint": ENDPOINT, "delete_inference_component": COMPONENT}
     if action.operation not in kinds:
         return lambda: False
     (name,) = action.request.values()
-    return lambda: kinds[action.operation].describe(aws.client("sagemaker"), name) is not None
+    waiter = Waiter(aws.client("sagemaker"), name, console, kinds[action.operation])
+    return lambda: waiter.look() is not None
 
 
 def _sagemaker(operation: str, key: str, name: str) -> Action:

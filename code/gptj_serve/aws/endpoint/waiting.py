@@ -67,7 +67,7 @@ class Waiter:
             Its description; None when it is gone.
         """
         while True:
-            found = self._describe()
+            found = self.look()
             is_busy = self._kind.status(found) in self._kind.busy
             if self._kind is ENDPOINT:
                 self._show(_status(found))
@@ -87,7 +87,13 @@ class Waiter:
             self._console.progress(f"{duration(self.elapsed_s):>7}  {status}")
             self._shown, self._shown_s = status, now_s
 
-    def _describe(self) -> Description | None:
+    def look(self) -> Description | None:
+        """The description now, None if it is gone; bears it that AWS does not answer for some minutes.
+
+        Raises:
+            ClientError: AWS refuses, or throttles for longer than that.
+            BotoCoreError: It cannot be reached for longer than that.
+        """
         give_up_s = self.clock.now() + PATIENCE_S
         while True:
             try:

@@ -1,12 +1,16 @@
 """One server for all tests that do not end it."""
 
+import contextlib
+import functools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from support.server import Server, serving
 
@@ -25,22 +29,52 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 
-@pytest.fixture(scope="session", params=["mms-hf", "http-hf", "http-fused"])
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server with the demo model and room for batches of four, with each front and each kind of batching.
+@pytest.fixture(scope="session")
+def shared() -> Iterator[Callable[[str], Server]]:
+    """Servers with the demo model and room for batches of four: "FRONT-ENGINE", each started once."""
+    with contextlib.ExitStack() as stack:
 
-    The answers are the same.
-    """
-    front, engine = request.param.split("-")
-    with serving(GPTJ_FRONT=front, GPTJ_ENGINE=engine, GPTJ_MAX_BATCH_SIZE="4") as running:
+        @functools.cache
+        def running(name: str) -> Server:
+            front, engine = name.split("-")
+            return stack.enter_context(serving(GPTJ_FRONT=front, GPTJ_ENGINE=engine, GPTJ_MAX_BATCH_SIZE="4"))
+
         yield running
+
+
+@pytest.fixture(scope="session", params=["mms-hf", "http-hf", "http-fused"])
+def server(request: pytest.FixtureRequest, shared: Callable[[str], Server]) -> Server:
+    """A server with each front and each kind of batching. The answers are the same."""
+    return shared(request.param)
+
+
+ON_SHARED_SERVERS = ("tests/serving/http/test_front.py", "tests/test_serve.py", "tests/test_attacks.py")
+TAKE_LONG = (*ON_SHARED_SERVERS, "tests/serving/http/test_openapi.py")
+
+
+class SharedServers(LoadFileScheduling):  # type: ignore[misc]
+    """A file is run by one process, and so are all files whose tests ask the same servers."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = str(super()._split_scope(nodeid))
+        return "shared servers" if file in ON_SHARED_SERVERS else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """Which process runs what, with ``--dist loadfile``."""
+    return SharedServers(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that start servers come first: they take longest, and several processes share the rest."""
     here = Path(__file__).parent
-    first = [here / "serving/http/test_front.py", here / "serving/http/test_openapi.py"]
-    items.sort(key=lambda item: item.path.parent != here and item.path not in first)
+
+    def rank(item: pytest.Item) -> tuple[bool, bool]:
+        takes_long = item.nodeid.split("::")[0] in TAKE_LONG
+        return not takes_long, item.path.parent != here
+
+    items.sort(key=rank)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

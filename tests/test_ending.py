@@ -14,8 +14,10 @@ import pytest
 from gptj_serve.engine.failures import MAX_FAILED_STEPS
 from support.server import (
     END_TIMEOUT_S,
+    IN_THE_MIDDLE,
     Answer,
     Server,
+    held_in_flight,
     in_flight,
     least,
     nothing_left,
@@ -98,9 +100,10 @@ def test_an_engine_that_only_fails_ends_and_one_that_fails_at_times_does_not(
 
 
 def test_sigterm_lets_running_requests_finish_and_refuses_new_ones() -> None:
-    with serving(GPTJ_DRAIN_TIMEOUT_S="100", GPTJ_REQUEST_TIMEOUT_S="100") as server:
+    long = {"GPTJ_DRAIN_TIMEOUT_S": "100", "GPTJ_REQUEST_TIMEOUT_S": "100"}
+    with serving(GPTJ_ENGINE="hf", **long) as server:
         everything = server.descendants()
-        with in_flight(server, max_new_tokens=600, min_new_tokens=600, details=True) as request:
+        with in_flight(server, max_new_tokens=300, min_new_tokens=300, details=True) as request:
             server.signal(signal.SIGTERM)
             server.wait_for("stopping")
             until(lambda: server.figures().is_draining)
@@ -110,7 +113,7 @@ def test_sigterm_lets_running_requests_finish_and_refuses_new_ones() -> None:
             late = server.generate("In", max_new_tokens=1)
             answer = request.result()
         assert answer.status == 200
-        assert answer.json[0]["details"]["generated_tokens"] == 600
+        assert answer.json[0]["details"]["generated_tokens"] == 300
         assert (late.status, late.json["error_type"]) == (503, "unavailable")
         assert server.wait_for_exit() == 0
         assert nothing_left(everything)
@@ -126,15 +129,16 @@ def stop_everything(server: Server) -> None:
     ("module", "front"), [("gptj_serve", "mms"), ("gptj_serve", "http"), ("gptj_serve.run_local", "http")]
 )
 def test_a_signal_to_every_process_lets_running_requests_finish(module: str, front: str) -> None:
-    env = {"GPTJ_FRONT": front, "GPTJ_ENGINE": "fused", "GPTJ_DRAIN_TIMEOUT_S": "100"}
+    env = {"GPTJ_FRONT": front, "GPTJ_DRAIN_TIMEOUT_S": "100"}
     with contextlib.closing(Server(module, **env)) as server:
         server.wait_until_ready()
         everything = server.descendants()
-        with in_flight(server, max_new_tokens=600, min_new_tokens=600, details=True) as request:
+        with held_in_flight(server) as request:
             stop_everything(server)
-            answer = request.result()
+            server.wait_for("stopping")
+        answer = request.result()
         assert answer.status == 200
-        assert answer.json[0]["details"]["generated_tokens"] == 600
+        assert answer.json[0]["details"]["generated_tokens"] == IN_THE_MIDDLE["max_new_tokens"]
         assert server.wait_for_exit() == 0
         assert len(server.events("stopping")) == 1
         assert nothing_left(everything)
@@ -214,9 +218,9 @@ def _at_once(server: Server, count: int) -> list[Answer]:
         return list(pool.map(ask, range(count)))
 
 
-@pytest.mark.parametrize("signals", [1, 2])
-def test_a_stuck_engine_cannot_hold_up_the_end(signals: int) -> None:
-    with serving(GPTJ_DRAIN_TIMEOUT_S="1") as server:
+@pytest.mark.parametrize(("signals", "front"), [(1, "mms"), (2, "http")])
+def test_a_stuck_engine_cannot_hold_up_the_end(signals: int, front: str) -> None:
+    with serving(GPTJ_FRONT=front, GPTJ_DRAIN_TIMEOUT_S="1") as server:
         everything = server.descendants()
         with in_flight(server, **LONG, details=True) as request:
             server.engine().suspend()

@@ -26,15 +26,13 @@ def test_light_modules_import_nothing_heavy(modules: str) -> None:
     assert "gptj_serve" in loaded
 
 
-@pytest.mark.parametrize("module", ["build", "sampling.sampler", "fused.weights.load"])
-def test_only_the_engines_that_need_it_import_transformers(module: str) -> None:
+def test_the_engine_imports_no_front_and_transformers_only_where_it_is_needed() -> None:
     """It takes longer than PyTorch, and a start with the fused engine should take no longer than it must."""
-    loaded = {name.split(".")[0] for name in modules_after(f"import gptj_serve.engine.{module}")}
-    assert loaded & HEAVY == {"torch"}
-
-
-def test_the_engine_does_not_import_the_fronts() -> None:
-    loaded = modules_after("import gptj_serve.engine.build")
+    modules = (
+        "gptj_serve.engine.build, gptj_serve.engine.sampling.sampler, gptj_serve.engine.fused.weights.load"
+    )
+    loaded = modules_after(f"import {modules}")
+    assert {name.split(".")[0] for name in loaded} & HEAVY == {"torch"}
     assert not [name for name in loaded if name.startswith("gptj_serve.serving")]
 
 

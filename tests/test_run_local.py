@@ -17,10 +17,12 @@ import pytest
 from gptj_serve import demo
 from support.server import (
     END_TIMEOUT_S,
+    IN_THE_MIDDLE,
     ROOT,
     START_TIMEOUT_S,
     Server,
     free_port,
+    held_in_flight,
     in_flight,
     nothing_left,
     python_path,
@@ -114,7 +116,7 @@ def shown_completion(server: Server) -> Server:
 def test_run_local_shows_a_completion(front: str) -> None:
     log_level = {"mms": "info", "http": "warning"}[front]
     with contextlib.closing(
-        Server("gptj_serve.run_local", GPTJ_FRONT=front, GPTJ_LOG_LEVEL=log_level)
+        Server("gptj_serve.run_local", GPTJ_FRONT=front, GPTJ_LOG_LEVEL=log_level, GPTJ_ENGINE="auto")
     ) as server:
         shown_completion(server)
         url = f"http://127.0.0.1:{server.port}/"
@@ -198,9 +200,10 @@ def test_run_local_ends_with_ctrl_c() -> None:
         everything = server.descendants()
         assert everything
         # one Ctrl-C is one signal: what runs is finished
-        with in_flight(server, max_new_tokens=400, min_new_tokens=400) as request:
+        with held_in_flight(server) as request:
             os.killpg(server.process.pid, signal.SIGINT)  # as the terminal does it
-            assert request.result().status == 200
+            server.wait_for("stopping")
+        assert request.result().status == 200
         assert server.wait_for_exit() == 0
         assert len(server.events("stopping")) == 1
         assert nothing_left(everything)
@@ -211,7 +214,7 @@ def test_a_terminal_that_is_gone_ends_it_no_sooner() -> None:
     with contextlib.closing(Server("gptj_serve.run_local", GPTJ_FRONT="http")) as server:
         shown_completion(server)
         server.stop_reading()
-        with in_flight(server, max_new_tokens=400, min_new_tokens=400) as request:
+        with in_flight(server, **IN_THE_MIDDLE) as request:
             server.signal(signal.SIGHUP)
             assert request.result().status == 200
         server.wait_for_exit()

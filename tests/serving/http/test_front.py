@@ -8,7 +8,7 @@ import signal
 import socket
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -35,25 +35,15 @@ SHORT = {"max_new_tokens": 120, "min_new_tokens": 120}
 BEFORE = {"max_new_tokens": 300, "min_new_tokens": 300}
 
 
-@pytest.fixture(scope="module")
-def front() -> Iterator[Server]:
-    with serving(GPTJ_FRONT="http", GPTJ_ENGINE="hf", GPTJ_MAX_BATCH_SIZE="4") as running:
-        yield running
+@pytest.fixture
+def front(shared: Callable[[str], Server]) -> Server:
+    return shared("http-hf")
 
 
-@pytest.fixture(scope="module")
-def fused() -> Iterator[Server]:
-    """The same with continuous batching."""
-    with serving(GPTJ_FRONT="http", GPTJ_ENGINE="fused", GPTJ_MAX_BATCH_SIZE="4") as running:
-        yield running
-
-
-@pytest.fixture(params=["front", "fused"], ids=["static", "continuous"])
-def either(request: pytest.FixtureRequest) -> Server:
+@pytest.fixture(params=["http-hf", "http-fused"], ids=["static", "continuous"])
+def either(request: pytest.FixtureRequest, shared: Callable[[str], Server]) -> Server:
     """A server of each kind of batching."""
-    server = request.getfixturevalue(request.param)
-    assert isinstance(server, Server)
-    return server
+    return shared(request.param)
 
 
 @contextlib.contextmanager
@@ -691,19 +681,6 @@ def test_the_page_can_be_switched_off(configured: Server) -> None:
     assert [*configured.get("/openapi.json").json["paths"]["/"]] == ["post"]
 
 
-def test_sigterm_lets_a_stream_finish() -> None:
-    with serving(GPTJ_FRONT="http") as server:
-        parameters = {"max_new_tokens": 300, "min_new_tokens": 300}
-        document = {"inputs": "And", "parameters": parameters, "stream": True}
-        with opened(server, "/invocations", document) as answer:
-            answer.read(10)
-            server.signal(signal.SIGTERM)
-            rest = answer.read().decode()
-        last = json.loads(rest.strip().split("\n\n")[-1][6:])
-        assert last["details"]["generated_tokens"] == 300
-        assert server.wait_for_exit() == 0
-
-
 def test_an_engine_that_dies_ends_a_stream_with_an_error() -> None:
     with serving(GPTJ_FRONT="http") as server:
         with opened(server, "/invocations", {"inputs": "And", "parameters": LONG, "stream": True}) as answer:
@@ -714,16 +691,36 @@ def test_an_engine_that_dies_ends_a_stream_with_an_error() -> None:
         assert server.wait_for_exit() != 0
 
 
-def test_a_stalled_engine_is_not_healthy() -> None:
-    with serving(GPTJ_FRONT="http", GPTJ_STALL_TIMEOUT_S="5") as server:
-        document = {"inputs": "And", "parameters": LONG, "stream": True}
-        with opened(server, "/invocations", document) as answer:
-            assert server.get("/ping").status == 200
-            with server.engine_stopped():
-                until(lambda: server.get("/ping").status == 503)
-                assert "has not moved" in server.get("/ping").json["error"]
-            until(lambda: server.get("/ping").status == 200)
-            assert len(answer.read(50_000)) == 50_000  # more than could wait for it: the stream goes on
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[Server]:
+    """A server that soon calls an engine stalled."""
+    with serving(GPTJ_FRONT="http", GPTJ_STALL_TIMEOUT_S="5") as running:
+        yield running
+
+
+def test_a_stalled_engine_is_not_healthy(impatient: Server) -> None:
+    document = {"inputs": "And", "parameters": LONG, "stream": True}
+    with opened(impatient, "/invocations", document) as answer:
+        assert impatient.get("/ping").status == 200
+        with impatient.engine_stopped():
+            until(lambda: impatient.get("/ping").status == 503)
+            assert "has not moved" in impatient.get("/ping").json["error"]
+        until(lambda: impatient.get("/ping").status == 200)
+        assert len(answer.read(50_000)) == 50_000  # more than could wait for it: the stream goes on
+
+
+def test_sigterm_lets_a_stream_finish(impatient: Server) -> None:
+    """The last test of that server."""
+    document = {"inputs": "And", "parameters": SHORT, "stream": True}
+    with opened(impatient, "/invocations", document) as answer:
+        answer.read(10)
+        with impatient.engine_stopped():
+            impatient.signal(signal.SIGTERM)
+            impatient.wait_for("stopping")
+        rest = answer.read().decode()
+    last = json.loads(rest.strip().split("\n\n")[-1][6:])
+    assert last["details"]["generated_tokens"] == SHORT["max_new_tokens"]
+    assert impatient.wait_for_exit() == 0
 
 
 def large(document: Any, num_bytes: int = 6_000_000) -> bytes:

@@ -9,13 +9,15 @@ import time
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from gptj_serve.aws.common.clients import Aws
-from gptj_serve.aws.endpoint import autoscaling, removal
+from gptj_serve.aws.endpoint import autoscaling, removal, waiting
 from gptj_serve.aws.endpoint.inventory import take_inventory
 from gptj_serve.aws.endpoint.kinds import ENDPOINT
 from support.aws import moto_components
 from support.aws.cut_commands import cut_off_again_and_again
+from support.aws.deploy_account import FakeTime
 from support.aws.made_endpoints import (
     BUCKET,
     DATA,
@@ -242,6 +244,30 @@ class TestWaiting:
         monkeypatch.setattr(removal, "ENDPOINT", endpoint)
         assert call("delete", "gpt-j").code == 0
         assert len(looks) == 3
+        assert everything(aws)["configs"] == []
+
+    def test_a_moment_without_aws_is_put_up_with(self, aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+        make_endpoint(aws)
+        fake = FakeTime()
+        monkeypatch.setattr(waiting, "SYSTEM_CLOCK", waiting.Clock(fake.now, fake.sleep))
+        answers: list[dict[str, str] | Exception | None] = [
+            {"EndpointStatus": "Deleting"},
+            EndpointConnectionError(endpoint_url="https://x"),
+            None,
+        ]
+
+        def away_at_the_second_look(*_: object) -> dict[str, str] | None:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        endpoint = dataclasses.replace(ENDPOINT, describe=away_at_the_second_look)
+        monkeypatch.setattr(removal, "ENDPOINT", endpoint)
+        result = call("delete", "gpt-j")
+        assert result.code == 0
+        assert "AWS does not answer; trying on" in result.err
+        assert answers == []
         assert everything(aws)["configs"] == []
 
     @pytest.mark.parametrize("status", ["Creating", "Updating"])

@@ -28,7 +28,7 @@ RUN KERNEL_ARCHS="${KERNEL_ARCHS}" scripts/build-kernels deepspeed wheels \
  && python -m pip install --no-deps wheels/*.whl
 
 # The fused engine's kernels need these files alone: no other change compiles them again
-COPY code/gptj_serve/errors.py code/gptj_serve/
+COPY code/gptj_serve/errors.py code/gptj_serve/logs.py code/gptj_serve/
 COPY code/gptj_serve/engine/fused/kernels/library.py code/gptj_serve/engine/fused/kernels/
 COPY code/gptj_serve/engine/fused/kernels/csrc code/gptj_serve/engine/fused/kernels/csrc
 RUN KERNEL_ARCHS="${KERNEL_ARCHS}" scripts/build-kernels fused

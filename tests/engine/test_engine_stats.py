@@ -117,7 +117,10 @@ def test_a_blocked_step_loop_delays_no_statistics(tmp_path: Path) -> None:
     scheduler = StaticScheduler(max_batch_size=4, max_context=32, vocab_size=10, max_queue=8, batch_wait_s=0)
     server = EngineServer(tmp_path / "engine.sock", INFO)
     engine = Engine(
-        server, scheduler, StepLoop(scheduler, StaticRunner(backend), steps_ahead=0), drain_timeout_s=5
+        server,
+        scheduler,
+        StepLoop(scheduler, StaticRunner(backend, torch.device("cpu")), steps_ahead=0),
+        drain_timeout_s=5,
     )
     server.stats = engine.stats
     server.start()

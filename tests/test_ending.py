@@ -145,7 +145,7 @@ def test_a_signal_to_every_process_lets_running_requests_finish(module: str, fro
 
 
 def test_a_request_that_outlasts_the_drain_is_told_so() -> None:
-    with serving(GPTJ_DRAIN_TIMEOUT_S="1") as server:
+    with serving(GPTJ_FRONT="http", GPTJ_DRAIN_TIMEOUT_S="1") as server:
         with in_flight(server, **LONG, details=True) as request:
             server.signal(signal.SIGTERM)
             answer = request.result(END_TIMEOUT_S)

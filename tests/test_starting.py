@@ -279,7 +279,7 @@ def test_what_a_front_finds_itself_is_the_one_reason_of_the_start_that_failed(
 
 
 def test_a_relative_model_directory_is_served() -> None:
-    with serving(GPTJ_MODEL_DIR=str(demo.MODEL_DIR.relative_to(ROOT))) as server:
+    with serving(GPTJ_MODEL_DIR=str(demo.MODEL_DIR.relative_to(ROOT)), GPTJ_FRONT="http") as server:
         assert server.generate("In the", max_new_tokens=3).status == 200
 
 

@@ -1,6 +1,7 @@
 """Settings: what is read, from where, and what a wrong value is told."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -122,3 +123,47 @@ def test_the_unit_of_the_docs_has_settings_that_exist_and_time_to_drain() -> Non
     assert 30 <= int(lines["TimeoutStopSec"]) < 60
     assert settings.drain_timeout_s < 30
     assert lines["RestartPreventExitStatus"] == str(EXIT_NOT_STARTED)
+
+
+PAGE = (ROOT / "docs" / "settings.md").read_text()
+ROWS = {
+    name: (default, allowed)
+    for name, default, allowed in re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*) \| (.*) \|$", PAGE, re.M)
+}
+RANGES = [
+    (name, low, high)
+    for name, (_, allowed) in ROWS.items()
+    for low, high in re.findall(r"^([\d.]+)\u2013(\d+)(?:$|[,;])", allowed)
+    if name != "GPTJ_PORT"
+]
+
+
+def test_the_page_for_operators_has_every_setting() -> None:
+    others = {name for name in ROWS if not name.startswith("GPTJ_")}
+    assert {name for name in ROWS if name.startswith("GPTJ_")} == set(KEYS)
+    assert others == {
+        "SAGEMAKER_BIND_TO_PORT",
+        "SAGEMAKER_MODEL_SERVER_WORKERS",
+        "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS",
+        "SAGEMAKER_MAX_PAYLOAD_IN_MB",
+        "TENSOR_PARALLEL_DEGREE",
+    }
+
+
+@pytest.mark.parametrize(("name", "low", "high"), RANGES, ids=[name for name, *_ in RANGES])
+def test_its_ranges_are_those_of_the_code(name: str, low: str, high: str) -> None:
+    for value in (low, high):
+        Settings.from_env({name: value})
+    step = 1 if "." not in low else 0.01
+    for value in (float(low) - step, float(high) + 1):
+        with pytest.raises(StartupError, match=name):
+            Settings.from_env({name: f"{value:g}" if value % 1 else str(int(value))})
+
+
+def test_its_defaults_are_those_of_the_code() -> None:
+    plain = Settings.from_env({})
+    told = {name: default.split("`")[1] if "`" in default else default for name, (default, _) in ROWS.items()}
+    for name, default in told.items():
+        if re.fullmatch(r"[\d.]+|[a-z]+|/[\w/]+", default) and default not in ("none", "the", "request"):
+            assert replace(Settings.from_env({name: default}), model_as_given=None) == plain, name
+    assert sum(bool(re.fullmatch(r"[\d.]+", default)) for default in told.values()) >= 9

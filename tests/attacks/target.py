@@ -93,14 +93,14 @@ class Target:
         return sum(float(line.split()[-1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
 
     def memory_mb(self) -> float:
-        """Resident memory of its processes, in MB; 0 where it cannot be seen."""
+        """Memory of its processes, in MB; what several share counts once. 0 where it cannot be seen."""
         if self.pid is None:
             return 0.0
         num_bytes = 0
         parent = psutil.Process(self.pid)
         for process in (parent, *parent.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                num_bytes += process.memory_info().rss
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                num_bytes += process.memory_full_info().pss  # a fork shares nearly all with its parent
         return num_bytes / 1e6
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from gptj_serve import demo, safe_path
-from gptj_serve.benchmark.spawn import Spawn, spawned
+from gptj_serve.benchmark.targets.spawn import Spawn, spawned
 from gptj_serve.settings import Settings
 from support.server import ROOT, Server, stand_in_venv
 

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoTokenizer, GPTJForCausalLM
 
 from gptj_serve import demo
-from gptj_serve.benchmark.phases import phases
+from gptj_serve.benchmark.facts.phases import phases
 from gptj_serve.request import EngineStats
 from support.server import Answer, Server, until
 

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from attacks.__main__ import run
 from attacks.target import Target
-from gptj_serve.benchmark import fake_service, front
+from gptj_serve.benchmark.front import fake_service
+from gptj_serve.benchmark.front import overhead as front
 from gptj_serve.serving.http import __main__ as front_process
 from gptj_serve.serving.http import front as http_front
 from gptj_serve.serving.http.app import build

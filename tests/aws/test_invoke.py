@@ -18,8 +18,8 @@ from gptj_serve.aws.common import plan
 from gptj_serve.aws.common.clients import Aws
 from gptj_serve.aws.common.plan import Action
 from gptj_serve.aws.common.s3 import S3Url
-from gptj_serve.benchmark import fake_service
-from gptj_serve.benchmark.fake_service import Service
+from gptj_serve.benchmark.front import fake_service
+from gptj_serve.benchmark.front.fake_service import FakeService
 from support.aws import sagemaker_runtime as fake
 from support.aws.run_commands import Result, call, start
 from support.aws.sagemaker_runtime import Answer, Answers, Asked, Runtime, payload_part
@@ -37,7 +37,7 @@ class Front(Client):
         service: What runs.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: FakeService) -> None:
         self.port, self.lines = service.port, []
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from gptj_serve.benchmark.results import Results, Run
+from gptj_serve.benchmark.results import ResultsFile, Run
 
 HARDWARE = {"gpu": "Card A, 1.0, 10 MiB", "cpu": "c", "num_cpus": 2, "memory_gib": 1.0}
 MODEL = {
@@ -52,6 +52,6 @@ def run(target: str, seconds: float, number: int = 0, **changes: Any) -> Run:
 
 def written(path: Path, runs: list[Run], **changes: Any) -> Path:
     """A file with these runs."""
-    with Results.open(path, head(**changes)) as results:
+    with ResultsFile.open(path, head(**changes)) as results:
         results.add(runs)
     return path

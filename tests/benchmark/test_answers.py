@@ -7,12 +7,12 @@ import pytest
 from measurements import run
 
 from gptj_serve import demo
-from gptj_serve.benchmark import completions
-from gptj_serve.benchmark.prompts import WORDS, Vocabulary, calibrate
 from gptj_serve.benchmark.results import Cell, Level
-from gptj_serve.benchmark.schedule import Step
-from gptj_serve.benchmark.session import TargetGone, as_run, check_alive
-from gptj_serve.benchmark.target import Answer
+from gptj_serve.benchmark.run.prompts import WORDS, Vocabulary, calibrate
+from gptj_serve.benchmark.run.schedule import PlannedRequest
+from gptj_serve.benchmark.run.session import TargetGone, as_run, check_alive
+from gptj_serve.benchmark.targets import completions
+from gptj_serve.benchmark.targets.target import TimedAnswer
 from gptj_serve.errors import StartupError
 from gptj_serve.serving.text import Tokenizer
 
@@ -49,30 +49,34 @@ def test_one_word_is_enough() -> None:
         calibrated(len)
 
 
-STEP = Step("grid", "a", Cell(10, 3), 0)
+STEP = PlannedRequest("grid", "a", Cell(10, 3), 0)
 
 
 def test_an_answer_of_another_length_is_a_problem() -> None:
-    assert as_run(STEP, Answer(0.0, 1.0, 200, (), 10, 3)).problem is None
-    assert as_run(STEP, Answer(0.0, 1.0, 200, (), 10, 2)).problem == "10 tokens in and 2 out, not 10 and 3"
-    assert as_run(STEP, Answer(0.0, 1.0, 200, (), 11, 3)).problem == "11 tokens in and 3 out, not 10 and 3"
-    uncounted = as_run(STEP, Answer(0.0, 1.0, 200))
+    assert as_run(STEP, TimedAnswer(0.0, 1.0, 200, (), 10, 3)).problem is None
+    assert (
+        as_run(STEP, TimedAnswer(0.0, 1.0, 200, (), 10, 2)).problem == "10 tokens in and 2 out, not 10 and 3"
+    )
+    assert (
+        as_run(STEP, TimedAnswer(0.0, 1.0, 200, (), 11, 3)).problem == "11 tokens in and 3 out, not 10 and 3"
+    )
+    uncounted = as_run(STEP, TimedAnswer(0.0, 1.0, 200))
     assert uncounted.problem == "None tokens in and None out, not 10 and 3"
-    assert as_run(STEP, Answer(0.0, 1.0, 500, error="broken")).problem == "broken"
+    assert as_run(STEP, TimedAnswer(0.0, 1.0, 500, error="broken")).problem == "broken"
 
 
 def test_times_of_a_stream() -> None:
     # the last event only says why it ended
-    found = as_run(STEP, Answer(0.0, 1.0, 200, (0.2, 0.3, 0.4, 0.9), 10, 3))
+    found = as_run(STEP, TimedAnswer(0.0, 1.0, 200, (0.2, 0.3, 0.4, 0.9), 10, 3))
     assert (found.ttft_s, found.tpot_s) == (0.2, pytest.approx(0.1))
     # fewer events than tokens: the time of all of them counts
-    found = as_run(STEP, Answer(0.0, 1.0, 200, (0.2, 0.6), 10, 3))
+    found = as_run(STEP, TimedAnswer(0.0, 1.0, 200, (0.2, 0.6), 10, 3))
     assert (found.ttft_s, found.tpot_s) == (0.2, pytest.approx(0.2))
 
 
 def test_a_late_client_does_not_shorten_a_request() -> None:
-    late = as_run(STEP, Answer(100.0, 1.0, 200, (), 10, 3), level=Level(rate=1.0), late_s=0.5)
-    in_time = as_run(STEP, Answer(100.0, 1.0, 200, (), 10, 3), level=Level(rate=1.0))
+    late = as_run(STEP, TimedAnswer(100.0, 1.0, 200, (), 10, 3), level=Level(rate=1.0), late_s=0.5)
+    in_time = as_run(STEP, TimedAnswer(100.0, 1.0, 200, (), 10, 3), level=Level(rate=1.0))
     assert late.seconds == 1.5
     assert in_time.started_s - late.started_s == pytest.approx(0.5, abs=0.01)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from gptj_serve.benchmark import front
-from gptj_serve.benchmark.event_client import Connection, Exchange
+from gptj_serve.benchmark.front import overhead as front
+from gptj_serve.benchmark.targets.event_client import Connection, TimedExchange
 from support.server import least
 
 
@@ -43,7 +43,7 @@ def test_what_a_call_adds_is_its_time_less_the_engines() -> None:
 
 def test_lateness_counts_from_the_engines_message() -> None:
     times = {"a": {"received_s": 0.0, "sent_s": [1.0, 2.0]}}
-    exchange = Exchange(0.0, "a", 200, 9.0, [1.001, 2.003, 2.5])
+    exchange = TimedExchange(0.0, "a", 200, 9.0, [1.001, 2.003, 2.5])
     found = front.lateness([exchange], times)
     assert (found["num"], found["median_ms"], found["max_ms"]) == (2, 2.0, 3.0)
     exchange.event_s = [1.001]
@@ -64,7 +64,7 @@ def test_events_are_counted_however_they_are_cut(size: int) -> None:
     head += b"transfer-encoding: chunked\r\n\r\n"
     body = b"9\r\ndata: 1\n\n\r\n12\r\ndata: 2\n\ndata: 3\n\n\r\n0\r\n\r\n"
 
-    async def exchange() -> Exchange:
+    async def exchange() -> TimedExchange:
         connection = Connection("localhost")
         connection.connection_made(Nowhere())
         asked = asyncio.create_task(connection.ask({}, "r"))

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from gptj_serve import demo
-from gptj_serve.benchmark import options
 from gptj_serve.benchmark.results import Cell, Level
+from gptj_serve.benchmark.run import options
 
 
 def parse(*arguments: str) -> options.Options:

@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from gptj_serve import demo
-from gptj_serve.benchmark import fake_service, run
+from gptj_serve.benchmark.front import fake_service
 from gptj_serve.benchmark.report.statistics import level_tokens_per_s
 from gptj_serve.benchmark.results import read
+from gptj_serve.benchmark.run import command as run
 
 GUIDELLM = os.environ.get("GUIDELLM") or shutil.which("guidellm")
 PROMPT_S, TOKENS_PER_S = 0.25, 100

@@ -12,13 +12,15 @@ import torch
 from transformers import GPTJForCausalLM
 
 from gptj_serve import demo
-from gptj_serve.benchmark import peers, processes, run
-from gptj_serve.benchmark.model_facts import model_facts
+from gptj_serve.benchmark import peers
+from gptj_serve.benchmark.facts.model import model_facts
 from gptj_serve.benchmark.peers import process_target, vllm_server
 from gptj_serve.benchmark.peers.transformers_compiled import TransformersCompiled
 from gptj_serve.benchmark.results import read
-from gptj_serve.benchmark.spawn import Spawn
-from gptj_serve.benchmark.target import Ask
+from gptj_serve.benchmark.run import command as run
+from gptj_serve.benchmark.targets import processes
+from gptj_serve.benchmark.targets.spawn import Spawn
+from gptj_serve.benchmark.targets.target import Query
 from gptj_serve.errors import StartupError
 from gptj_serve.serving.text import Tokenizer
 
@@ -55,7 +57,7 @@ def test_the_static_cache_says_the_same(expected: list[int], monkeypatch: pytest
     assert peer.facts["bytes_per_weight"] == 4
 
 
-def asked_of(target: process_target.ProcessTarget, *asks: Ask) -> list[Any]:
+def asked_of(target: process_target.ProcessTarget, *asks: Query) -> list[Any]:
     async def ask_all() -> list[Any]:
         return [await target.ask(ask) for ask in asks]
 
@@ -70,7 +72,7 @@ def test_ctranslate2_says_the_same(expected: list[int], tmp_path: Path) -> None:
         spawn, demo.MODEL_DIR, work=tmp_path, max_context=64, watch_memory=False
     ) as peer:
         assert isinstance(peer.target, process_target.ProcessTarget)
-        whole, stream = asked_of(peer.target, Ask(PROMPT, 12), Ask(PROMPT, 12, stream=True))
+        whole, stream = asked_of(peer.target, Query(PROMPT, 12), Query(PROMPT, 12, stream=True))
         assert peer.facts == {"bytes_per_weight": 4, "compute_type": "float32"}
         assert peer.start["seconds"] > 0
     assert (whole.status, whole.completion_tokens) == (200, 12)
@@ -123,7 +125,7 @@ def test_a_peer_that_fails_and_one_that_ends() -> None:
     with processes.running([sys.executable, "-c", PEER], {}, stdin=-1, stdout=-1) as process:
         target = process_target.ProcessTarget("peer", process, TOKENIZER)
         assert target.first_line() == {"facts": {}}
-        failed, *ended = asked_of(target, Ask("a", 1), Ask("a", 2), Ask("a", 3))
+        failed, *ended = asked_of(target, Query("a", 1), Query("a", 2), Query("a", 3))
     assert (failed.status, failed.error) == (500, "ValueError: no")
     assert [(one.status, one.error) for one in ended] == [(0, "it has ended")] * 2
 

@@ -1,6 +1,6 @@
 """What is read out of the log of a start."""
 
-from gptj_serve.benchmark.phases import parts, phases
+from gptj_serve.benchmark.facts.phases import parts, phases
 
 
 def test_where_kernels_came_from() -> None:

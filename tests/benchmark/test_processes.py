@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
-from gptj_serve.benchmark.processes import free_port
+from gptj_serve.benchmark.targets.processes import free_port
 
-ASK = "from gptj_serve.benchmark.processes import free_port; print(*[free_port({}, {}) for _ in range(10)])"
+ASK = """
+from gptj_serve.benchmark.targets.processes import free_port
+print(*[free_port({}, {}) for _ in range(10)])
+"""
 
 
 def test_a_port_is_given_once_while_those_who_asked_are_there() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from measurements import HARDWARE, MODEL, head, run, written
 
-from gptj_serve.benchmark.results import Results, Run, read
+from gptj_serve.benchmark.results import ResultsFile, Run, read
 from gptj_serve.errors import StartupError
 
 
@@ -28,7 +28,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_the_file_is_whole_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "r.json"
-    results = Results.open(path, head())
+    results = ResultsFile.open(path, head())
     results.add([run("slow", 1.0)])
     results.save()
 
@@ -44,7 +44,7 @@ def test_the_file_is_whole_at_any_moment(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_runs_are_in_the_file_before_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    results = Results.open(tmp_path / "r.json", head())
+    results = ResultsFile.open(tmp_path / "r.json", head())
     monkeypatch.setattr("gptj_serve.benchmark.results.SAVE_INTERVAL_S", -1.0)
     results.add([run("slow", 1.0)])  # no `save`, as if the process were killed now
     assert len(read(tmp_path / "r.json").runs) == 1
@@ -53,18 +53,18 @@ def test_runs_are_in_the_file_before_the_end(tmp_path: Path, monkeypatch: pytest
 def test_going_on_keeps_what_is_there(tmp_path: Path) -> None:
     path = written(tmp_path / "r.json", [run("slow", 1.0), run("slow", 1.0, 1, problem="wrong length")])
     facts = {"more": {"kind": "url", "url": "http://a"}}
-    results = Results.open(path, head(when="2027-01-01T00:00:00+00:00", targets=facts))
+    results = ResultsFile.open(path, head(when="2027-01-01T00:00:00+00:00", targets=facts))
     assert len(results.runs) == 2
     assert results.head["when"].startswith("2026")
     assert list(results.head["targets"]) == ["slow", "fast", "more"]
-    assert len(Results.open(path, head(), retry_failed=True).runs) == 1
+    assert len(ResultsFile.open(path, head(), retry_failed=True).runs) == 1
 
 
 def test_what_a_server_said_of_itself_stays(tmp_path: Path) -> None:
     """A target that is done is not started again, and its limit is still computed from its weights."""
     path = written(tmp_path / "r.json", [run("slow", 1.0)])
     known = {"kind": "spawn", "settings": {"GPTJ_FRONT": "http"}}
-    results = Results.open(path, head(targets={"slow": known, "fast": known}))
+    results = ResultsFile.open(path, head(targets={"slow": known, "fast": known}))
     assert results.head["targets"] == head()["targets"]
 
 
@@ -74,13 +74,13 @@ def test_a_level_with_a_failure_is_made_again_as_a_whole(tmp_path: Path) -> None
     broken = [run("slow", 1.0, 0, **four, problem="x"), *(run("slow", 1.0, n, **four) for n in (1, 2, 3))]
     others = [run("fast", 1.0, 0, **four), run("slow", 1.0)]
     path = written(tmp_path / "r.json", [*runs, *broken, *others])
-    assert Results.open(path, head(), retry_failed=True).runs == [*runs, *others]
+    assert ResultsFile.open(path, head(), retry_failed=True).runs == [*runs, *others]
 
 
 def test_a_file_with_nothing_measured_binds_nobody(tmp_path: Path) -> None:
     path = written(tmp_path / "r.json", [])
     facts = {"a": {"kind": "url", "url": "http://b"}}
-    assert Results.open(path, head(commit="decaf", targets=facts)).head["commit"] == "decaf"
+    assert ResultsFile.open(path, head(commit="decaf", targets=facts)).head["commit"] == "decaf"
     assert read(path).head["targets"] == facts
 
 
@@ -100,7 +100,7 @@ def test_going_on_elsewhere_is_refused(tmp_path: Path, changes: dict[str, Any], 
     path = written(tmp_path / "r.json", [run("slow", 1.0)])
     before = path.read_text()
     with pytest.raises(StartupError) as error:
-        Results.open(path, head(**changes))
+        ResultsFile.open(path, head(**changes))
     assert what in str(error.value)
     assert path.read_text() == before
 

@@ -22,10 +22,11 @@ from measurements import head
 from measurements import run as request
 
 from gptj_serve import demo
-from gptj_serve.benchmark import fake_service, run
-from gptj_serve.benchmark.memory import MemoryWatch
+from gptj_serve.benchmark.facts.memory import MemoryWatch
+from gptj_serve.benchmark.front import fake_service
 from gptj_serve.benchmark.report.statistics import level_tokens_per_s
-from gptj_serve.benchmark.results import Results, Run, read
+from gptj_serve.benchmark.results import ResultsFile, Run, read
+from gptj_serve.benchmark.run import command as run
 from gptj_serve.errors import StartupError
 from support.server import WAIT_TIMEOUT_S, least, until
 
@@ -37,7 +38,7 @@ def arguments(out: Path, *rest: str) -> list[str]:
     return [*rest, *TINY, *LEVELS, "--out", str(out), "--commit", "abc"]
 
 
-def counts(results: Results) -> Counter[str]:
+def counts(results: ResultsFile) -> Counter[str]:
     return Counter(one.load for one in results.runs if not one.is_first)
 
 
@@ -245,14 +246,14 @@ def test_memory_of_requests_that_fail_is_not_kept(tmp_path: Path, capsys: pytest
 def test_what_was_measured_of_nothing_is_not_taken_over(odd: Any, tmp_path: Path) -> None:
     """A file without a run may be another machine's, whose memory has another speed."""
     out = tmp_path / "r.json"
-    Results.open(out, head(read_bytes_per_s=9e11)).save()
+    ResultsFile.open(out, head(read_bytes_per_s=9e11)).save()
     given = ["--url", f"odd=http://127.0.0.1:{odd.server_port}", "--inputs", "9", "--outputs", "20"]
     assert run.main([*given, "--runs", "1", "--out", str(out)]) == 0
     assert read(out).head["read_bytes_per_s"] is None
 
 
 def test_runs_of_another_engine_are_not_added(tmp_path: Path) -> None:
-    results = Results.open(tmp_path / "r.json", head(targets={"auto": {"kind": "spawn"}}))
+    results = ResultsFile.open(tmp_path / "r.json", head(targets={"auto": {"kind": "spawn"}}))
     run._add_facts(results, "auto", {"engine": "fused"})
     run._add_facts(results, "auto", {"engine": "fused", "streams": True})
     with pytest.raises(StartupError, match="are of engine fused, and it has started hf"):

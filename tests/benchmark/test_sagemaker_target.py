@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from gptj_serve.benchmark.sagemaker_target import SageMakerTarget, connect, instance_type
-from gptj_serve.benchmark.target import Answer, Ask
+from gptj_serve.benchmark.targets.sagemaker import SageMakerTarget, connect, instance_type
+from gptj_serve.benchmark.targets.target import Query, TimedAnswer
 
 pytest.importorskip("boto3")
 
@@ -117,10 +117,10 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         server.shutdown()
 
 
-def ask(*asks: Ask) -> list[Answer]:
+def ask(*asks: Query) -> list[TimedAnswer]:
     target = SageMakerTarget("e", "gpt-j", connect(10))
 
-    async def ask_all() -> list[Answer]:
+    async def ask_all() -> list[TimedAnswer]:
         answers = await asyncio.gather(*(target.ask(one) for one in asks))
         await target.close()
         return answers
@@ -129,7 +129,7 @@ def ask(*asks: Ask) -> list[Answer]:
 
 
 def test_whole_answers_and_streams(endpoint: Any) -> None:
-    whole, stream = ask(Ask("a b c", 2), Ask("a b c", 2, stream=True))
+    whole, stream = ask(Query("a b c", 2), Query("a b c", 2, stream=True))
     for answer in (whole, stream):
         assert (answer.status, answer.error) == (200, None)
         assert (answer.prompt_tokens, answer.completion_tokens) == (3, 2)
@@ -142,7 +142,7 @@ def test_whole_answers_and_streams(endpoint: Any) -> None:
 
 
 def test_errors_keep_the_containers_status_and_are_not_retried(endpoint: Any) -> None:
-    refused, wrong, broken = ask(Ask("a", 429), Ask("a", 400), Ask("a", 1, stream=True))
+    refused, wrong, broken = ask(Query("a", 429), Query("a", 400), Query("a", 1, stream=True))
     assert (refused.status, refused.error) == (429, "ModelError: full")
     assert (wrong.status, wrong.error) == (400, "ValidationError: no such endpoint")
     assert (broken.status, broken.error) == (500, "ModelStreamError: broke")
@@ -150,7 +150,7 @@ def test_errors_keep_the_containers_status_and_are_not_retried(endpoint: Any) ->
 
 
 def test_a_stream_that_is_cut_off_is_no_answer(endpoint: Any) -> None:
-    (cut,) = ask(Ask("a", 3, stream=True))
+    (cut,) = ask(Query("a", 3, stream=True))
     assert cut.status == 0
     assert "IncompleteRead" in (cut.error or "")
     assert len(endpoint.seen) == 1
@@ -159,8 +159,8 @@ def test_a_stream_that_is_cut_off_is_no_answer(endpoint: Any) -> None:
 def test_our_end_waits_for_no_answer(endpoint: Any) -> None:
     """Who interrupts a measurement does not wait for what the endpoint still computes."""
     program = (
-        "import asyncio; from gptj_serve.benchmark.target import Ask; "
-        "from gptj_serve.benchmark.sagemaker_target import SageMakerTarget, connect; "
+        "import asyncio; from gptj_serve.benchmark.targets.target import Ask; "
+        "from gptj_serve.benchmark.targets.sagemaker import SageMakerTarget, connect; "
         "asyncio.run(asyncio.wait_for(SageMakerTarget('e', 'e', connect(60)).ask(Ask('a', 60)), 0.5))"
     )
     started_s = time.monotonic()
@@ -172,7 +172,7 @@ def test_our_end_waits_for_no_answer(endpoint: Any) -> None:
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch, endpoint: Any) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    (answer,) = ask(Ask("a", 2))
+    (answer,) = ask(Query("a", 2))
     assert answer.status == 0
     assert "Could not connect" in (answer.error or "")
     assert not endpoint.seen

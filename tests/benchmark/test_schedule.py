@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from measurements import head, run
 
-from gptj_serve.benchmark import options, schedule, together, turns
-from gptj_serve.benchmark.results import Cell, Level, Results
-from gptj_serve.benchmark.together import Burst, arrivals, num_requests, open_loop
+from gptj_serve.benchmark.results import Cell, Level, ResultsFile
+from gptj_serve.benchmark.run import concurrent_load as together
+from gptj_serve.benchmark.run import options, schedule
+from gptj_serve.benchmark.run import rotation as turns
+from gptj_serve.benchmark.run.concurrent_load import Burst, arrivals, num_requests, open_loop
 
 CELLS = [Cell(10, 20), Cell(10, 40), Cell(30, 20)]
 
@@ -80,7 +82,7 @@ def test_together_everybody_is_up_at_once() -> None:
 def test_what_a_turn_still_has_to_do(tmp_path: Path) -> None:
     loads = ("--load", "grid,throughput,memory", "--concurrency", "1,4", "--throughput-cell", "5x10")
     asked = parse(*SPAWN, *loads, "--rounds", "2")
-    results = Results.open(tmp_path / "r.json", head())
+    results = ResultsFile.open(tmp_path / "r.json", head())
     first, _, last, _ = turns.turns(asked)
     assert turns.left(first, asked, results).bursts == ()  # once, in the last round
     left = turns.left(last, asked, results)
@@ -103,7 +105,7 @@ def test_what_a_turn_still_has_to_do(tmp_path: Path) -> None:
 
 def test_only_who_has_something_left_is_up_again(tmp_path: Path) -> None:
     asked = parse(*SPAWN, "--runs", "hf=1", "--together", "--url", "x=http://a:1")
-    results = Results.open(tmp_path / "r.json", head())
+    results = ResultsFile.open(tmp_path / "r.json", head())
     (turn,) = turns.turns(asked)
     assert turns.left(turn, asked, results).names == {"x", "fused", "hf"}
     results.runs = [run("hf", 1.0)] + [run("x", 1.0, number) for number in range(4)]
@@ -116,7 +118,7 @@ def test_only_who_has_something_left_is_up_again(tmp_path: Path) -> None:
 def test_a_peer_without_a_server_is_done_when_its_one_client_is(tmp_path: Path) -> None:
     levels = ("--load", "throughput", "--concurrency", "1,4", "--throughput-cell", "5x10")
     asked = parse("--spawn", "ctranslate2,vllm", "--model", "m", *levels)
-    results = Results.open(tmp_path / "r.json", head())
+    results = ResultsFile.open(tmp_path / "r.json", head())
     peer, server = turns.turns(asked)
     assert [burst.level.concurrency for burst in turns.left(peer, asked, results).bursts] == [1]
     assert [burst.level.concurrency for burst in turns.left(server, asked, results).bursts] == [1, 4]

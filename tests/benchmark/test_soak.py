@@ -67,7 +67,7 @@ def test_attacks_are_a_tenth_once_they_begin(monkeypatch: pytest.MonkeyPatch) ->
     async def no_attack(_: float) -> None: ...
 
     def share(attacks_from_s: float) -> float:
-        run = soak.Run({}, 10.0, attack=no_attack, attacks_from_s=attacks_from_s)
+        run = soak.SoakState({}, 10.0, attack=no_attack, attacks_from_s=attacks_from_s)
         return sum(soak._kind(dice, run) == "attack" for _ in range(5000)) / 5000
 
     assert share(6.0) == 0

@@ -14,7 +14,7 @@ from gptj_serve.engine.fused.kernels.protocol import (
     make_rotary,
     make_scratch,
 )
-from gptj_serve.engine.fused.model import Prefill
+from gptj_serve.engine.fused.model import PrefillBatch
 from gptj_serve.engine.fused.weights.formats.plain import PlainMatrix
 from gptj_serve.engine.fused.weights.pack import Epilogue, Layer, Norm, PackedWeights, Product
 from gptj_serve.models.architecture import Architecture, Rotary
@@ -164,13 +164,13 @@ def batch(state: State, positions: Sequence[int], seed: int = 0) -> Batch:
     return Batch(tokens, tuple(positions), tables)
 
 
-def mixed_step(state: State) -> Prefill:
+def mixed_step(state: State) -> PrefillBatch:
     """Two sequences are decoded, two prompts begin, of 40 and 10 tokens."""
     positions = (300, 17, *range(40), *range(10))
     tokens = batch(state, positions).tokens
     last_R = torch.tensor([0, 1, 41, 51], device=state.history_SC.device)
     assert tokens.tables_TW is not None
-    return Prefill(
+    return PrefillBatch(
         tokens=tokens.select(slice(None)),
         decoding=replace(tokens.select(slice(2)), tables_TW=tokens.tables_TW[:2]),
         ids_T=tokens.history_rows_T[2:],

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import psutil
 
 from gptj_serve import demo, wire
-from gptj_serve.benchmark.processes import free_port
+from gptj_serve.benchmark.targets.processes import free_port
 from gptj_serve.request import EngineStats
 
 T = TypeVar("T")

@@ -4,14 +4,14 @@ import importlib
 import sys
 
 COMMANDS = {
-    "run": ("run", "measure servers: grid, latency, throughput, start and memory"),
+    "run": ("run.command", "measure servers: grid, latency, throughput, start and memory"),
     "report": ("report.command", "tables and figures from files of results"),
-    "random-6b": ("random_model", "write a GPT-J-6B-shaped model with random weights (12 GB)"),
-    "front": ("front", "what the fronts add, with an engine that has no model"),
+    "random-6b": ("engine.random_model", "write a GPT-J-6B-shaped model with random weights (12 GB)"),
+    "front": ("front.overhead", "what the fronts add, with an engine that has no model"),
     "soak": ("soak", "many clients for a long time: is every answer right?"),
-    "decode": ("decode", "the fused engine's forward passes alone"),
-    "offline": ("offline", "the fused engine with its scheduler, without serving"),
-    "bandwidth": ("bandwidth", "how fast this GPU reads its memory"),
+    "decode": ("engine.decode", "the fused engine's forward passes alone"),
+    "offline": ("engine.offline", "the fused engine with its scheduler, without serving"),
+    "bandwidth": ("facts.bandwidth", "how fast this GPU reads its memory"),
 }
 """Names, their modules, and what they do."""
 

@@ -125,13 +125,13 @@ class Run:
         return self.problem is not None and not (self.rate is not None and self.is_refused)
 
 
-class Results:
+class ResultsFile:
     """A file of results that is being written; made by `Results.open`. Use it as a context manager.
 
     Attributes:
         head: All but the measurements.
         runs: Of requests.
-        starts: What `gptj_serve.benchmark.phases` found of each start, with its ``target``.
+        starts: What `gptj_serve.benchmark.facts.phases` found of each start, with its ``target``.
         memory: Peaks, each with its ``target``.
     """
 
@@ -144,7 +144,7 @@ class Results:
         self._saved_s = 0.0
 
     @staticmethod
-    def open(path: Path, head: Mapping[str, Any], *, retry_failed: bool = False) -> "Results":
+    def open(path: Path, head: Mapping[str, Any], *, retry_failed: bool = False) -> "ResultsFile":
         """Begin a file, or go on with one that is there.
 
         Args:
@@ -156,7 +156,7 @@ class Results:
             StartupError: The file is none of ours, or what it has was measured elsewhere or of something
                 else; says what differs.
         """
-        results = Results(path, {"schema": SCHEMA, **head})
+        results = ResultsFile(path, {"schema": SCHEMA, **head})
         if path.exists() and not (old := read(path)).is_empty:
             _check_same(path, old.head, results.head)
             results.head["targets"] = _joined(old.head["targets"], head["targets"])
@@ -171,16 +171,16 @@ class Results:
         """Nothing was measured yet."""
         return not (self.runs or self.starts or self.memory)
 
-    def __enter__(self) -> "Results":
+    def __enter__(self) -> "ResultsFile":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.save()
 
-    def of(self, targets: Sequence[str]) -> "Results":
+    def of(self, targets: Sequence[str]) -> "ResultsFile":
         """What there is of these targets alone, to be read."""
         facts = {name: self.head["targets"][name] for name in targets}
-        part = Results(self._path, {**self.head, "targets": facts})
+        part = ResultsFile(self._path, {**self.head, "targets": facts})
         part.runs = [run for run in self.runs if run.target in targets]
         part.starts = [one for one in self.starts if one["target"] in targets]
         part.memory = [one for one in self.memory if one["target"] in targets]
@@ -219,7 +219,7 @@ class Results:
         return head + "".join(f',\n "{name}": {_lines(values)}' for name, values in lists.items()) + "\n}\n"
 
 
-def read(path: Path) -> Results:
+def read(path: Path) -> ResultsFile:
     """Read a file of results.
 
     Raises:
@@ -242,7 +242,7 @@ def read(path: Path) -> Results:
             _check_fields(path, value, FIELDS.get(name, {}), f"{name}[{number}] ")
             if value.get("target") not in raw["targets"]:
                 raise StartupError(f"{path}: {name}[{number}] is of none of 'targets'")
-    results = Results(path, raw)
+    results = ResultsFile(path, raw)
     results.runs = [_run(path, number, one) for number, one in enumerate(lists["runs"])]
     results.starts, results.memory = lists["starts"], lists["memory"]
     return results

@@ -35,7 +35,7 @@ from typing import Any
 import httpx
 import psutil
 
-from gptj_serve.benchmark.surroundings import surroundings
+from gptj_serve.benchmark.facts.surroundings import surroundings
 
 PROMPTS = tuple(
     f"{start} {end}" for start in ("In the", "And he", "A hacker", "The king") for end in ("", "day", "of")
@@ -68,7 +68,7 @@ Attack = Callable[[float], Awaitable[None]]
 
 
 @dataclass(slots=True)
-class Run:
+class SoakState:
     """What all clients work with.
 
     Attributes:
@@ -187,7 +187,7 @@ async def soak(
     before = await _resources_at_rest(pid)
     started_s = time.monotonic()
     half_s, until_s = started_s + seconds / 2, started_s + seconds
-    run = Run(alone, until_s, attack=attack, attacks_from_s=half_s)
+    run = SoakState(alone, until_s, attack=attack, attacks_from_s=half_s)
     watch = asyncio.create_task(_watch(run, pid, seconds))
     limits = httpx.Limits(max_connections=None)
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -215,7 +215,7 @@ async def soak(
     }
 
 
-def _of_attacks(run: Run, split: dict[str, float], after: dict[str, Any] | None) -> dict[str, Any]:
+def _of_attacks(run: SoakState, split: dict[str, float], after: dict[str, Any] | None) -> dict[str, Any]:
     """What the attacks came to; ``got_through`` also has bounds on time that a busy machine broke."""
     growth_mib = None
     if after is not None and len(run.samples) >= 5:
@@ -260,14 +260,14 @@ async def _get(url: str, path: str) -> httpx.Response:
         return await client.get(path)
 
 
-async def _watch(run: Run, pid: int | None, seconds: float) -> None:
+async def _watch(run: SoakState, pid: int | None, seconds: float) -> None:
     """Look at the processes now and then."""
     for _ in range(0 if pid is None else 9):
         await asyncio.sleep(seconds / 10)
         run.samples.append(_resources(pid))
 
 
-async def _client(client: httpx.AsyncClient, rng: random.Random, run: Run) -> None:
+async def _client(client: httpx.AsyncClient, rng: random.Random, run: SoakState) -> None:
     while time.monotonic() < run.until_s:
         kind = _kind(rng, run)
         key = rng.choice(PROMPTS), rng.choice(LENGTHS)
@@ -286,7 +286,7 @@ async def _client(client: httpx.AsyncClient, rng: random.Random, run: Run) -> No
                 if text != run.alone[key]:
                     run.wrong.append(f"{kind} {key}: {text!r}")
             run.counts[kind] += 1
-        except Overloaded as error:
+        except ServerBusy as error:
             run.counts[str(error)] += 1
             await asyncio.sleep(rng.random())
         except GotThrough as error:
@@ -296,7 +296,7 @@ async def _client(client: httpx.AsyncClient, rng: random.Random, run: Run) -> No
             run.wrong.append(f"{kind}: {type(error).__name__} {error}")
 
 
-def _kind(rng: random.Random, run: Run) -> str:
+def _kind(rng: random.Random, run: SoakState) -> str:
     kinds = dict(KINDS)
     if run.attack is not None and time.monotonic() >= run.attacks_from_s:
         kinds["attack"] = ATTACKS_WEIGHT
@@ -307,13 +307,13 @@ class GotThrough(Exception):
     """An attack found that a promise is broken."""
 
 
-class Overloaded(Exception):
+class ServerBusy(Exception):
     """The server had no room ("refused") or no time ("late")."""
 
 
 def _check_load(status: int) -> None:
     if status in (429, 504):
-        raise Overloaded("refused" if status == 429 else "late")
+        raise ServerBusy("refused" if status == 429 else "late")
 
 
 def _document(prompt: str, length: int, stream: bool) -> dict[str, Any]:
@@ -338,7 +338,7 @@ async def _stream(client: httpx.AsyncClient, prompt: str, length: int) -> str:
             if line.startswith("data: "):
                 event = json.loads(line[6:])
                 if (event.get("details") or {}).get("finish_reason") == "deadline":
-                    raise Overloaded("late")
+                    raise ServerBusy("late")
                 text += event["token"]["text"] if "token" in event else f"error {event['error']}"
     return text
 

@@ -15,7 +15,7 @@ from gptj_serve import demo
 from gptj_serve.aws import upload_model
 from gptj_serve.aws.common.clients import Aws
 from gptj_serve.aws.endpoint import removal, waiting
-from gptj_serve.benchmark import fake_service
+from gptj_serve.benchmark.front import fake_service
 from support import tiny_model as tiny
 from support.aws import sagemaker_runtime as fake
 from support.aws.deploy_account import FakeTime, push_image

@@ -10,7 +10,7 @@ import torch
 from transformers import GPTJForCausalLM
 
 from gptj_serve import demo
-from gptj_serve.benchmark.decode import GPT_J_6B
+from gptj_serve.benchmark.engine.decode import GPT_J_6B
 from gptj_serve.engine.fused.build import load_fused
 from gptj_serve.engine.fused.kernels.cuda import CudaKernels
 from gptj_serve.engine.fused.kernels.plain import PlainKernels

@@ -1,8 +1,8 @@
 """Packed weights on a GPU: every bit in its place, nothing waits that need not, and how long it takes.
 
-The times are taken where GPTJ_6B_DIR names a model directory (`gptj_serve.benchmark.random_model` writes
-one): each load is a process of its own (`load_once.py`). They are printed, and written as JSON to the file
-that LOAD_TIMES_OUT names.
+The times are taken where GPTJ_6B_DIR names a model directory (`scripts/benchmark random-6b` writes one):
+each load is a process of its own (`load_once.py`). They are printed, and written as JSON to the file that
+LOAD_TIMES_OUT names.
 """
 
 import ctypes

@@ -9,7 +9,7 @@ from typing import Any
 import ctranslate2
 from ctranslate2.converters import TransformersConverter
 
-from gptj_serve.benchmark.model_facts import model_facts
+from gptj_serve.benchmark.facts.model import model_facts
 from gptj_serve.benchmark.peers.peer import OnToken
 from gptj_serve.models.model_dir import find_checkpoint
 

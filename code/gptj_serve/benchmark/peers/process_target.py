@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gptj_serve.benchmark import processes
-from gptj_serve.benchmark.memory import MemoryWatch
-from gptj_serve.benchmark.spawn import Spawn, Spawned
-from gptj_serve.benchmark.target import Answer, Ask
+from gptj_serve.benchmark.facts.memory import MemoryWatch
+from gptj_serve.benchmark.targets import processes
+from gptj_serve.benchmark.targets.spawn import Spawn, Spawned
+from gptj_serve.benchmark.targets.target import Query, TimedAnswer
 from gptj_serve.errors import StartupError
 from gptj_serve.serving.text import Tokenizer
 
@@ -22,7 +22,7 @@ TYPE = "COMPUTE_TYPE"
 
 
 class ProcessTarget:
-    """Meets `gptj_serve.benchmark.target.Target`; one request at a time, without HTTP.
+    """Meets `gptj_serve.benchmark.targets.target.Target`; one request at a time, without HTTP.
 
     Args:
         name: In results.
@@ -35,7 +35,7 @@ class ProcessTarget:
         self._process = process
         self._tokenizer = tokenizer
 
-    async def ask(self, ask: Ask) -> Answer:
+    async def ask(self, ask: Query) -> TimedAnswer:
         """See `Target`. Waits without giving way: there is nobody to give way to."""
         prompt_ids = self._tokenizer.encode(ask.prompt)
         asked_s = time.monotonic()
@@ -44,11 +44,11 @@ class ProcessTarget:
         )
         seconds = time.monotonic() - asked_s
         if "error" in answer:
-            return Answer(
+            return TimedAnswer(
                 asked_s, seconds, 500 if answer["error"] else 0, error=answer["error"] or "it has ended"
             )
         token_s = tuple(answer["token_s"])
-        return Answer(asked_s, seconds, 200, token_s, len(prompt_ids), answer["completion_tokens"])
+        return TimedAnswer(asked_s, seconds, 200, token_s, len(prompt_ids), answer["completion_tokens"])
 
     async def close(self) -> None:
         """See `Target`."""

@@ -9,10 +9,10 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gptj_serve.benchmark import processes
-from gptj_serve.benchmark.http_target import HttpTarget
-from gptj_serve.benchmark.memory import MemoryWatch
-from gptj_serve.benchmark.spawn import START_TIMEOUT_S, Spawn, Spawned
+from gptj_serve.benchmark.facts.memory import MemoryWatch
+from gptj_serve.benchmark.targets import processes
+from gptj_serve.benchmark.targets.http import HttpTarget
+from gptj_serve.benchmark.targets.spawn import START_TIMEOUT_S, Spawn, Spawned
 from gptj_serve.errors import StartupError
 
 MODEL = "gptj"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gptj_serve.benchmark.results import Cell, Level, Results, Run
+from gptj_serve.benchmark.results import Cell, Level, ResultsFile, Run
 
 LOADS = ("grid", "latency", "throughput", "load", "memory")
 
@@ -46,7 +46,7 @@ class Measured:
         return [name for name in self.facts if name in found]
 
 
-def merge(files: Mapping[Path, Results]) -> list[Measured]:
+def merge(files: Mapping[Path, ResultsFile]) -> list[Measured]:
     """Put files together, what was measured on different machines or of different models apart.
 
     A target that several files have under one name, measured in the same way, is one target; measured in
@@ -54,7 +54,7 @@ def merge(files: Mapping[Path, Results]) -> list[Measured]:
     more than one of them has.
     """
     groups: dict[str, Measured] = {}
-    members: defaultdict[str, list[tuple[str, Results]]] = defaultdict(list)
+    members: defaultdict[str, list[tuple[str, ResultsFile]]] = defaultdict(list)
     for stem, results in zip(_names(list(files)), files.values(), strict=True):
         for hardware, part in _by_machine(results):
             key = json.dumps([hardware, results.head["model"]], sort_keys=True)
@@ -74,7 +74,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     ]
 
 
-def _by_machine(results: Results) -> list[tuple[Mapping[str, Any], Results]]:
+def _by_machine(results: ResultsFile) -> list[tuple[Mapping[str, Any], ResultsFile]]:
     """A file's measurements by what the servers run on: the machine that measured, or another one."""
     machines: dict[str | None, list[str]] = {}
     for name, facts in results.head["targets"].items():
@@ -89,7 +89,7 @@ def _by_machine(results: Results) -> list[tuple[Mapping[str, Any], Results]]:
     return parts
 
 
-def _fill(measured: Measured, named: Sequence[tuple[str, Results]]) -> None:
+def _fill(measured: Measured, named: Sequence[tuple[str, ResultsFile]]) -> None:
     variants: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     for _, results in named:
         for load, target in _measurements(results):
@@ -117,14 +117,14 @@ def _fill(measured: Measured, named: Sequence[tuple[str, Results]]) -> None:
                 measured.read_bytes_per_s[load] = max(speed, measured.read_bytes_per_s.get(load, 0.0))
 
 
-def _measurements(results: Results) -> set[tuple[str, str]]:
+def _measurements(results: ResultsFile) -> set[tuple[str, str]]:
     """Loads and targets that there is something of."""
     runs = {(run.load, run.target) for run in results.runs if not run.is_first}
     starts = {("load", one["target"]) for one in results.starts}
     return runs | starts | {("memory", one["target"]) for one in results.memory}
 
 
-def _variant(results: Results, target: str) -> str:
+def _variant(results: ResultsFile, target: str) -> str:
     facts = results.head["targets"].get(target, {})
     ways = [results.head["commit"], results.head["versions"], facts.get("settings"), facts.get("engine")]
     return json.dumps(ways, sort_keys=True)

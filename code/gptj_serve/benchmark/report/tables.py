@@ -4,10 +4,10 @@ import statistics as plain
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from gptj_serve.benchmark.facts.surroundings import UNKNOWN
 from gptj_serve.benchmark.report import statistics
 from gptj_serve.benchmark.report.measured import Measured, bad_cells, good_cells, good_levels
 from gptj_serve.benchmark.results import Cell, Run
-from gptj_serve.benchmark.surroundings import UNKNOWN
 
 PERCENTILES = (50, 90, 99)
 GIB = 1 << 30

@@ -16,7 +16,7 @@ from gptj_serve.engine.fused.weights.pack import Epilogue
 
 
 @dataclass(frozen=True, slots=True)
-class Prefill:
+class PrefillBatch:
     """Tokens of prompts, and of sequences that are decoded beside them: all share the products.
 
     Attributes:
@@ -58,7 +58,7 @@ class FusedModel:
         self._blocks(tokens, [], tokens)
         self._head(self._state.scratch.normed_TD[: tokens.num_tokens], tokens)
 
-    def prefill(self, step: Prefill) -> None:
+    def prefill(self, step: PrefillBatch) -> None:
         """Cache prompts whose ids are in the history, decode the sequences beside them.
 
         Logits and chosen tokens of `Prefill.last` come out as `decode` has them.

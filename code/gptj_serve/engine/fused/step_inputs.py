@@ -13,7 +13,7 @@ import torch
 
 from gptj_serve.engine.fused.kernels.prompt_attention import PromptPart
 from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE, Tokens
-from gptj_serve.engine.fused.model import Prefill
+from gptj_serve.engine.fused.model import PrefillBatch
 from gptj_serve.engine.fused.schedule.plan import Row, RunnerLimits
 
 
@@ -59,7 +59,7 @@ class StepInputs:
         tables = uploaded[3 * size :].view(size, self._table_width)
         return Tokens(positions, cache_rows, history_rows, tables)
 
-    def prefill(self, prompts: Sequence[Row], decodes: Sequence[Row], device: torch.device) -> Prefill:
+    def prefill(self, prompts: Sequence[Row], decodes: Sequence[Row], device: torch.device) -> PrefillBatch:
         """Start the upload of chunks of prompts, and of sequences that are decoded beside them."""
         rows, num_decodes = [*decodes, *prompts], len(decodes)
         columns_4T, last = self._columns(rows), _last(rows)
@@ -75,7 +75,7 @@ class StepInputs:
         tokens = Tokens(positions_T, cache_rows_T, history_rows_T)
         last_R = last_R.long()
         tables_TW = tables_X.view(num_decodes, self._table_width)
-        return Prefill(
+        return PrefillBatch(
             tokens=tokens,
             decoding=replace(tokens.select(slice(num_decodes)), tables_TW=tables_TW) if decodes else None,
             ids_T=ids_T[num_decodes:],

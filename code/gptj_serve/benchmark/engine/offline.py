@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from gptj_serve.benchmark.decode import MAX_BATCH, MAX_CONTEXT, Bench, numbers
-from gptj_serve.benchmark.surroundings import surroundings
+from gptj_serve.benchmark.engine.decode import MAX_BATCH, MAX_CONTEXT, Bench, numbers
+from gptj_serve.benchmark.facts.surroundings import surroundings
 from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE
 from gptj_serve.engine.fused.memory_needs import MAX_PREFILL, PREFILL_CHUNK
 from gptj_serve.engine.fused.runner import FusedRunner

@@ -12,22 +12,24 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from gptj_serve.benchmark import alone, processes, together
-from gptj_serve.benchmark.bandwidth import measure_in_child
-from gptj_serve.benchmark.http_target import HttpTarget, engine_facts
-from gptj_serve.benchmark.memory import MemoryWatch
-from gptj_serve.benchmark.model_facts import model_facts
-from gptj_serve.benchmark.options import Options, parse
+from gptj_serve.benchmark.facts.bandwidth import measure_in_child
+from gptj_serve.benchmark.facts.memory import MemoryWatch
+from gptj_serve.benchmark.facts.model import model_facts
+from gptj_serve.benchmark.facts.surroundings import surroundings
 from gptj_serve.benchmark.peers import PEERS, missing, process_target, vllm_server
-from gptj_serve.benchmark.progress import Progress
-from gptj_serve.benchmark.results import Level, Results, Run, read
-from gptj_serve.benchmark.sagemaker_target import SageMakerTarget, connect, instance_type
-from gptj_serve.benchmark.session import Session, TargetGone, vocabularies
-from gptj_serve.benchmark.spawn import Spawn, Spawned, spawned
-from gptj_serve.benchmark.surroundings import surroundings
-from gptj_serve.benchmark.target import Target, close_all
-from gptj_serve.benchmark.together import Burst
-from gptj_serve.benchmark.turns import Left, Turn, left, turns
+from gptj_serve.benchmark.results import Level, ResultsFile, Run, read
+from gptj_serve.benchmark.run import concurrent_load as together
+from gptj_serve.benchmark.run import sequential_load as alone
+from gptj_serve.benchmark.run.concurrent_load import Burst
+from gptj_serve.benchmark.run.options import Options, parse
+from gptj_serve.benchmark.run.progress import Progress
+from gptj_serve.benchmark.run.rotation import Left, Turn, left, turns
+from gptj_serve.benchmark.run.session import Session, TargetGone, vocabularies
+from gptj_serve.benchmark.targets import processes
+from gptj_serve.benchmark.targets.http import HttpTarget, engine_facts
+from gptj_serve.benchmark.targets.sagemaker import SageMakerTarget, connect, instance_type
+from gptj_serve.benchmark.targets.spawn import Spawn, Spawned, spawned
+from gptj_serve.benchmark.targets.target import Target, close_all
 from gptj_serve.errors import StartupError
 
 EXIT_FAILED = 1
@@ -90,7 +92,7 @@ def _present(options: Options) -> Options:
 
 def measure(options: Options) -> int:
     """Measure what is not measured yet; returns the exit code."""
-    with Results.open(options.out, _head(options), retry_failed=options.retry_failed) as results:
+    with ResultsFile.open(options.out, _head(options), retry_failed=options.retry_failed) as results:
         todo = [(turn, left(turn, options, results)) for turn in turns(options)]
         progress = Progress(sum((wanted.tokens for _, wanted in todo), Counter()))
         with contextlib.closing(progress):
@@ -164,7 +166,7 @@ class Up:
 
 
 @contextlib.contextmanager
-def _up(turn: Turn, options: Options, results: Results, progress: Progress) -> Iterator[Up]:
+def _up(turn: Turn, options: Options, results: ResultsFile, progress: Progress) -> Iterator[Up]:
     """Start what has to be started, one after the other: each looks at how much memory is left."""
     targets: dict[str, Target] = {}
     started: dict[str, Spawned] = {}
@@ -190,7 +192,7 @@ def _up(turn: Turn, options: Options, results: Results, progress: Progress) -> I
                     os.kill(one.pid, signal.SIGTERM)
 
 
-def _add_facts(results: Results, name: str, facts: Mapping[str, Any]) -> None:
+def _add_facts(results: ResultsFile, name: str, facts: Mapping[str, Any]) -> None:
     """Keep what a server says of itself. Raises StartupError if it is another engine than before."""
     known = results.head["targets"][name]
     before, now = known.get("engine"), facts.get("engine")
@@ -221,7 +223,7 @@ def _start(
     )
 
 
-def _take_turn(turn: Turn, wanted: Left, options: Options, results: Results, progress: Progress) -> None:
+def _take_turn(turn: Turn, wanted: Left, options: Options, results: ResultsFile, progress: Progress) -> None:
     with _up(turn, options, results, progress) as up:
         try:
             uvloop.run(_measure_all(wanted, up, options, results, progress))
@@ -230,7 +232,9 @@ def _take_turn(turn: Turn, wanted: Left, options: Options, results: Results, pro
             raise TargetGone(error.name, f"{error}{said}") from None
 
 
-async def _measure_all(wanted: Left, up: Up, options: Options, results: Results, progress: Progress) -> None:
+async def _measure_all(
+    wanted: Left, up: Up, options: Options, results: ResultsFile, progress: Progress
+) -> None:
     streaming = await _first_requests(up, results)
     words = await vocabularies(up.targets)
     session = Session(up.targets, words, results, progress, options.seed)
@@ -242,7 +246,7 @@ async def _measure_all(wanted: Left, up: Up, options: Options, results: Results,
     await close_all(list(up.targets.values()))
 
 
-async def _first_requests(up: Up, results: Results) -> list[str]:
+async def _first_requests(up: Up, results: ResultsFile) -> list[str]:
     """What the very first request takes; returns the targets that stream."""
     streaming = []
     for name, target in up.targets.items():
@@ -278,7 +282,7 @@ async def _memory(session: Session, name: str, up: Up, options: Options) -> None
     session.results.save()
 
 
-def _starts(options: Options, results: Results, progress: Progress) -> None:
+def _starts(options: Options, results: ResultsFile, progress: Progress) -> None:
     """Start every server until there are as many starts of it as wanted, one server after the other."""
     for number in range(options.starts):
         for spawn in options.spawns:
@@ -295,7 +299,7 @@ def _counted(runs: Sequence[Run]) -> str:
     return "1 run" if len(runs) == 1 else f"{len(runs)} runs"
 
 
-def _sum_up(options: Options, results: Results) -> int:
+def _sum_up(options: Options, results: ResultsFile) -> int:
     """Say what there is now, and what went wrong; returns the exit code."""
     failed = [run for run in results.runs if run.has_failed]
     for run in failed[:MAX_NAMED]:

@@ -19,7 +19,7 @@ REPEATS = 5
 
 def measure_in_child() -> float | None:
     """Bytes per second that this machine's first GPU reads; None without a GPU."""
-    command = [sys.executable, "-m", "gptj_serve.benchmark.bandwidth"]
+    command = [sys.executable, "-m", "gptj_serve.benchmark.facts.bandwidth"]
     with contextlib.suppress(subprocess.CalledProcessError):
         done = subprocess.run(
             command,

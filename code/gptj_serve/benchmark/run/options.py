@@ -10,8 +10,8 @@ from typing import Any
 from gptj_serve import demo
 from gptj_serve.benchmark.peers import PEERS
 from gptj_serve.benchmark.results import FIRST_CELL, Cell, Level
-from gptj_serve.benchmark.run_parser import LOADS, TOGETHER_BATCH_SIZE, make_parser
-from gptj_serve.benchmark.spawn import Spawn
+from gptj_serve.benchmark.run.command_line import LOADS, TOGETHER_BATCH_SIZE, make_parser
+from gptj_serve.benchmark.targets.spawn import Spawn
 from gptj_serve.settings import ENGINES
 
 

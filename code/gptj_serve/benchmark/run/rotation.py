@@ -5,14 +5,15 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from gptj_serve.benchmark import schedule, together
-from gptj_serve.benchmark.options import Options
 from gptj_serve.benchmark.peers import ONE_AT_A_TIME
-from gptj_serve.benchmark.results import Results
-from gptj_serve.benchmark.sagemaker_target import MAX_TOGETHER
-from gptj_serve.benchmark.schedule import Step
-from gptj_serve.benchmark.spawn import Spawn
-from gptj_serve.benchmark.together import Burst
+from gptj_serve.benchmark.results import ResultsFile
+from gptj_serve.benchmark.run import concurrent_load as together
+from gptj_serve.benchmark.run import schedule
+from gptj_serve.benchmark.run.concurrent_load import Burst
+from gptj_serve.benchmark.run.options import Options
+from gptj_serve.benchmark.run.schedule import PlannedRequest
+from gptj_serve.benchmark.targets.sagemaker import MAX_TOGETHER
+from gptj_serve.benchmark.targets.spawn import Spawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Left:
         memory: Targets.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[PlannedRequest, ...]
     bursts: tuple[Burst, ...]
     memory: tuple[str, ...]
 
@@ -93,9 +94,9 @@ class Left:
         return {*self.tokens, *self.memory}
 
 
-def left(turn: Turn, options: Options, results: Results) -> Left:
+def left(turn: Turn, options: Options, results: ResultsFile) -> Left:
     """What a turn still has to measure."""
-    wanted: list[Step] = []
+    wanted: list[PlannedRequest] = []
     if "grid" in options.loads:
         wanted += schedule.steps("grid", options.cells, turn.share(options.runs), options.seed)
     if "latency" in options.loads:
@@ -115,7 +116,7 @@ def left(turn: Turn, options: Options, results: Results) -> Left:
     )
 
 
-def _bursts(turn: Turn, options: Options, results: Results) -> list[Burst]:
+def _bursts(turn: Turn, options: Options, results: ResultsFile) -> list[Burst]:
     """Level after level, in each one target after the other."""
     if "throughput" not in options.loads:
         return []

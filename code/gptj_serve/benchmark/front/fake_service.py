@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from gptj_serve import demo, run_dir
-from gptj_serve.benchmark import processes
+from gptj_serve.benchmark.targets import processes
 from gptj_serve.serving import mms
 from gptj_serve.serving.client import EngineClient
 from gptj_serve.serving.http import front as http_front
@@ -23,7 +23,7 @@ START_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class FakeService:
     """What runs.
 
     Attributes:
@@ -38,7 +38,7 @@ class Service:
 
 
 @contextlib.contextmanager
-def running(front: str, tokens_per_s: float, log: Path, *, prompt_s: float = 0.0) -> Iterator[Service]:
+def running(front: str, tokens_per_s: float, log: Path, *, prompt_s: float = 0.0) -> Iterator[FakeService]:
     """An engine without a model and a front. The file ``log`` is there when both have ended.
 
     Args:
@@ -53,7 +53,13 @@ def running(front: str, tokens_per_s: float, log: Path, *, prompt_s: float = 0.0
         directory = stack.enter_context(run_dir.private())
         prepare(demo.MODEL_DIR).save(run_dir.tokenizer(directory))
         socket_path = run_dir.engine_socket(directory)
-        command = [sys.executable, "-m", "gptj_serve.benchmark.fake_engine", "--socket", str(socket_path)]
+        command = [
+            sys.executable,
+            "-m",
+            "gptj_serve.benchmark.front.fake_engine",
+            "--socket",
+            str(socket_path),
+        ]
         command += [
             "--model",
             str(demo.MODEL_DIR),
@@ -67,7 +73,7 @@ def running(front: str, tokens_per_s: float, log: Path, *, prompt_s: float = 0.0
         _wait_for(engine, socket_path.exists)
         start = _start_http if front == "http" else _start_mms
         process = stack.enter_context(start(Settings.from_env(env), directory, env))
-        yield Service(directory, port, psutil.Process(process.pid))
+        yield FakeService(directory, port, psutil.Process(process.pid))
 
 
 @contextlib.contextmanager

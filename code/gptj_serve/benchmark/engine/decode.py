@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
-from gptj_serve.benchmark.surroundings import surroundings
+from gptj_serve.benchmark.facts.surroundings import surroundings
 from gptj_serve.engine.fused.build import make_state
 from gptj_serve.engine.fused.kernels.cuda import CudaKernels
 from gptj_serve.engine.fused.kernels.library import find_library
 from gptj_serve.engine.fused.kernels.prompt_attention import PromptPart
 from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE, Tokens
-from gptj_serve.engine.fused.model import FusedModel, Prefill
+from gptj_serve.engine.fused.model import FusedModel, PrefillBatch
 from gptj_serve.engine.fused.weights.pack import PackedWeights, empty_weights
 from gptj_serve.models.families import read_architecture
 
@@ -119,7 +119,9 @@ class Bench:
         last_R = torch.tensor([num_tokens - 1], device=self._device)
         borders = torch.tensor([0, num_tokens], dtype=torch.int32, device=self._device)
         parts = [PromptPart(0, num_tokens, 0, None)]
-        step = Prefill(tokens, None, tokens.history_rows_T, parts, borders, last_R, tokens.select(last_R))
+        step = PrefillBatch(
+            tokens, None, tokens.history_rows_T, parts, borders, last_R, tokens.select(last_R)
+        )
         return round(_time(lambda: self._model.prefill(step), 3) * 1e3, 3)
 
     def profile(self, size: int, context: int) -> dict[str, Any]:

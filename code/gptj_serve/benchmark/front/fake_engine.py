@@ -1,6 +1,6 @@
 """An engine process without a model: every sequence gets its tokens at a fixed rate, and it keeps when.
 
-Usage: python -m gptj_serve.benchmark.fake_engine --socket PATH --model DIR --tokens-per-s N --log FILE
+Usage: python -m gptj_serve.benchmark.front.fake_engine --socket PATH --model DIR --tokens-per-s N --log FILE
     [--prompt-s S]
 
 It speaks to fronts as the engine does: all sequences' next tokens in one message a step. At SIGTERM it
@@ -130,7 +130,7 @@ class FakeEngine:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="gptj_serve.benchmark.fake_engine")
+    parser = argparse.ArgumentParser(prog="gptj_serve.benchmark.front.fake_engine")
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--tokens-per-s", type=float, required=True)

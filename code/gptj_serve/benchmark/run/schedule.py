@@ -10,7 +10,7 @@ WARM_UP_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PlannedRequest:
     """One request of a cell.
 
     Attributes:
@@ -26,7 +26,9 @@ class Step:
     number: int
 
 
-def steps(load: str, cells: Sequence[Cell], numbers: Mapping[str, Collection[int]], seed: int) -> list[Step]:
+def steps(
+    load: str, cells: Sequence[Cell], numbers: Mapping[str, Collection[int]], seed: int
+) -> list[PlannedRequest]:
     """All requests: each number's cells in an order of their own, in each cell one target after the other.
 
     So all targets meet the same moments (A B A B), and no cell is always first.
@@ -41,7 +43,7 @@ def steps(load: str, cells: Sequence[Cell], numbers: Mapping[str, Collection[int
     for number in sorted(set().union(*numbers.values())):
         shuffled = random.Random(f"{seed}/{load}/{number}").sample(cells, len(cells))
         found += [
-            Step(load, target, cell, number)
+            PlannedRequest(load, target, cell, number)
             for cell in shuffled
             for target, wanted in numbers.items()
             if number in wanted
@@ -49,9 +51,9 @@ def steps(load: str, cells: Sequence[Cell], numbers: Mapping[str, Collection[int
     return found
 
 
-def left(wanted: Sequence[Step], runs: Sequence[Run]) -> list[Step]:
+def left(wanted: Sequence[PlannedRequest], runs: Sequence[Run]) -> list[PlannedRequest]:
     """The steps that there are no runs of yet."""
-    done = {Step(run.load, run.target, run.cell, run.number) for run in runs}
+    done = {PlannedRequest(run.load, run.target, run.cell, run.number) for run in runs}
     return [step for step in wanted if step not in done]
 
 

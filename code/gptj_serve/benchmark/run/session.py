@@ -4,11 +4,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gptj_serve.benchmark.progress import Progress
-from gptj_serve.benchmark.prompts import Vocabulary, calibrate
-from gptj_serve.benchmark.results import Cell, Level, Results, Run
-from gptj_serve.benchmark.schedule import Step
-from gptj_serve.benchmark.target import Answer, Ask, Target
+from gptj_serve.benchmark.results import Cell, Level, ResultsFile, Run
+from gptj_serve.benchmark.run.progress import Progress
+from gptj_serve.benchmark.run.prompts import Vocabulary, calibrate
+from gptj_serve.benchmark.run.schedule import PlannedRequest
+from gptj_serve.benchmark.targets.target import Query, Target, TimedAnswer
 from gptj_serve.errors import StartupError
 
 NO_LEVEL = Level()
@@ -43,7 +43,7 @@ class Session:
 
     targets: Mapping[str, Target]
     vocabularies: Mapping[str, Vocabulary]
-    results: Results
+    results: ResultsFile
     progress: Progress
     seed: int
 
@@ -51,10 +51,10 @@ class Session:
         """The prompt of a run: the same for all targets that count tokens alike."""
         return self.vocabularies[target].prompt(cell.input_tokens, f"{self.seed}/{load}/{cell}/{number}")
 
-    async def run(self, step: Step, *, stream: bool) -> Run:
+    async def run(self, step: PlannedRequest, *, stream: bool) -> Run:
         """Make a step's request."""
         prompt = self.prompt(step.target, step.cell, step.number, load=step.load)
-        answer = await self.targets[step.target].ask(Ask(prompt, step.cell.output_tokens, stream))
+        answer = await self.targets[step.target].ask(Query(prompt, step.cell.output_tokens, stream))
         run = as_run(step, answer)
         self.progress.advance(
             step.target, step.cell.output_tokens, run.seconds, f"{step.load} {step.cell} {step.target}"
@@ -74,7 +74,7 @@ async def vocabularies(targets: Mapping[str, Target]) -> dict[str, Vocabulary]:
 
 async def _vocabulary(target: Target) -> Vocabulary:
     async def count_tokens(text: str) -> int:
-        answer = await target.ask(Ask(text, 1))
+        answer = await target.ask(Query(text, 1))
         if answer.error is not None:
             raise TargetGone(target.name, f"{target.name} does not answer: {answer.error}")
         if answer.prompt_tokens is None:
@@ -87,7 +87,12 @@ async def _vocabulary(target: Target) -> Vocabulary:
 
 
 def as_run(
-    step: Step, answer: Answer, *, level: Level = NO_LEVEL, is_first: bool = False, late_s: float = 0.0
+    step: PlannedRequest,
+    answer: TimedAnswer,
+    *,
+    level: Level = NO_LEVEL,
+    is_first: bool = False,
+    late_s: float = 0.0,
 ) -> Run:
     """A request and its answer as a run.
 
@@ -120,7 +125,7 @@ def as_run(
     )
 
 
-def _problem(cell: Cell, answer: Answer) -> str | None:
+def _problem(cell: Cell, answer: TimedAnswer) -> str | None:
     if answer.error is not None:
         return answer.error
     got = (answer.prompt_tokens, answer.completion_tokens)

@@ -3,7 +3,7 @@
 Usage: scripts/benchmark front [--out front.json]
 
 Each front runs over an engine process that gives every sequence its tokens at a fixed rate and keeps when
-(`gptj_serve.benchmark.fake_engine`); this process is the client. What a whole call adds is its client's
+(`gptj_serve.benchmark.front.fake_engine`); this process is the client. What a whole call adds is its client's
 time less the engine's, from the submission to the last token; the engine's socket alone is measured in the
 same way. Of streams, each token's lateness is counted from the engine's message to the client's read.
 All clocks are the machine's monotonic one.
@@ -25,9 +25,9 @@ import psutil
 import uvloop
 
 from gptj_serve import run_dir
-from gptj_serve.benchmark.event_client import Connection, Exchange
-from gptj_serve.benchmark.fake_service import Service, running
-from gptj_serve.benchmark.surroundings import surroundings
+from gptj_serve.benchmark.facts.surroundings import surroundings
+from gptj_serve.benchmark.front.fake_service import FakeService, running
+from gptj_serve.benchmark.targets.event_client import Connection, TimedExchange
 from gptj_serve.request import EndEvent, GenerationRequest, SamplingParams
 from gptj_serve.serving.http.link import EngineLink
 
@@ -68,7 +68,7 @@ class Called:
 class Streamed:
     """Streams that ran at the same time, and the front's processor time for each of their tokens."""
 
-    exchanges: Sequence[Exchange]
+    exchanges: Sequence[TimedExchange]
     cpu_us_a_token: float
 
 
@@ -141,7 +141,7 @@ def added_ms(call: Called, times: Times) -> float:
     return 1000 * float(call.seconds - (kept["sent_s"][-1] - kept["received_s"]))
 
 
-def lateness(exchanges: Sequence[Exchange], times: Times) -> dict[str, float]:
+def lateness(exchanges: Sequence[TimedExchange], times: Times) -> dict[str, float]:
     """How long after the engine's message each token of streams was with the client.
 
     Raises:
@@ -170,7 +170,7 @@ STREAMS = {"tgi": _tgi, "openai": _openai}
 """How a stream of so many tokens is asked for, by schema."""
 
 
-async def _run(front: str, plan: Plan, service: Service) -> Any:
+async def _run(front: str, plan: Plan, service: FakeService) -> Any:
     link = await EngineLink.connect(run_dir.engine_socket(service.directory))
     called: dict[tuple[str, str], list[Called]] = {}
     called["together", "socket"] = await _together("socket", [_socket_ask(link)] * plan.num_together, plan)

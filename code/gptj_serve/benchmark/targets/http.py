@@ -11,16 +11,18 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-from gptj_serve.benchmark import completions
-from gptj_serve.benchmark.event_client import Connection, Exchange
-from gptj_serve.benchmark.target import Answer, Ask, document
+from gptj_serve.benchmark.targets import completions
+from gptj_serve.benchmark.targets.event_client import Connection, TimedExchange
+from gptj_serve.benchmark.targets.target import Query, TimedAnswer, document
 from gptj_serve.errors import StartupError
 
 DEFAULT_PATH = "/invocations"
 
 
 class HttpTarget:
-    """Meets `gptj_serve.benchmark.target.Target`. Connections are kept, and made before the clock runs.
+    """Meets `gptj_serve.benchmark.targets.target.Target`.
+
+    Connections are kept, and made before the clock runs.
 
     Args:
         name: In results.
@@ -51,7 +53,7 @@ class HttpTarget:
         self._fields = dict(fields)
         self._idle: list[Connection] = []
 
-    async def ask(self, ask: Ask) -> Answer:
+    async def ask(self, ask: Query) -> TimedAnswer:
         """See `Target`."""
         asked_s = time.monotonic()
         try:
@@ -63,9 +65,9 @@ class HttpTarget:
                 connection.close()
                 raise
         except asyncio.TimeoutError:
-            return Answer(asked_s, self._timeout_s, 0, error=f"no answer within {self._timeout_s:g} s")
+            return TimedAnswer(asked_s, self._timeout_s, 0, error=f"no answer within {self._timeout_s:g} s")
         except OSError as error:
-            return Answer(asked_s, time.monotonic() - asked_s, 0, error=str(error))
+            return TimedAnswer(asked_s, time.monotonic() - asked_s, 0, error=str(error))
         if connection.is_open:
             self._idle.append(connection)
         else:
@@ -86,17 +88,17 @@ class HttpTarget:
         return await Connection.connect(self._port, self._host, self._tls)
 
 
-def _answer(exchange: Exchange, ask: Ask) -> Answer:
+def _answer(exchange: TimedExchange, ask: Query) -> TimedAnswer:
     seconds = exchange.ended_s - exchange.asked_s
     if exchange.status != 200:
         error = f"status {exchange.status}: {completions.error_text(completions.read(exchange.body))}"
-        return Answer(exchange.asked_s, seconds, exchange.status, error=error)
+        return TimedAnswer(exchange.asked_s, seconds, exchange.status, error=error)
     if not ask.stream:
         prompt_tokens, completion_tokens = completions.usage(completions.read(exchange.body))
-        return Answer(exchange.asked_s, seconds, 200, (), prompt_tokens, completion_tokens)
+        return TimedAnswer(exchange.asked_s, seconds, 200, (), prompt_tokens, completion_tokens)
     found, num_other, event_error = completions.stream_end(exchange.body)
     token_s = completions.token_times(exchange.event_s, num_other, exchange.asked_s)
-    return Answer(exchange.asked_s, seconds, 200, token_s, *completions.usage(found), event_error)
+    return TimedAnswer(exchange.asked_s, seconds, 200, token_s, *completions.usage(found), event_error)
 
 
 def engine_facts(url: str) -> dict[str, str]:

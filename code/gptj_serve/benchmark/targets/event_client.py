@@ -13,7 +13,7 @@ NO_HTTP = "the answer is not HTTP"
 
 
 @dataclass(slots=True)
-class Exchange:
+class TimedExchange:
     """One request and what came back; times in seconds of the machine's monotonic clock.
 
     Attributes:
@@ -62,7 +62,7 @@ class Connection(asyncio.Protocol):
         _, made = await loop.create_connection(lambda: Connection(named), host, port, ssl=tls)
         return made
 
-    async def ask(self, document: Any, request_id: str) -> Exchange:
+    async def ask(self, document: Any, request_id: str) -> TimedExchange:
         """POST /invocations.
 
         Raises:
@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
             raise RuntimeError(f"status {exchange.status}: {exchange.body[:300]!r}")
         return exchange
 
-    async def exchange(self, document: Any, request_id: str, path: str = "/invocations") -> Exchange:
+    async def exchange(self, document: Any, request_id: str, path: str = "/invocations") -> TimedExchange:
         """POST, whatever the answer's status is.
 
         Raises:
@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
         )
         self._done = asyncio.get_running_loop().create_future()
         self._tail, self._is_stream, self._num_left = b"", False, None
-        self._exchange = Exchange(time.monotonic())
+        self._exchange = TimedExchange(time.monotonic())
         if not self.is_open:
             raise ConnectionError(CUT_OFF)
         self._transport.write(head.encode() + body)

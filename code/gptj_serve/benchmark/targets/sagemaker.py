@@ -7,8 +7,8 @@ import time
 from concurrent.futures import Future
 from typing import Any
 
-from gptj_serve.benchmark import completions
-from gptj_serve.benchmark.target import Answer, Ask, document
+from gptj_serve.benchmark.targets import completions
+from gptj_serve.benchmark.targets.target import Query, TimedAnswer, document
 from gptj_serve.errors import StartupError
 
 MAX_TOGETHER = 64
@@ -17,7 +17,7 @@ UNKNOWN_INSTANCE = "SageMaker endpoint on an unknown instance type"
 
 
 class SageMakerTarget:
-    """Meets `gptj_serve.benchmark.target.Target`.
+    """Meets `gptj_serve.benchmark.targets.target.Target`.
 
     Args:
         name: In results.
@@ -30,9 +30,9 @@ class SageMakerTarget:
         self._endpoint = endpoint
         self._client = client
 
-    async def ask(self, ask: Ask) -> Answer:
+    async def ask(self, ask: Query) -> TimedAnswer:
         """See `Target`. In a thread of its own: none waits for a free one, and our end waits for none."""
-        future: Future[Answer] = Future()
+        future: Future[TimedAnswer] = Future()
         future.set_running_or_notify_cancel()
 
         def work() -> None:
@@ -47,7 +47,7 @@ class SageMakerTarget:
     async def close(self) -> None:
         """See `Target`."""
 
-    def _ask(self, ask: Ask) -> Answer:
+    def _ask(self, ask: Query) -> TimedAnswer:
         from botocore.exceptions import BotoCoreError, ClientError
         from urllib3.exceptions import HTTPError
 
@@ -57,16 +57,16 @@ class SageMakerTarget:
             return self._stream(request, asked_s) if ask.stream else self._whole(request, asked_s)
         except ClientError as error:
             seconds = time.monotonic() - asked_s
-            return Answer(asked_s, seconds, _status(error.response), error=_message(error.response))
+            return TimedAnswer(asked_s, seconds, _status(error.response), error=_message(error.response))
         except (BotoCoreError, HTTPError) as error:  # the latter of a stream that is cut off
-            return Answer(asked_s, time.monotonic() - asked_s, 0, error=str(error))
+            return TimedAnswer(asked_s, time.monotonic() - asked_s, 0, error=str(error))
 
-    def _whole(self, request: dict[str, str], asked_s: float) -> Answer:
+    def _whole(self, request: dict[str, str], asked_s: float) -> TimedAnswer:
         body = self._client.invoke_endpoint(**request)["Body"].read()
         seconds = time.monotonic() - asked_s
-        return Answer(asked_s, seconds, 200, (), *completions.usage(completions.read(body)))
+        return TimedAnswer(asked_s, seconds, 200, (), *completions.usage(completions.read(body)))
 
-    def _stream(self, request: dict[str, str], asked_s: float) -> Answer:
+    def _stream(self, request: dict[str, str], asked_s: float) -> TimedAnswer:
         body, event_s = b"", []
         for part in self._client.invoke_endpoint_with_response_stream(**request)["Body"]:
             now_s = time.monotonic()
@@ -76,7 +76,7 @@ class SageMakerTarget:
         seconds = time.monotonic() - asked_s
         found, num_other, error_text = completions.stream_end(body)
         token_s = completions.token_times(event_s, num_other, asked_s)
-        return Answer(asked_s, seconds, 200, token_s, *completions.usage(found), error_text)
+        return TimedAnswer(asked_s, seconds, 200, token_s, *completions.usage(found), error_text)
 
 
 def connect(timeout_s: float) -> Any:

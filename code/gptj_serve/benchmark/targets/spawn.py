@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gptj_serve.benchmark import phases, processes
-from gptj_serve.benchmark.http_target import HttpTarget
-from gptj_serve.benchmark.memory import MemoryWatch
-from gptj_serve.benchmark.target import Target
+from gptj_serve.benchmark.facts import phases
+from gptj_serve.benchmark.facts.memory import MemoryWatch
+from gptj_serve.benchmark.targets import processes
+from gptj_serve.benchmark.targets.http import HttpTarget
+from gptj_serve.benchmark.targets.target import Target
 from gptj_serve.errors import StartupError
 
 START_TIMEOUT_S = 1800.0

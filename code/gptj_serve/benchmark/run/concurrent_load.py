@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from gptj_serve.benchmark.results import Cell, Level, Run
-from gptj_serve.benchmark.schedule import Step
-from gptj_serve.benchmark.session import Session, as_run, check_alive
-from gptj_serve.benchmark.target import Ask
+from gptj_serve.benchmark.run.schedule import PlannedRequest
+from gptj_serve.benchmark.run.session import Session, as_run, check_alive
+from gptj_serve.benchmark.targets.target import Query
 
 MIN_REQUESTS = 8
 """Of a level: a few clients ask more often."""
@@ -74,14 +74,14 @@ async def run_burst(session: Session, burst: Burst, *, stream: bool) -> list[Run
     target, runs = session.targets[name], []
 
     async def ask(which: int, late_s: float = 0.0) -> None:
-        step = Step(LOAD, name, cell, which)
+        step = PlannedRequest(LOAD, name, cell, which)
         prompt = session.prompt(name, cell, which, load=f"{LOAD}/{level}")
-        answer = await target.ask(Ask(prompt, cell.output_tokens, stream))
+        answer = await target.ask(Query(prompt, cell.output_tokens, stream))
         runs.append(as_run(step, answer, level=level, late_s=late_s))
 
     # connections are there before the clock runs
     warm = min(burst.number, level.concurrency or MIN_REQUESTS)
-    await asyncio.gather(*(target.ask(Ask(" the", 1)) for _ in range(warm)))
+    await asyncio.gather(*(target.ask(Query(" the", 1)) for _ in range(warm)))
     if level.rate is None:
         await _closed_loop(ask, level.concurrency or 1, burst.number)
     else:

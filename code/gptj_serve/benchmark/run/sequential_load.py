@@ -3,11 +3,11 @@
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from gptj_serve.benchmark import schedule
 from gptj_serve.benchmark.results import FIRST_CELL, Cell, Run
-from gptj_serve.benchmark.schedule import Step
-from gptj_serve.benchmark.session import MAX_SILENT, Session, TargetGone, as_run, check_alive
-from gptj_serve.benchmark.target import Ask, Target
+from gptj_serve.benchmark.run import schedule
+from gptj_serve.benchmark.run.schedule import PlannedRequest
+from gptj_serve.benchmark.run.session import MAX_SILENT, Session, TargetGone, as_run, check_alive
+from gptj_serve.benchmark.targets.target import Query, Target
 
 
 async def first_request(target: Target, number: int) -> tuple[Run, bool]:
@@ -24,11 +24,14 @@ async def first_request(target: Target, number: int) -> tuple[Run, bool]:
         TargetGone: It has no answer.
     """
     # nobody has asked it yet how many tokens its words have
-    step, prompt = Step("latency", target.name, FIRST_CELL, number), " the" * FIRST_CELL.input_tokens
-    answer = await target.ask(Ask(prompt, FIRST_CELL.output_tokens, stream=True))
+    step, prompt = (
+        PlannedRequest("latency", target.name, FIRST_CELL, number),
+        " the" * FIRST_CELL.input_tokens,
+    )
+    answer = await target.ask(Query(prompt, FIRST_CELL.output_tokens, stream=True))
     can_stream = bool(answer.token_s)
     if not can_stream:  # the multi-model-server front refuses it before the engine hears of it
-        answer = await target.ask(Ask(prompt, FIRST_CELL.output_tokens))
+        answer = await target.ask(Query(prompt, FIRST_CELL.output_tokens))
     if answer.error is not None:
         raise TargetGone(target.name, f"{target.name} does not answer: {answer.error}")
     return as_run(step, answer, is_first=True), can_stream
@@ -38,10 +41,10 @@ async def warm_up(session: Session, cells: Sequence[Cell]) -> None:
     """Ask every target for a little of everything; nothing of it counts."""
     for cell in schedule.warm_up(cells):
         for name, target in session.targets.items():
-            await target.ask(Ask(session.prompt(name, cell, 0, load="warm-up"), cell.output_tokens))
+            await target.ask(Query(session.prompt(name, cell, 0, load="warm-up"), cell.output_tokens))
 
 
-async def one_by_one(session: Session, steps: Sequence[Step], streaming: Collection[str]) -> None:
+async def one_by_one(session: Session, steps: Sequence[PlannedRequest], streaming: Collection[str]) -> None:
     """Whole round trips (the grid), and streams (latency).
 
     Args:
@@ -60,11 +63,11 @@ async def one_by_one(session: Session, steps: Sequence[Step], streaming: Collect
         check_alive(step.target, mine[-MAX_SILENT:])
 
 
-async def _in_two_calls(session: Session, step: Step) -> Run:
+async def _in_two_calls(session: Session, step: PlannedRequest) -> Run:
     prompt = session.prompt(step.target, step.cell, step.number, load=step.load)
     target = session.targets[step.target]
-    one = await target.ask(Ask(prompt, 1))
-    answer = await target.ask(Ask(prompt, step.cell.output_tokens))
+    one = await target.ask(Query(prompt, 1))
+    answer = await target.ask(Query(prompt, step.cell.output_tokens))
     session.progress.advance(
         step.target,
         step.cell.output_tokens,

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Query:
     """One request.
 
     Attributes:
@@ -22,7 +22,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TimedAnswer:
     """What came back; times in seconds.
 
     Attributes:
@@ -52,7 +52,7 @@ class Target(Protocol):
 
     name: str
 
-    async def ask(self, ask: Ask) -> Answer:
+    async def ask(self, ask: Query) -> TimedAnswer:
         """Ask once. Errors are answers, too."""
         ...
 
@@ -61,7 +61,7 @@ class Target(Protocol):
         ...
 
 
-def document(ask: Ask) -> dict[str, Any]:
+def document(ask: Query) -> dict[str, Any]:
     """A request in OpenAI's completions schema. An end of text ends nothing."""
     length = {"max_tokens": ask.num_tokens, "ignore_eos": True}
     asked: dict[str, Any] = {"prompt": ask.prompt, **length, "temperature": 0}

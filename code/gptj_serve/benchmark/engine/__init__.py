@@ -1,0 +1,1 @@
+"""The fused engine measured without serving, and a model of random weights for it."""

@@ -1,0 +1,1 @@
+"""What a file of results says beside the runs: machine, model, memory, phases of a start."""

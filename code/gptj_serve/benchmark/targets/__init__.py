@@ -1,0 +1,1 @@
+"""What is measured: servers by URL, endpoints, servers that are started here."""

@@ -21,8 +21,8 @@ from typing import Any
 from gptj_serve import demo, safe_path
 from gptj_serve.children import die_with_parent
 from gptj_serve.errors import StartupError
+from gptj_serve.host.ports import check_port_is_free
 from gptj_serve.models.model_dir import find_checkpoint
-from gptj_serve.ports import check_port_is_free
 from gptj_serve.settings import LOG_LEVELS, Settings
 
 REQUEST = {"inputs": "In the beginning God created", "parameters": {"max_new_tokens": 40}}

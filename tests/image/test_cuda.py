@@ -117,7 +117,8 @@ def test_the_trial_of_compatibility_libraries(
     """804: forward compatibility was attempted on a GPU that has none."""
     driver = fake_driver(tmp_path / "fake", code)
     ask = (
-        "import os, pathlib, gptj_serve.driver as d; print(d.cuda_starts(os.environ, pathlib.Path('/fake')))"
+        "import os, pathlib; from gptj_serve.host.driver import cuda_starts;"
+        " print(cuda_starts(os.environ, pathlib.Path('/fake')))"
     )
     answer = docker("run", "--rm", *driver, "--entrypoint", "python", cuda_image, "-c", ask)
     assert answer == f"{starts}\n"

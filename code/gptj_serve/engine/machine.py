@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from gptj_serve.cgroup import cpu_limit
-from gptj_serve.driver import driver_version
 from gptj_serve.engine.choose import Machine
 from gptj_serve.engine.fused.kernels import library as compiler
 from gptj_serve.engine.static.deepspeed.kernels import first_line, kernels_missing
+from gptj_serve.host.cgroup import cpu_limit
+from gptj_serve.host.driver import driver_version
 
 HOW_TO_RUN_ON_THE_CPU = "an empty CUDA_VISIBLE_DEVICES runs on the CPU"
 

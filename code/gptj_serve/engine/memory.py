@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from gptj_serve.cgroup import memory_limit_bytes
 from gptj_serve.engine.device_errors import is_out_of_memory
 from gptj_serve.errors import StartupError
+from gptj_serve.host.cgroup import memory_limit_bytes
 
 GIB = 1 << 30
 

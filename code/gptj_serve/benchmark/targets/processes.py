@@ -12,7 +12,7 @@ from typing import IO
 
 from gptj_serve import safe_path
 from gptj_serve.errors import StartupError
-from gptj_serve.ports import check_port_is_free
+from gptj_serve.host.ports import check_port_is_free
 
 END_TIMEOUT_S = 10.0
 TETHER = (

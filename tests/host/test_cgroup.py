@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gptj_serve.cgroup import cpu_limit, memory_limit_bytes
+from gptj_serve.host.cgroup import cpu_limit, memory_limit_bytes
 
 
 def write(root: Path, files: dict[str, str]) -> Path:

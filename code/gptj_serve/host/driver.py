@@ -102,7 +102,7 @@ def find_compat(folders: Iterable[Path]) -> tuple[str, Path] | None:
 
 def cuda_starts(env: Mapping[str, str], folder: Path) -> bool:
     """Whether CUDA can be initialised with the libraries of a folder, tried in a process of its own."""
-    command = [sys.executable, "-m", "gptj_serve.driver"]
+    command = [sys.executable, "-m", "gptj_serve.host.driver"]
     try:
         ran = subprocess.run(
             command,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gptj_serve import driver
-from gptj_serve.driver import choose_compat, driver_version, find_compat
+from gptj_serve.host import driver
+from gptj_serve.host.driver import choose_compat, driver_version, find_compat
 
 PROPRIETARY = (
     "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n"

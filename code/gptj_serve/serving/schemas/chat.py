@@ -20,7 +20,6 @@ from gptj_serve.serving.parameters import (
 from gptj_serve.serving.schemas import openai, openai_fields, openai_logprobs
 from gptj_serve.serving.schemas.streaming import StreamRenderer
 
-NAME = "chat"
 MAX_TOP_LOGPROBS = 20
 
 
@@ -85,7 +84,7 @@ def read(document: Any) -> Ask:
     if fields.get("top_logprobs") and not fields.get("logprobs"):
         raise BadRequest(f"body.top_logprobs={fields['top_logprobs']}: needs logprobs=true")
     return Ask(
-        schema=NAME,
+        schema=Chat.name,
         texts=(),
         is_list=False,
         prompts_field="messages",
@@ -104,7 +103,7 @@ def read(document: Any) -> Ask:
 class Chat(openai.Completions):
     """OpenAI's chat completions."""
 
-    name = NAME
+    name = "chat"
 
     def render(
         self, call: Call, answers: Sequence[Answer], request_id: str, num_generated: int | None

@@ -25,8 +25,6 @@ from gptj_serve.serving.parameters import (
 from gptj_serve.serving.schemas import tgi
 from gptj_serve.serving.schemas.schema import Schema
 
-NAME = "guide"
-
 
 def request_schema() -> dict[str, Any]:
     """The JSON Schema of the bodies that `read` reads."""
@@ -48,7 +46,7 @@ def read(document: dict[str, Any]) -> Ask:
     fields = join_stops(read_fields(inputs.get("parameters"), _CHECKS, where, beside), where)
     texts, is_list = tgi.read_prompts(inputs.get("text_inputs"), "inputs.text_inputs")
     return Ask(
-        schema=NAME,
+        schema=Guide.name,
         texts=texts,
         is_list=is_list,
         prompts_field="inputs.text_inputs",
@@ -60,7 +58,7 @@ def read(document: dict[str, Any]) -> Ask:
 class Guide(Schema):
     """The first guide's schema."""
 
-    name = NAME
+    name = "guide"
 
     def render(
         self, call: Call, answers: Sequence[Answer], request_id: str, num_generated: int | None

@@ -29,7 +29,6 @@ from gptj_serve.serving.schemas import openai_fields, openai_logprobs
 from gptj_serve.serving.schemas.schema import Schema
 from gptj_serve.serving.schemas.streaming import StreamRenderer, event
 
-NAME = "openai"
 DEFAULT_MAX_TOKENS = 16
 MAX_ANSWERS = 128
 MAX_BIASES = 1000
@@ -145,7 +144,7 @@ def read(document: Any) -> Ask:
     texts, is_list = _read_prompts(fields.get("prompt"))
     _check_echo(fields)
     return Ask(
-        schema=NAME,
+        schema=Completions.name,
         texts=texts,
         is_list=is_list,
         prompts_field="prompt",
@@ -196,7 +195,7 @@ def to_parameters(fields: Mapping[str, Any], **own: Any) -> Parameters:
 class Completions(Schema):
     """OpenAI's completions."""
 
-    name = NAME
+    name = "openai"
 
     def render(
         self, call: Call, answers: Sequence[Answer], request_id: str, num_generated: int | None

@@ -10,13 +10,11 @@ from gptj_serve.serving.parameters import Parameters
 from gptj_serve.serving.schemas import tgi
 from gptj_serve.serving.schemas.schema import Schema
 
-NAME = "plain"
-
 
 def read(text: str) -> Ask:
     """The whole body is the prompt."""
     return Ask(
-        schema=NAME,
+        schema=Plain.name,
         texts=(text,),
         is_list=False,
         prompts_field="body",
@@ -28,10 +26,12 @@ def read(text: str) -> Ask:
 class Plain(Schema):
     """Plain text."""
 
-    name = NAME
+    name = "plain"
 
     def render(
         self, call: Call, answers: Sequence[Answer], request_id: str, num_generated: int | None
-    ) -> list[Any] | str:
+    ) -> Any:
         """The continuation alone: as text, or as the `tgi` schema's list where JSON is preferred."""
-        return answers[0].text if prefers_plain(call.accept) else tgi.entries(call, answers)
+        if prefers_plain(call.accept):
+            return answers[0].text
+        return tgi.Tgi().render(call, answers, request_id, num_generated)

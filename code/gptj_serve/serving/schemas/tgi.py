@@ -24,7 +24,6 @@ from gptj_serve.serving.parameters import (
 from gptj_serve.serving.schemas.schema import Schema
 from gptj_serve.serving.schemas.streaming import event
 
-NAME = "tgi"
 MAX_TOP_TOKENS = 5
 """TGI's own default for its limit."""
 
@@ -86,7 +85,7 @@ def read(document: dict[str, Any]) -> Ask:
     if stream:
         _check_stream(len(texts), parameters)
     return Ask(
-        schema=NAME,
+        schema=Tgi.name,
         texts=texts,
         is_list=is_list,
         prompts_field="inputs",
@@ -165,19 +164,6 @@ def read_prompts(value: Any, where: str) -> tuple[tuple[str, ...], bool]:
     return tuple(value), True
 
 
-def entries(call: Call, answers: Sequence[Answer]) -> Any:
-    """A list with one entry an answer; with several answers for each of a list's prompts, a list of lists.
-
-    Of a call that is bare, the one entry.
-    """
-    groups = grouped(call, answers)
-    if call.ask.is_bare:
-        return groups[0][0]
-    if call.ask.is_list and call.parameters.num_return_sequences > 1:
-        return groups
-    return [entry for group in groups for entry in group]
-
-
 def grouped(call: Call, answers: Sequence[Answer]) -> list[list[dict[str, Any]]]:
     """The answers' entries, one list a prompt."""
     num_answers = call.parameters.num_return_sequences
@@ -190,7 +176,7 @@ def grouped(call: Call, answers: Sequence[Answer]) -> list[list[dict[str, Any]]]
 class Tgi(Schema):
     """Hugging Face's schema."""
 
-    name = NAME
+    name = "tgi"
 
     def render(
         self,
@@ -199,8 +185,16 @@ class Tgi(Schema):
         request_id: str,
         num_generated: int | None,
     ) -> Any:
-        """See `entries`."""
-        return entries(call, answers)
+        """A list with one entry an answer; of a call that is bare, the one entry.
+
+        With several answers for each of a list's prompts, a list of lists.
+        """
+        groups = grouped(call, answers)
+        if call.ask.is_bare:
+            return groups[0][0]
+        if call.ask.is_list and call.parameters.num_return_sequences > 1:
+            return groups
+        return [entry for group in groups for entry in group]
 
     def stream(self, call: Call, request_id: str) -> "TgiStream":
         """An event a token."""

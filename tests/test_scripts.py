@@ -64,6 +64,13 @@ def test_the_script_tells_of_every_command_there_is_to_measure() -> None:
     assert [name for name in COMMANDS if f"#   scripts/benchmark {name} " not in told] == []
 
 
+def test_java_is_for_servers_that_are_started_here(scripts: Scripts) -> None:
+    (base,) = scripts.run("benchmark", "run", "--url", "http://127.0.0.1:1", "--help").splitlines()
+    assert base.endswith(f"--quiet --editable {ROOT}")
+    java, *_ = scripts.run("benchmark", "run", "--spawn", "hf", "--help").splitlines()
+    assert java.endswith(f"--quiet --editable {ROOT}[java]")
+
+
 def test_nothing_is_installed_again(scripts: Scripts) -> None:
     assert scripts.run("status", "--help")
     assert scripts.run("status", "--help") == ""

@@ -159,9 +159,9 @@ def test_a_stream_that_is_cut_off_is_no_answer(endpoint: Any) -> None:
 def test_our_end_waits_for_no_answer(endpoint: Any) -> None:
     """Who interrupts a measurement does not wait for what the endpoint still computes."""
     program = (
-        "import asyncio; from gptj_serve.benchmark.targets.target import Ask; "
+        "import asyncio; from gptj_serve.benchmark.targets.target import Query; "
         "from gptj_serve.benchmark.targets.sagemaker import SageMakerTarget, connect; "
-        "asyncio.run(asyncio.wait_for(SageMakerTarget('e', 'e', connect(60)).ask(Ask('a', 60)), 0.5))"
+        "asyncio.run(asyncio.wait_for(SageMakerTarget('e', 'e', connect(60)).ask(Query('a', 60)), 0.5))"
     )
     started_s = time.monotonic()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -47,7 +47,7 @@ class StaticScheduler(Scheduler):
     Args:
         max_batch_size: Rows in a batch at most.
         max_context: Columns of a batch at most (longest prompt plus most new tokens).
-        vocab_size: TokenEvent ids must be below this.
+        vocab_size: Token ids must be below this.
         max_queue: Sequences that may wait.
         batch_wait_s: When a batch of several has ended, how long the next one waits for company;
             the others' next requests are on their way, and the first to come back would run alone.

@@ -44,7 +44,7 @@ def decoded(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
         BadRequest: Not what the header says, or cut off.
         UnsupportedMediaType: An encoding that is not read here.
     """
-    name = (encoding or "").strip().lower()
+    name = _name(encoding)
     if name in ("", "identity"):
         return body
     if name not in _ENCODINGS:
@@ -59,13 +59,17 @@ def decoded(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
 
 def beginning(body: bytes, encoding: str | None, num_bytes: int) -> bytes:
     """What a body begins with when it is inflated; nothing of one that cannot be. Of others, all."""
-    name = (encoding or "").strip().lower()
+    name = _name(encoding)
     if name not in _ENCODINGS:
         return body
     try:
         return zlib.decompressobj(_window_bits(body, name)).decompress(body, num_bytes)
     except zlib.error:
         return b""
+
+
+def _name(encoding: str | None) -> str:
+    return (encoding or "").strip().lower()
 
 
 def _inflated(body: bytes, name: str, max_bytes: int) -> bytes:

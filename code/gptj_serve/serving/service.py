@@ -416,11 +416,11 @@ def render_error(
         schema: What the client seems to speak, if the body was not parsed.
         is_logged: Whether the request gets its record.
     """
+    cause = error
     if not isinstance(error, ServingError):
         log_unexpected(error, request_id)
-    release_frames(error)
-    if not isinstance(error, ServingError):
         error = InternalError("internal error")
+    release_frames(cause)
     if is_logged:
         _log(call, clock(), request_id=request_id, status=error.status, error_type=error.kind)
     retry_after_s = error.retry_after_s

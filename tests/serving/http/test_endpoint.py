@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import gzip
 import json
 import weakref
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +16,8 @@ from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Ask
 from gptj_serve.serving.http.body import Bodies
 from gptj_serve.serving.http.generate import Generate
-from gptj_serve.serving.http.parsing import Parser
-from gptj_serve.serving.parsing import pack, unpack
+from gptj_serve.serving.http.parsing import Parser, work
+from gptj_serve.serving.parsing import LARGE_BODY_BYTES, pack, unpack
 from gptj_serve.serving.schemas.schema import Schema
 from gptj_serve.serving.service import Service
 from support.serving_fakes import FakeClient, tokenizer
@@ -29,7 +31,26 @@ def panic(*_: Any) -> Ask:
     raise PanicException("byte index 1 is not a char boundary of `a prompt`")
 
 
-def ask(read: Any, body: bytes, errors: Schema | None = None) -> tuple[int, Any]:
+class HereAndNow:
+    """In place of the processes for large bodies: does their work, and counts them."""
+
+    def __init__(self) -> None:
+        settings: Any = SimpleNamespace(max_payload_mb=1, request_timeout_s=30.0, max_queue=8)
+        self._work = work(settings, tokenizer(), None)  # type: ignore[arg-type]
+        self.num_jobs = 0
+
+    async def run(self, parts: Sequence[bytes], _: float) -> bytes:
+        self.num_jobs += 1
+        return self._work(b"".join(parts))
+
+
+def ask(
+    read: Any,
+    body: bytes,
+    errors: Schema | None = None,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    forks: Any = None,
+) -> tuple[int, Any]:
     """The status and the document of an answer."""
     sent: list[dict[str, Any]] = []
 
@@ -40,7 +61,7 @@ def ask(read: Any, body: bytes, errors: Schema | None = None) -> tuple[int, Any]
             service=service,
             bodies=Bodies(MIB),
             metrics=SimpleNamespace(finished=lambda *_, **__: None),
-            parser=Parser(service, None, None),  # type: ignore[arg-type]
+            parser=Parser(service, forks, None),  # type: ignore[arg-type]
             warm_up_key="a key",
         )
         messages = asyncio.Queue[dict[str, Any]]()
@@ -49,7 +70,7 @@ def ask(read: Any, body: bytes, errors: Schema | None = None) -> tuple[int, Any]
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)
 
-        await Generate(shared, read, errors)({"headers": []}, messages.get, send)
+        await Generate(shared, read, errors)({"headers": headers}, messages.get, send)
 
     asyncio.run(answer())
     return sent[0]["status"], json.loads(sent[1]["body"])
@@ -60,6 +81,33 @@ def test_a_panic_of_a_library_is_an_error_of_one_request() -> None:
     status, document = ask(panic, b"{}", schemas.COMPLETIONS)
     assert (status, document["error"]["message"]) == (500, "internal error")
     assert ask(schemas.read, b"{}")[0] == 400
+
+
+GZIPPED = [(b"content-encoding", b"gzip")]
+
+
+@pytest.mark.parametrize("filler", ["", " " * 2 * LARGE_BODY_BYTES], ids=["small", "large when inflated"])
+def test_what_is_wrong_with_a_compressed_body_is_told_in_its_own_schema(filler: str) -> None:
+    forks = HereAndNow()
+
+    def told(document: Any) -> Any:
+        body = gzip.compress((json.dumps(document) + filler).encode())
+        status, answer = ask(schemas.read, body, headers=GZIPPED, forks=forks)
+        assert status == 400
+        return answer["error"]
+
+    assert "top_p" in told({"prompt": "a", "top_p": 7})["message"]
+    assert told({"inputs": "a", "parameters": {"top_p": 7}}).startswith("parameters.top_p")
+    assert forks.num_jobs == (2 if filler else 0)
+
+
+def test_a_compressed_body_may_not_be_larger_than_a_plain_one() -> None:
+    forks = HereAndNow()
+    body = gzip.compress(b" " * (MIB + 1))
+    assert len(body) < LARGE_BODY_BYTES
+    status, answer = ask(schemas.read, body, headers=GZIPPED, forks=forks)
+    assert (status, forks.num_jobs) == (413, 1)
+    assert "when inflated" in answer["error"]
 
 
 def test_nor_does_a_panic_pass_from_one_process_to_another() -> None:

@@ -10,13 +10,13 @@ sums 6.6 GB.
 import argparse
 import json
 import os
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gptj_serve.benchmark.facts.bandwidth import gpu_seconds, read_bytes_per_s
 from gptj_serve.benchmark.facts.surroundings import surroundings
 from gptj_serve.engine.fused.build import make_state
 from gptj_serve.engine.fused.kernels.cuda import CudaKernels
@@ -33,7 +33,6 @@ MAX_BATCH = 64
 BATCH_CONTEXT = 250
 STEPS = 24
 REPEATS = 5
-READ_BYTES = 6_576_668_672
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All figures that the arguments ask for."""
-    device = torch.device("cuda", 0)
     # before the model and its cache take the memory
-    read_speed = read_bytes_per_s(device)
-    bench = Bench(device)
+    read_speed = read_bytes_per_s()
+    torch.cuda.empty_cache()
+    bench = Bench(torch.device("cuda", 0))
     report: dict[str, Any] = {**surroundings(), "read_tb_per_s": round(read_speed / 1e12, 3)}
     report["batch_1"] = {context: bench.decode(1, context, read_speed) for context in args.contexts}
     report["context_250"] = {size: bench.decode(size, BATCH_CONTEXT, read_speed) for size in args.batches}
@@ -76,15 +75,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             size: bench.profile(size, 1000 if size == 1 else BATCH_CONTEXT) for size in (1, 8, 16, 64)
         }
     return report
-
-
-def read_bytes_per_s(device: torch.device) -> float:
-    """How fast this GPU reads: the sum of 6.6 GB."""
-    numbers = torch.zeros(READ_BYTES // 8, dtype=torch.int64, device=device)
-    bytes_per_s = numbers.nbytes / _time(numbers.sum, 3)
-    del numbers
-    torch.cuda.empty_cache()
-    return bytes_per_s
 
 
 class Bench:
@@ -122,7 +112,7 @@ class Bench:
         step = PrefillBatch(
             tokens, None, tokens.history_rows_T, parts, borders, last_R, tokens.select(last_R)
         )
-        return round(_time(lambda: self._model.prefill(step), 3) * 1e3, 3)
+        return round(gpu_seconds(lambda: self._model.prefill(step), 3) * 1e3, 3)
 
     def profile(self, size: int, context: int) -> dict[str, Any]:
         """Each kernel's time in one step, in microseconds, none overlapping another."""
@@ -205,28 +195,9 @@ def _time_graph(graph: torch.cuda.CUDAGraph) -> float:
         for _ in range(STEPS):
             graph.replay()
 
-    return _time(steps, REPEATS) / STEPS
-
-
-def _time(work: Callable[[], Any], repeats: int) -> float:
-    """Seconds on the GPU: the median, after one run that does not count."""
-    work()
-    return statistics.median(_time_once(work) for _ in range(repeats))
-
-
-def _time_once(work: Callable[[], Any]) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    start.record()
-    work()
-    end.record()
-    torch.cuda.synchronize()
-    return float(start.elapsed_time(end)) / 1e3
+    return gpu_seconds(steps, REPEATS) / STEPS
 
 
 def numbers(raw: str) -> list[int]:
     """For an option: numbers with commas between them."""
     return [int(part) for part in raw.split(",")] if raw else []
-
-
-if __name__ == "__main__":
-    main()

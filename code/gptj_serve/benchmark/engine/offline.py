@@ -127,7 +127,3 @@ def _until_idle(loop: StepLoop[ContinuousStep]) -> list[Event]:
         found += events
         if wait is not None:
             return found
-
-
-if __name__ == "__main__":
-    main()

@@ -83,7 +83,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("directory", type=Path, help="where to; 12.1 GB")
     write(parser.parse_args(arguments).directory)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,7 @@
-"""How fast this GPU reads its memory: what no engine can pass. Printed as JSON; a process of its own."""
+"""How fast this GPU reads its memory, which no engine can exceed, and the timing of work on the GPU.
+
+PyTorch is imported where it is used: `scripts/benchmark run` has a process of its own measure the memory.
+"""
 
 import argparse
 import contextlib
@@ -7,7 +10,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from gptj_serve import safe_path
 
@@ -19,7 +23,7 @@ REPEATS = 5
 
 def measure_in_child() -> float | None:
     """Bytes per second that this machine's first GPU reads; None without a GPU."""
-    command = [sys.executable, "-m", "gptj_serve.benchmark.facts.bandwidth"]
+    command = [sys.executable, "-m", "gptj_serve.benchmark", "bandwidth"]
     with contextlib.suppress(subprocess.CalledProcessError):
         done = subprocess.run(
             command,
@@ -29,37 +33,40 @@ def measure_in_child() -> float | None:
             text=True,
             check=True,
         )
-        found: float | None = json.loads(done.stdout)["read_bytes_per_s"]
-        return found
+        return cast(float | None, json.loads(done.stdout)["read_bytes_per_s"])
     return None
 
 
-def read_bytes_per_s() -> float | None:
-    """The sum of a large buffer, median of several; None without a GPU."""
-    import torch  # takes seconds, and only this process needs it
+def read_bytes_per_s() -> float:
+    """The speed at which the GPU sums a large buffer, median of several."""
+    import torch
 
-    if not torch.cuda.is_available():
-        return None
     free_bytes, _ = torch.cuda.mem_get_info()
     numbers_N = torch.ones(min(BUFFER_BYTES, free_bytes // 2) // 8, dtype=torch.int64, device="cuda")
+    return numbers_N.nbytes / gpu_seconds(numbers_N.sum, REPEATS)
+
+
+def gpu_seconds(work: Callable[[], Any], repeats: int) -> float:
+    """Seconds that work takes on the GPU: the median of so many runs, after one that does not count."""
+    import torch
 
     def once() -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
-        numbers_N.sum()
+        work()
         end.record()
         torch.cuda.synchronize()
         return float(start.elapsed_time(end)) / 1e3
 
     once()
-    return numbers_N.nbytes / statistics.median(once() for _ in range(REPEATS))
+    return statistics.median(once() for _ in range(repeats))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    argparse.ArgumentParser(prog="scripts/benchmark bandwidth", description=__doc__).parse_args(arguments)
-    print(json.dumps({"read_bytes_per_s": read_bytes_per_s()}))
+    argparse.ArgumentParser(
+        prog="scripts/benchmark bandwidth", description=__doc__.splitlines()[0]
+    ).parse_args(arguments)
+    import torch  # takes seconds, and `measure_in_child` does not need it
 
-
-if __name__ == "__main__":
-    main()
+    print(json.dumps({"read_bytes_per_s": read_bytes_per_s() if torch.cuda.is_available() else None}))

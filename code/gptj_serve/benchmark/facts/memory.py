@@ -1,13 +1,13 @@
 """How much memory a server's processes hold, and the most they held while somebody watched."""
 
 import contextlib
-import subprocess
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
+
+from gptj_serve.benchmark.facts.surroundings import output_of
 
 INTERVAL_S = 0.25
 
@@ -51,11 +51,12 @@ class MemoryWatch:
 
     def _look(self) -> None:
         pids = _tree(self._pid)
-        found: dict[str, int] = {
-            "num_processes": len(pids),
-            "rss_bytes": sum(map(_rss_bytes, pids)),
-            "pss_bytes": sum(map(_pss_bytes, pids)),
-        }
+        found = {"num_processes": len(pids), "rss_bytes": 0, "pss_bytes": 0}
+        for pid in pids:
+            with contextlib.suppress(psutil.Error):
+                held = psutil.Process(pid).memory_full_info()
+                found["rss_bytes"] += held.rss
+                found["pss_bytes"] += held.pss
         if self._gpu_before is not None:
             own = _gpu_bytes(pids)
             self.peaks["gpu_counts"] = "processes" if own else "whole GPU"
@@ -70,20 +71,6 @@ def _tree(pid: int) -> list[int]:
     return []
 
 
-def _rss_bytes(pid: int) -> int:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return int(psutil.Process(pid).memory_info().rss)
-    return 0
-
-
-def _pss_bytes(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
 def _gpu_bytes(pids: Sequence[int]) -> int:
     rows = _nvidia_smi("--query-compute-apps=pid,used_memory")
     return sum(_mib(used) for pid, used in rows if int(pid) in pids)
@@ -96,12 +83,8 @@ def _whole_gpu_bytes() -> int | None:
 
 
 def _nvidia_smi(query: str) -> list[list[str]]:
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    return [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    lines = output_of(["nvidia-smi", query, "--format=csv,noheader,nounits"]).splitlines()
+    return [[part.strip() for part in line.split(",")] for line in lines if line.strip()]
 
 
 def _mib(raw: str) -> int:

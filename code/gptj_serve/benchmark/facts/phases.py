@@ -12,11 +12,7 @@ PARTS = {"imports": "imported", "kernels": "kernels_loaded", "load": "model_load
 
 def records(log: Iterable[str]) -> list[dict[str, Any]]:
     """The log's records; other lines are left out."""
-    found = []
-    for line in log:
-        if line.startswith("{"):
-            found.append(json.loads(line))
-    return found
+    return [json.loads(line) for line in log if line.startswith("{")]
 
 
 def phases(log: Iterable[str]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def surroundings() -> dict[str, Any]:
 
 def hardware() -> dict[str, Any]:
     """This machine: ``gpu`` (name, driver, memory; of each), ``cpu``, ``num_cpus``, ``memory_gib``."""
-    found = _output(["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"])
+    found = output_of(["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"])
     return {
         "gpu": "; ".join(found.splitlines()) or "none",
         "cpu": _cpu_name(),
@@ -53,11 +53,11 @@ def commit() -> str:
     folder = Path(gptj_serve.__file__).parent
     git = ["git", "-C", str(folder)]
     # installed somewhere below another project's repository, it is none of its files
-    if not _output([*git, "ls-files", "__init__.py"]):
+    if not output_of([*git, "ls-files", "__init__.py"]):
         return UNKNOWN
-    described = _output([*git, "rev-parse", "HEAD"])
+    described = output_of([*git, "rev-parse", "HEAD"])
     # other files do not count: the results themselves may lie in the tree
-    changed = _output([*git, "status", "--porcelain", "--untracked-files=no"])
+    changed = output_of([*git, "status", "--porcelain", "--untracked-files=no"])
     return f"{described}-dirty" if changed else described or UNKNOWN
 
 
@@ -69,7 +69,7 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _output(command: Sequence[str]) -> str:
+def output_of(command: Sequence[str]) -> str:
     """What a command prints; nothing when it fails or is not there."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from gptj_serve.benchmark.facts.memory import MemoryWatch
@@ -16,7 +16,6 @@ from gptj_serve.benchmark.targets.spawn import START_TIMEOUT_S, Spawn, Spawned
 from gptj_serve.errors import StartupError
 
 MODEL = "gptj"
-FIELDS = {"model": MODEL}
 
 
 def command(model: Path, port: int, max_context: int) -> list[str]:
@@ -28,28 +27,33 @@ def command(model: Path, port: int, max_context: int) -> list[str]:
 
 @contextlib.contextmanager
 def started(
-    spawn: Spawn, program: Sequence[str], port: int, *, timeout_s: float, watch_memory: bool
+    spawn: Spawn, model: Path, *, max_context: int, timeout_s: float, watch_memory: bool
 ) -> Iterator[Spawned]:
     """Start the server, wait until it is healthy, end it at exit.
 
     Args:
         spawn: The peer; its settings are its environment.
-        program: See `command`.
-        port: Where it will listen.
+        model: Model directory.
+        max_context: Positions that are needed.
         timeout_s: For an answer.
         watch_memory: Watch the start's memory.
 
     Raises:
         StartupError: It ended, or was not healthy in time.
     """
+    port = processes.free_port()
     begun_s = time.monotonic()
     env = {**os.environ, **spawn.settings}
-    with processes.running(program, env, stdout=sys.stderr.fileno(), end_timeout_s=30) as process:
+    with processes.running(
+        command(model, port, max_context), env, stdout=sys.stderr.fileno(), end_timeout_s=30
+    ) as process:
         watch = MemoryWatch(process.pid)
         with watch if watch_memory else contextlib.nullcontext():
             _wait_until_healthy(spawn.name, process, port)
         start = {"seconds": round(time.monotonic() - begun_s, 3), "parts": {}, "loading": {}}
-        target = HttpTarget(spawn.name, f"http://127.0.0.1:{port}/v1/completions", timeout_s, FIELDS)
+        target = HttpTarget(
+            spawn.name, f"http://127.0.0.1:{port}/v1/completions", timeout_s, {"model": MODEL}
+        )
         yield Spawned(target, process.pid, start, watch.peaks, {"bytes_per_weight": 2})
 
 

@@ -18,24 +18,22 @@ from gptj_serve.benchmark.facts.model import model_facts
 from gptj_serve.benchmark.facts.surroundings import surroundings
 from gptj_serve.benchmark.peers import PEERS, missing, process_target, vllm_server
 from gptj_serve.benchmark.results import Level, ResultsFile, Run, read
-from gptj_serve.benchmark.run import concurrent_load as together
-from gptj_serve.benchmark.run import sequential_load as alone
-from gptj_serve.benchmark.run.concurrent_load import Burst
+from gptj_serve.benchmark.run.concurrent_load import Burst, run_burst, throughput
 from gptj_serve.benchmark.run.options import Options, parse
 from gptj_serve.benchmark.run.progress import Progress
 from gptj_serve.benchmark.run.rotation import Left, Turn, left, turns
+from gptj_serve.benchmark.run.sequential_load import first_request, one_by_one, warm_up
 from gptj_serve.benchmark.run.session import Session, TargetGone, vocabularies
-from gptj_serve.benchmark.targets import processes
 from gptj_serve.benchmark.targets.http import HttpTarget, engine_facts
 from gptj_serve.benchmark.targets.sagemaker import SageMakerTarget, connect, instance_type
 from gptj_serve.benchmark.targets.spawn import Spawn, Spawned, spawned
-from gptj_serve.benchmark.targets.target import Target, close_all
+from gptj_serve.benchmark.targets.target import Target
 from gptj_serve.errors import StartupError
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
-NUM_TOGETHER = 8
-"""Requests under which memory is looked at."""
+MEMORY_CONCURRENCY = 8
+"""Requests at once under which memory is looked at."""
 
 MAX_NAMED = 10
 
@@ -168,12 +166,14 @@ class Up:
 @contextlib.contextmanager
 def _up(turn: Turn, options: Options, results: ResultsFile, progress: Progress) -> Iterator[Up]:
     """Start what has to be started, one after the other: each looks at how much memory is left."""
-    targets: dict[str, Target] = {}
+    targets: dict[str, Target] = {
+        name: HttpTarget(name, url, options.timeout_s) for name, url in turn.urls.items()
+    }
+    targets |= {
+        name: SageMakerTarget(name, endpoint, connect(options.timeout_s))
+        for name, endpoint in turn.endpoints.items()
+    }
     started: dict[str, Spawned] = {}
-    for name, url in turn.urls.items():
-        targets[name] = HttpTarget(name, url, options.timeout_s)
-    for name, endpoint in turn.endpoints.items():
-        targets[name] = SageMakerTarget(name, endpoint, connect(options.timeout_s))
     with contextlib.ExitStack() as stack:
         try:
             for spawn in turn.spawns:
@@ -207,9 +207,13 @@ def _start(
     """Start a server or a peer; ``watch``: its memory, too."""
     assert options.model is not None
     if spawn.engine == "vllm":
-        port = processes.free_port()
-        program = vllm_server.command(options.model, port, options.longest)
-        return vllm_server.started(spawn, program, port, timeout_s=options.timeout_s, watch_memory=watch)
+        return vllm_server.started(
+            spawn,
+            options.model,
+            max_context=options.longest,
+            timeout_s=options.timeout_s,
+            watch_memory=watch,
+        )
     if spawn.engine in PEERS:
         return process_target.started(
             spawn, options.model, work=options.work, max_context=options.longest, watch_memory=watch
@@ -238,12 +242,13 @@ async def _measure_all(
     streaming = await _first_requests(up, results)
     words = await vocabularies(up.targets)
     session = Session(up.targets, words, results, progress, options.seed)
-    await alone.warm_up(session, sorted({step.cell for step in wanted.steps}))
-    await alone.one_by_one(session, wanted.steps, streaming)
-    await together.throughput(session, wanted.bursts, streaming)
+    await warm_up(session, sorted({step.cell for step in wanted.steps}))
+    await one_by_one(session, wanted.steps, streaming)
+    await throughput(session, wanted.bursts, streaming)
     for name in wanted.memory:
         await _memory(session, name, up, options)
-    await close_all(list(up.targets.values()))
+    for target in up.targets.values():
+        await target.close()
 
 
 async def _first_requests(up: Up, results: ResultsFile) -> list[str]:
@@ -251,7 +256,7 @@ async def _first_requests(up: Up, results: ResultsFile) -> list[str]:
     streaming = []
     for name, target in up.targets.items():
         number = sum(run.is_first and run.target == name for run in results.runs)
-        run, can_stream = await alone.first_request(target, number)
+        run, can_stream = await first_request(target, number)
         results.add([run])
         results.head["targets"][name]["streams"] = can_stream
         streaming += [name] if can_stream else []
@@ -265,10 +270,10 @@ async def _memory(session: Session, name: str, up: Up, options: Options) -> None
     longest = max(cells, key=lambda cell: cell.input_tokens + cell.output_tokens)
     bursts = [
         Burst(name, longest, Level(concurrency=1), 1),
-        Burst(name, options.throughput_cell, Level(concurrency=NUM_TOGETHER), NUM_TOGETHER),
+        Burst(name, options.throughput_cell, Level(concurrency=MEMORY_CONCURRENCY), MEMORY_CONCURRENCY),
     ]
     with MemoryWatch(one.pid, one.start_peaks.get("gpu_before_bytes")) as watch:
-        runs = [run for burst in bursts for run in await together.run_burst(session, burst, stream=False)]
+        runs = [run for burst in bursts for run in await run_burst(session, burst, stream=False)]
     if problems := [run.problem for run in runs if run.problem]:
         session.progress.say(f"memory of {name} under load was not measured: {problems[0]}")
         return
@@ -311,7 +316,3 @@ def _sum_up(options: Options, results: ResultsFile) -> int:
     has_memory = {one["target"] for one in results.memory}
     lacks_memory = "memory" in options.loads and any(one.name not in has_memory for one in options.spawns)
     return EXIT_FAILED if failed or lacks_memory else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,7 @@
 """Many requests at once: clients that wait for their answers, or arrivals that wait for nobody."""
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -28,11 +29,8 @@ def num_requests(level: Level, per_client: int, seconds: float) -> int:
 def arrivals(level: Level, number: int, seed: int) -> list[float]:
     """Seconds after the beginning at which requests arrive, as a Poisson process of a rate does."""
     assert level.rate is not None
-    rng, now_s, found = random.Random(f"{seed}/{level.rate}"), 0.0, []
-    for _ in range(number):
-        now_s += rng.expovariate(level.rate)
-        found.append(now_s)
-    return found
+    rng = random.Random(f"{seed}/{level.rate}")
+    return list(itertools.accumulate(rng.expovariate(level.rate) for _ in range(number)))
 
 
 @dataclass(frozen=True, slots=True)

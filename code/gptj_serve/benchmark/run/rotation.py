@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 
 from gptj_serve.benchmark.peers import ONE_AT_A_TIME
 from gptj_serve.benchmark.results import ResultsFile
-from gptj_serve.benchmark.run import concurrent_load as together
 from gptj_serve.benchmark.run import schedule
-from gptj_serve.benchmark.run.concurrent_load import Burst
+from gptj_serve.benchmark.run.concurrent_load import LOAD, Burst, num_requests
 from gptj_serve.benchmark.run.options import Options
-from gptj_serve.benchmark.run.schedule import PlannedRequest
-from gptj_serve.benchmark.targets.sagemaker import MAX_TOGETHER
+from gptj_serve.benchmark.targets.sagemaker import MAX_CONCURRENCY
 from gptj_serve.benchmark.targets.spawn import Spawn
 
 
@@ -74,7 +72,7 @@ class Left:
         memory: Targets.
     """
 
-    steps: tuple[PlannedRequest, ...]
+    steps: tuple[schedule.PlannedRequest, ...]
     bursts: tuple[Burst, ...]
     memory: tuple[str, ...]
 
@@ -96,7 +94,7 @@ class Left:
 
 def left(turn: Turn, options: Options, results: ResultsFile) -> Left:
     """What a turn still has to measure."""
-    wanted: list[PlannedRequest] = []
+    wanted: list[schedule.PlannedRequest] = []
     if "grid" in options.loads:
         wanted += schedule.steps("grid", options.cells, turn.share(options.runs), options.seed)
     if "latency" in options.loads:
@@ -120,19 +118,19 @@ def _bursts(turn: Turn, options: Options, results: ResultsFile) -> list[Burst]:
     """Level after level, in each one target after the other."""
     if "throughput" not in options.loads:
         return []
-    done = {(run.target, run.cell, run.level) for run in results.runs if run.load == together.LOAD}
+    done = {(run.target, run.cell, run.level) for run in results.runs if run.load == LOAD}
     cell = options.throughput_cell
     return [
-        Burst(name, cell, level, together.num_requests(level, options.per_client, options.open_s))
+        Burst(name, cell, level, num_requests(level, options.per_client, options.open_s))
         for level in options.levels
         for name in turn.names
-        if (name, cell, level) not in done and (level.concurrency or 1) <= _max_together(options, name)
+        if (name, cell, level) not in done and (level.concurrency or 1) <= _max_concurrency(options, name)
     ]
 
 
-def _max_together(options: Options, name: str) -> float:
+def _max_concurrency(options: Options, name: str) -> float:
     """Requests that a target takes at the same time."""
     if name in options.endpoints:
-        return MAX_TOGETHER
+        return MAX_CONCURRENCY
     is_alone = any(spawn.name == name and spawn.engine in ONE_AT_A_TIME for spawn in options.spawns)
     return 1 if is_alone else math.inf

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from gptj_serve.benchmark.results import FIRST_CELL, Cell, Run
 from gptj_serve.benchmark.run import schedule
-from gptj_serve.benchmark.run.schedule import PlannedRequest
 from gptj_serve.benchmark.run.session import MAX_SILENT, Session, TargetGone, as_run, check_alive
 from gptj_serve.benchmark.targets.target import Query, Target
 
@@ -24,16 +23,14 @@ async def first_request(target: Target, number: int) -> tuple[Run, bool]:
         TargetGone: It has no answer.
     """
     # nobody has asked it yet how many tokens its words have
-    step, prompt = (
-        PlannedRequest("latency", target.name, FIRST_CELL, number),
-        " the" * FIRST_CELL.input_tokens,
-    )
+    prompt = " the" * FIRST_CELL.input_tokens
     answer = await target.ask(Query(prompt, FIRST_CELL.output_tokens, stream=True))
     can_stream = bool(answer.token_s)
     if not can_stream:  # the multi-model-server front refuses it before the engine hears of it
         answer = await target.ask(Query(prompt, FIRST_CELL.output_tokens))
     if answer.error is not None:
         raise TargetGone(target.name, f"{target.name} does not answer: {answer.error}")
+    step = schedule.PlannedRequest("latency", target.name, FIRST_CELL, number)
     return as_run(step, answer, is_first=True), can_stream
 
 
@@ -44,7 +41,9 @@ async def warm_up(session: Session, cells: Sequence[Cell]) -> None:
             await target.ask(Query(session.prompt(name, cell, 0, load="warm-up"), cell.output_tokens))
 
 
-async def one_by_one(session: Session, steps: Sequence[PlannedRequest], streaming: Collection[str]) -> None:
+async def one_by_one(
+    session: Session, steps: Sequence[schedule.PlannedRequest], streaming: Collection[str]
+) -> None:
     """Whole round trips (the grid), and streams (latency).
 
     Args:
@@ -63,7 +62,7 @@ async def one_by_one(session: Session, steps: Sequence[PlannedRequest], streamin
         check_alive(step.target, mine[-MAX_SILENT:])
 
 
-async def _in_two_calls(session: Session, step: PlannedRequest) -> Run:
+async def _in_two_calls(session: Session, step: schedule.PlannedRequest) -> Run:
     prompt = session.prompt(step.target, step.cell, step.number, load=step.load)
     target = session.targets[step.target]
     one = await target.ask(Query(prompt, 1))

@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from gptj_serve.benchmark.targets.target import TimedAnswer
+
 MAX_ERROR_CHARS = 300
 
 
@@ -38,9 +40,19 @@ def stream_end(body: bytes) -> tuple[Any, int, str | None]:
     return with_usage, num_other, None
 
 
-def token_times(event_s: Sequence[float], num_other: int, asked_s: float) -> tuple[float, ...]:
-    """Seconds from the request to each event that is a token."""
-    return tuple(when_s - asked_s for when_s in event_s[: len(event_s) - num_other])
+def timed_answer(asked_s: float, ended_s: float, body: bytes, event_s: Sequence[float] | None) -> TimedAnswer:
+    """What came back with status 200.
+
+    Args:
+        asked_s, ended_s: When the request was sent and when the answer was whole, on the monotonic clock.
+        body: The answer, of a stream all events.
+        event_s: When each event of a stream came, on the same clock; None: it is no stream.
+    """
+    if event_s is None:
+        return TimedAnswer(asked_s, ended_s - asked_s, 200, (), *usage(read(body)))
+    found, num_other, error = stream_end(body)
+    token_s = tuple(when_s - asked_s for when_s in event_s[: len(event_s) - num_other])
+    return TimedAnswer(asked_s, ended_s - asked_s, 200, token_s, *usage(found), error)
 
 
 def read(body: bytes) -> Any:

@@ -89,16 +89,12 @@ class HttpTarget:
 
 
 def _answer(exchange: TimedExchange, ask: Query) -> TimedAnswer:
-    seconds = exchange.ended_s - exchange.asked_s
+    asked_s, ended_s = exchange.asked_s, exchange.ended_s
     if exchange.status != 200:
         error = f"status {exchange.status}: {completions.error_text(completions.read(exchange.body))}"
-        return TimedAnswer(exchange.asked_s, seconds, exchange.status, error=error)
-    if not ask.stream:
-        prompt_tokens, completion_tokens = completions.usage(completions.read(exchange.body))
-        return TimedAnswer(exchange.asked_s, seconds, 200, (), prompt_tokens, completion_tokens)
-    found, num_other, event_error = completions.stream_end(exchange.body)
-    token_s = completions.token_times(exchange.event_s, num_other, exchange.asked_s)
-    return TimedAnswer(exchange.asked_s, seconds, 200, token_s, *completions.usage(found), event_error)
+        return TimedAnswer(asked_s, ended_s - asked_s, exchange.status, error=error)
+    event_s = exchange.event_s if ask.stream else None
+    return completions.timed_answer(asked_s, ended_s, exchange.body, event_s)
 
 
 def engine_facts(url: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from gptj_serve.benchmark.targets import completions
 from gptj_serve.benchmark.targets.target import Query, TimedAnswer, document
 from gptj_serve.errors import StartupError
 
-MAX_TOGETHER = 64
+MAX_CONCURRENCY = 64
 JSON = "application/json"
 UNKNOWN_INSTANCE = "SageMaker endpoint on an unknown instance type"
 
@@ -63,8 +63,7 @@ class SageMakerTarget:
 
     def _whole(self, request: dict[str, str], asked_s: float) -> TimedAnswer:
         body = self._client.invoke_endpoint(**request)["Body"].read()
-        seconds = time.monotonic() - asked_s
-        return TimedAnswer(asked_s, seconds, 200, (), *completions.usage(completions.read(body)))
+        return completions.timed_answer(asked_s, time.monotonic(), body, None)
 
     def _stream(self, request: dict[str, str], asked_s: float) -> TimedAnswer:
         body, event_s = b"", []
@@ -73,19 +72,7 @@ class SageMakerTarget:
             data = part["PayloadPart"]["Bytes"]
             event_s += [now_s] * (body[-1:] + data).count(b"\n\n")
             body += data
-        seconds = time.monotonic() - asked_s
-        found, num_other, error_text = completions.stream_end(body)
-        token_s = completions.token_times(event_s, num_other, asked_s)
-        return TimedAnswer(asked_s, seconds, 200, token_s, *completions.usage(found), error_text)
-
-
-def connect(timeout_s: float) -> Any:
-    """boto3's client for invoking endpoints, with the region and credentials of AWS's own configuration.
-
-    Raises:
-        StartupError: boto3 is not installed, or there is no region.
-    """
-    return _client("sagemaker-runtime", timeout_s)
+        return completions.timed_answer(asked_s, time.monotonic(), body, event_s)
 
 
 def instance_type(endpoint: str) -> str:
@@ -94,7 +81,7 @@ def instance_type(endpoint: str) -> str:
     Raises:
         StartupError: As `connect`.
     """
-    client = _client("sagemaker", 60)
+    client = connect(60, "sagemaker")
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -105,7 +92,12 @@ def instance_type(endpoint: str) -> str:
     return ", ".join(sorted({variant.get("InstanceType", "serverless") for variant in variants}))
 
 
-def _client(service: str, timeout_s: float) -> Any:
+def connect(timeout_s: float, service: str = "sagemaker-runtime") -> Any:
+    """boto3's client of a service, with the region and credentials of AWS's own configuration.
+
+    Raises:
+        StartupError: boto3 is not installed, or there is no region.
+    """
     try:
         import boto3
         from botocore.config import Config
@@ -114,7 +106,7 @@ def _client(service: str, timeout_s: float) -> Any:
         raise StartupError("--endpoint needs the package boto3") from None
     # a call that was retried would be two calls in one measurement
     config = Config(
-        read_timeout=timeout_s, max_pool_connections=MAX_TOGETHER, retries={"total_max_attempts": 1}
+        read_timeout=timeout_s, max_pool_connections=MAX_CONCURRENCY, retries={"total_max_attempts": 1}
     )
     try:
         return boto3.client(service, config=config)

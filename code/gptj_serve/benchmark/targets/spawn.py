@@ -109,17 +109,21 @@ def spawned(
         command, out = [sys.executable, "-m", "gptj_serve"], subprocess.PIPE
         running = processes.running(command, env, stdout=out, stderr=subprocess.STDOUT, end_timeout_s=30)
         process = stack.enter_context(running)
-        log = _Log(process)
+        log = _ServerLog(process)
         watch = MemoryWatch(process.pid)
         with watch if watch_memory else contextlib.nullcontext():
             log.wait_until_ready(spawn.name)
-        known = phases.records(log.lines)
+        records = {record.get("event"): record for record in phases.records(log.lines)}
         target = HttpTarget(spawn.name, f"http://127.0.0.1:{port}", timeout_s)
-        start = _start(log.lines, known)
-        yield Spawned(target, process.pid, start, watch.peaks, _facts(known), log.last_words)
+        start = {"seconds": records["ready"]["seconds"], **phases.phases(log.lines)}
+        facts = {
+            "weight_bytes": records["model_loaded"]["device_bytes"],
+            "engine": records["ready"]["engine"],
+        }
+        yield Spawned(target, process.pid, start, watch.peaks, facts, log.last_words)
 
 
-class _Log:
+class _ServerLog:
     """What a server prints, read by a thread of its own."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
@@ -163,18 +167,3 @@ class _Log:
             except (ValueError, KeyError, TypeError):
                 messages.append(f"  {line.rstrip()}")
         return "\n".join(messages)
-
-
-def _start(lines: list[str], known: list[dict[str, Any]]) -> dict[str, Any]:
-    (ready,) = (record for record in known if record.get("event") == "ready")
-    return {"seconds": ready["seconds"], **phases.phases(lines)}
-
-
-def _facts(known: list[dict[str, Any]]) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    for record in known:
-        if record.get("event") == "model_loaded":
-            facts["weight_bytes"] = record["device_bytes"]
-        if record.get("event") == "ready":
-            facts["engine"] = record["engine"]
-    return facts

@@ -1,6 +1,5 @@
 """What is measured: something that answers prompts with an exact number of tokens."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -68,8 +67,3 @@ def document(ask: Query) -> dict[str, Any]:
     # without counts in every chunk a token whose text is not final yet would have none
     options = {"include_usage": True, "continuous_usage_stats": True}
     return asked | {"stream": True, "stream_options": options} if ask.stream else asked
-
-
-async def close_all(targets: Sequence[Target]) -> None:
-    """Close every one."""
-    await asyncio.gather(*(target.close() for target in targets))

@@ -18,13 +18,12 @@ COMMANDS = {
 
 def main() -> int:
     """Run a command; returns its exit code."""
-    names = [*COMMANDS]
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print("usage: scripts/benchmark COMMAND [OPTION…]    (COMMAND --help tells its options)\n")
         print("\n".join(f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()))
         return 0 if len(sys.argv) > 1 else 2
-    if sys.argv[1] not in names:
-        print(f"scripts/benchmark: {sys.argv[1]!r} is none of {', '.join(names)}", file=sys.stderr)
+    if sys.argv[1] not in COMMANDS:
+        print(f"scripts/benchmark: {sys.argv[1]!r} is none of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
         module = importlib.import_module(f"gptj_serve.benchmark.{COMMANDS[sys.argv[1]][0]}")

@@ -392,7 +392,3 @@ def _name(command: Sequence[str]) -> str:
 
 def _metric(text: str, name: str) -> float:
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.split(" ")[0] == name)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

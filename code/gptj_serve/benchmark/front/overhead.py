@@ -250,7 +250,3 @@ async def _stream(
     now = process.cpu_times()
     cpu_s = now.user + now.system - used.user - used.system
     return Streamed(done, 1e6 * cpu_s / (num_tokens * len(connections)))
-
-
-if __name__ == "__main__":
-    main()

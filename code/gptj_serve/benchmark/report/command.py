@@ -128,7 +128,3 @@ START_NOTE = """\
 Medians, in seconds, and the slowest start: a machine's first one may compile kernels. *other* is what no log
 record names: processes starting, checks, memory being taken. What the load says of itself overlaps: reading,
 converting and uploading run at the same time."""
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -26,7 +26,8 @@ from gptj_serve.request import Event, GenerationRequest, IdLists, ModelInfo, Tok
 from gptj_serve.serving import body, schemas
 from gptj_serve.serving.call import Ask, Call, Prompt
 from gptj_serve.serving.generation import Answer, Generation, SequenceAssembler
-from gptj_serve.serving.parameters import Parameters, check_text, too_long
+from gptj_serve.serving.parameters import Parameters, too_long
+from gptj_serve.serving.schemas.field_checks import check_text
 from gptj_serve.serving.schemas.schema import Schema
 from gptj_serve.serving.templates.client import NO_TEMPLATE, Renderer
 from gptj_serve.serving.text import Tokenizer

@@ -22,7 +22,7 @@ from gptj_serve.serving import schemas
 from gptj_serve.serving.body import compact
 from gptj_serve.serving.http import headers, openapi
 from gptj_serve.serving.http.generate import Generate, Shared
-from gptj_serve.serving.parameters import MAX_STOPS
+from gptj_serve.serving.schemas.field_checks import MAX_STOPS
 from gptj_serve.serving.service import MAX_SEQUENCES
 
 PATHS = {

@@ -7,7 +7,8 @@ from typing import Any
 from gptj_serve.errors import BadRequest
 from gptj_serve.serving.call import Ask, Call
 from gptj_serve.serving.generation import Answer, Delta, Token
-from gptj_serve.serving.parameters import (
+from gptj_serve.serving.schemas import openai, openai_fields, openai_logprobs
+from gptj_serve.serving.schemas.field_checks import (
     Check,
     boolean,
     checked_elsewhere,
@@ -17,7 +18,6 @@ from gptj_serve.serving.parameters import (
     shown,
     string,
 )
-from gptj_serve.serving.schemas import openai, openai_fields, openai_logprobs
 from gptj_serve.serving.schemas.streaming import StreamRenderer
 
 MAX_TOP_LOGPROBS = 20

@@ -9,20 +9,18 @@ from typing import Any
 
 from gptj_serve.serving.call import Ask, Call
 from gptj_serve.serving.generation import Answer
-from gptj_serve.serving.parameters import (
-    COMMON,
+from gptj_serve.serving.schemas import tgi
+from gptj_serve.serving.schemas.common_fields import COMMON, join_stops, to_parameters
+from gptj_serve.serving.schemas.field_checks import (
     MAX_TOKENS,
     Check,
     checked_elsewhere,
     integer,
-    join_stops,
     object_schema,
     only,
     probability,
     read_fields,
-    to_parameters,
 )
-from gptj_serve.serving.schemas import tgi
 from gptj_serve.serving.schemas.schema import Schema
 
 
@@ -77,7 +75,7 @@ def _whole(check: Check) -> Check:
     """20.0 counts as 20: clients that compute their lengths send it."""
 
     def check_whole(value: Any) -> Any:
-        return check(int(value) if isinstance(value, float) and value.is_integer() else value)
+        return check.read(int(value) if isinstance(value, float) and value.is_integer() else value)
 
     return Check(check_whole, check.schema)
 
@@ -85,7 +83,7 @@ def _whole(check: Check) -> Check:
 def _top_p(value: Any) -> float:
     if type(value) in (int, float) and value > 1:
         return 1.0  # the old pipeline filtered below 1 only
-    return float(probability(value))
+    return float(probability.read(value))
 
 
 _INTEGER_FIELDS = (

@@ -7,12 +7,11 @@ from typing import Any
 from gptj_serve.errors import BadRequest, ServingError
 from gptj_serve.serving.call import Ask, Call, Prompt
 from gptj_serve.serving.generation import Answer, Delta, Token
-from gptj_serve.serving.parameters import (
-    COMMON,
-    EVERYWHERE,
-    NEW_TOKENS,
+from gptj_serve.serving.parameters import Parameters
+from gptj_serve.serving.schemas import openai_fields, openai_logprobs
+from gptj_serve.serving.schemas.common_fields import COMMON, EVERYWHERE, NEW_TOKENS
+from gptj_serve.serving.schemas.field_checks import (
     Check,
-    Parameters,
     boolean,
     checked_elsewhere,
     integer,
@@ -25,7 +24,6 @@ from gptj_serve.serving.parameters import (
     string,
     temperature,
 )
-from gptj_serve.serving.schemas import openai_fields, openai_logprobs
 from gptj_serve.serving.schemas.schema import Schema
 from gptj_serve.serving.schemas.streaming import StreamRenderer, event
 
@@ -49,13 +47,12 @@ _OUR_NAMES = {
 _NAMES = {ours: theirs for theirs, ours in _OUR_NAMES.items() if theirs != ours}
 
 
-def _max_tokens(value: Any) -> int:
+def _max_tokens(value: Any) -> Any:
     if type(value) is int and value == 0:
         raise ValueError(
             "must be at least 1; prompts are not scored here, so there would be nothing to answer"
         )
-    checked: int = NEW_TOKENS(value)
-    return checked
+    return NEW_TOKENS.read(value)
 
 
 max_tokens = Check(_max_tokens, NEW_TOKENS.schema)
@@ -71,7 +68,7 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
         if not (name.isascii() and name.isdigit() and len(name) <= 10 and name == str(int(name))):
             raise ValueError(f"{shown(name)} is no token id; must be a whole number in quotes")
         try:
-            biases.append((int(name), check(bias)))
+            biases.append((int(name), check.read(bias)))
         except ValueError as error:
             raise ValueError(f"the bias of token {name} {error}, not {shown(bias)}") from None
     return tuple(biases)

@@ -5,20 +5,12 @@ that changes nothing is taken, and any other is refused with the word that it is
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-from gptj_serve.serving.parameters import Check, boolean, only, string
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("must be an object")
-    return value
-
+from gptj_serve.serving.schemas.field_checks import Check, any_object, boolean, only, string
 
 NO_EFFECT: Mapping[str, Check] = {
     "user": string,
-    "metadata": Check(_object, {"type": "object"}),
+    "metadata": any_object,
     "service_tier": string,
     "store": boolean,
     "prompt_cache_key": string,

@@ -7,19 +7,17 @@ from typing import Any
 from gptj_serve.errors import BadRequest
 from gptj_serve.serving.call import Ask, Call, Prompt
 from gptj_serve.serving.generation import DEADLINE, Answer, Delta, LikelyToken, Token
-from gptj_serve.serving.parameters import (
-    COMMON,
+from gptj_serve.serving.schemas.common_fields import COMMON, join_stops, to_parameters
+from gptj_serve.serving.schemas.field_checks import (
     MAX_TOKENS,
     boolean,
     checked_elsewhere,
     integer,
-    join_stops,
     number,
     object_schema,
     only,
     read_fields,
     shown,
-    to_parameters,
 )
 from gptj_serve.serving.schemas.schema import Schema
 from gptj_serve.serving.schemas.streaming import event

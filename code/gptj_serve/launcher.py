@@ -20,9 +20,9 @@ from typing import Any
 import gptj_serve
 from gptj_serve import logs, run_dir, safe_path
 from gptj_serve.children import Child, ChildDied, Children, Stopped
-from gptj_serve.elsewhere import what_is_not_used
 from gptj_serve.errors import StartupError
 from gptj_serve.host.driver import Driver, find_driver
+from gptj_serve.host.other_images import what_is_not_used
 from gptj_serve.host.ports import check_port_is_free
 from gptj_serve.logs import log_event
 from gptj_serve.models.model_dir import find_directory

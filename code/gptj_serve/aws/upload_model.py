@@ -20,7 +20,7 @@ from gptj_serve.aws.model.files import ModelFile, left_out, read_all, serving_pa
 from gptj_serve.aws.model.manifest import ModelManifest
 from gptj_serve.aws.model.prepare import ModelSpec, Unprepared, prepare
 from gptj_serve.aws.model.transfer import FileUpload, Remote, UploadPlan
-from gptj_serve.files import some
+from gptj_serve.host.regular_files import some
 from gptj_serve.models.checkpoint_files import read_safetensors
 from gptj_serve.models.model_dir import Checkpoint
 from gptj_serve.models.remedies import GPT_J

@@ -1,1 +1,1 @@
-"""What the machine below is like: the GPU's driver, the container's limits, its ports."""
+"""What surrounds the service: the GPU's driver, limits, ports, others' files, other images' settings."""

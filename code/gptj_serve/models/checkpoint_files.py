@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gptj_serve.errors import StartupError
-from gptj_serve.files import read_json, some, unreadable
+from gptj_serve.host.regular_files import read_json, some, unreadable
 from gptj_serve.models.headers import read_header
 from gptj_serve.models.tensors import Contents, PickledTensor, StoredTensor, TensorInfo
 

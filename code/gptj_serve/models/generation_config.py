@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj_serve.errors import StartupError
-from gptj_serve.files import read_json
+from gptj_serve.host.regular_files import read_json
 
 FILE = "generation_config.json"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj_serve.errors import StartupError
-from gptj_serve.files import GIT_LFS_POINTER, check_regular
+from gptj_serve.host.regular_files import GIT_LFS_POINTER, check_regular
 from gptj_serve.models.tensors import StoredTensor
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gptj_serve.errors import StartupError
-from gptj_serve.files import some
+from gptj_serve.host.regular_files import some
 from gptj_serve.models.architecture import EMBEDDING, TIED_HEAD
 from gptj_serve.models.config import CONFIG
 from gptj_serve.models.remedies import merge_command, unwrap_command

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptj_serve.errors import StartupError
-from gptj_serve.files import read_json, some, special_kind, unreadable
+from gptj_serve.host.regular_files import read_json, some, special_kind, unreadable
 from gptj_serve.models import checkpoint_files
 from gptj_serve.models.architecture import Architecture
 from gptj_serve.models.checkpoint_files import CheckpointFiles

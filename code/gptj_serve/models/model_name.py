@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from gptj_serve.files import read_json
+from gptj_serve.host.regular_files import read_json
 from gptj_serve.models.config import CONFIG
 from gptj_serve.request import DEFAULT_MODEL_NAME
 from gptj_serve.settings import Settings

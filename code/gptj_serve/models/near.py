@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gptj_serve.errors import StartupError
-from gptj_serve.files import check_regular, read_json, some, special_kind
+from gptj_serve.host.regular_files import check_regular, read_json, some, special_kind
 from gptj_serve.models.config import CONFIG
 from gptj_serve.models.remedies import GPT_J, download_command, merge_command, move_command, save_command
 

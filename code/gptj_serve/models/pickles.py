@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from gptj_serve.errors import StartupError
-from gptj_serve.files import check_regular, some
+from gptj_serve.host.regular_files import check_regular, some
 from gptj_serve.models.headers import not_weights, truncated
 from gptj_serve.models.remedies import extract_command
 from gptj_serve.models.tensors import Contents, PickledTensor

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from gptj_serve.errors import StartupError
-from gptj_serve.files import unreadable
+from gptj_serve.host.regular_files import unreadable
 from gptj_serve.models.checkpoint_files import SAFETENSORS, read_pickles, read_safetensors
 from gptj_serve.models.families import shapes_of
 from gptj_serve.models.match import check_tensors

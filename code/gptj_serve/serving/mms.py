@@ -20,8 +20,8 @@ from pathlib import Path
 
 import gptj_serve
 from gptj_serve import run_dir
-from gptj_serve.elsewhere import PROGRAM, has_program
 from gptj_serve.errors import StartupError
+from gptj_serve.host.other_images import PROGRAM, has_program
 from gptj_serve.request import ModelInfo
 from gptj_serve.serving import mms_native
 from gptj_serve.settings import Settings

@@ -21,7 +21,7 @@ from gptj_serve.aws.common.console import size
 from gptj_serve.aws.common.errors import CommandError
 from gptj_serve.aws.model.files import INDEX, SINGLE
 from gptj_serve.errors import StartupError
-from gptj_serve.files import read_json
+from gptj_serve.host.regular_files import read_json
 from gptj_serve.models.checkpoint_files import read_safetensors
 from gptj_serve.models.config import CONFIG
 from gptj_serve.models.families import shapes_of

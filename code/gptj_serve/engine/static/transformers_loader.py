@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from gptj_serve.engine.memory import host_peak_bytes, room_for_weights, weights_need
 from gptj_serve.errors import StartupError
-from gptj_serve.files import some
+from gptj_serve.host.regular_files import some
 from gptj_serve.logs import log_event
 from gptj_serve.models.checkpoint_files import SAFETENSORS
 from gptj_serve.models.config import CONFIG

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gptj_serve.errors import StartupError
-from gptj_serve.files import read_json, read_text
+from gptj_serve.host.regular_files import read_json, read_text
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from typing import Any
 import tokenizers
 
 from gptj_serve.errors import StartupError
-from gptj_serve.files import read_json, read_text
+from gptj_serve.host.regular_files import read_json, read_text
 from gptj_serve.models.remedies import tokenizer_command
 from gptj_serve.serving.tokenizing import PreparedTokenizer
 

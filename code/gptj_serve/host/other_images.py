@@ -1,5 +1,6 @@
-"""What means something to other images of SageMaker and nothing here: named in the log, so that nobody waits
-for its effect.
+"""Settings and scripts that SageMaker's other images use and this one does not.
+
+The log names those that are there, so that nobody waits for their effect.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Reads files that somebody else wrote: regular ones alone, of a bounded size, with errors that name them."""
+"""Reads files that somebody else wrote: only regular ones of a bounded size, with errors that name them."""
 
 import json
 import os

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gptj_serve.elsewhere import has_program, what_is_not_used
+from gptj_serve.host.other_images import has_program, what_is_not_used
 from gptj_serve.serving import mms
 
 

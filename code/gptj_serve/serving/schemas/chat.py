@@ -1,6 +1,5 @@
 """OpenAI's chat: ``{"messages": [{"role": ..., "content": ...}]}``, made a prompt by the model's template."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,6 @@ from gptj_serve.serving.schemas.field_checks import (
     shown,
     string,
 )
-from gptj_serve.serving.schemas.streaming import StreamRenderer
 
 MAX_TOP_LOGPROBS = 20
 
@@ -104,64 +102,33 @@ class Chat(openai.Completions):
     """OpenAI's chat completions."""
 
     name = "chat"
+    id_prefix = "chatcmpl"
+    whole = "chat.completion"
+    chunk = "chat.completion.chunk"
 
-    def render(
-        self, call: Call, answers: Sequence[Answer], request_id: str, num_generated: int | None
-    ) -> dict[str, Any]:
-        """The whole answer."""
-        choices = []
-        for index, answer in enumerate(answers):
-            logprobs = None
-            if call.parameters.details:
-                logprobs = openai_logprobs.for_chat(openai_logprobs.of_answer(answer.tokens, answer.text))
-            choices.append(
-                {
-                    "index": index,
-                    "message": {"role": "assistant", "content": answer.text},
-                    "logprobs": logprobs,
-                    "finish_reason": openai.finish_reason(answer.finish_reason),
-                }
-            )
-        return {
-            "id": f"chatcmpl-{request_id}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": call.model,
-            "choices": choices,
-            "usage": openai.usage(call, answers, num_generated),
-        }
+    def logprobs(self, call: Call, tokens: Sequence[Token]) -> dict[str, Any]:
+        """The ``logprobs`` of a choice."""
+        return openai_logprobs.for_chat(tokens)
 
-    def stream(self, call: Call, request_id: str) -> StreamRenderer:
-        """Chunks of what each token added."""
-        return ChatStream(call, request_id)
+    def content(self, call: Call, index: int, answer: Answer) -> dict[str, Any]:
+        """The message of a whole answer."""
+        return {"message": {"role": "assistant", "content": answer.text}}
 
+    def piece(self, text: str) -> dict[str, Any]:
+        """What a chunk adds to the message."""
+        return {"delta": {"content": text}}
 
-class ChatStream(openai.ChunkStream):
-    """The stream of `/v1/chat/completions`."""
-
-    def __init__(self, call: Call, request_id: str) -> None:
-        super().__init__(call, f"chatcmpl-{request_id}", "chat.completion.chunk")
-
-    def _choices(self, delta: Delta, is_first: bool, tokens: list[Token]) -> Iterator[dict[str, Any]]:
+    def chunk_choices(
+        self, call: Call, delta: Delta, is_first: bool, logprobs: dict[str, Any] | None
+    ) -> Iterator[dict[str, Any]]:
+        """The choices that tell of an event; clients expect the end's reason in one without content."""
         if is_first:
-            yield _choice(delta.index, {"role": "assistant", "content": ""})
-        has_logprobs = self._call.parameters.details and tokens
-        logprobs = openai_logprobs.for_chat(tokens) if has_logprobs else None
+            yield openai.choice(delta.index, {"delta": {"role": "assistant", "content": ""}})
         if delta.text:
-            yield _choice(delta.index, {"content": delta.text}, logprobs)
+            yield openai.choice(delta.index, self.piece(delta.text), logprobs)
             logprobs = None
         if delta.finish_reason:
-            # clients expect the reason in a chunk without content
-            yield _choice(delta.index, {}, logprobs, openai.finish_reason(delta.finish_reason))
-
-    def _nothing(self, index: int) -> dict[str, Any]:
-        return _choice(index, {"content": ""})
-
-
-def _choice(
-    index: int, delta: dict[str, str], logprobs: dict[str, Any] | None = None, reason: str | None = None
-) -> dict[str, Any]:
-    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+            yield openai.choice(delta.index, {"delta": {}}, logprobs, delta.finish_reason)
 
 
 def _read_messages(value: Any) -> list[dict[str, Any]]:

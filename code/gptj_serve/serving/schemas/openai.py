@@ -1,11 +1,12 @@
 """OpenAI's completions: ``{"prompt": ..., "max_tokens": ...}``; its chat schema shares most of it."""
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gptj_serve.errors import BadRequest, ServingError
-from gptj_serve.serving.call import Ask, Call, Prompt
+from gptj_serve.serving.call import Ask, Call
 from gptj_serve.serving.generation import Answer, Delta, Token
 from gptj_serve.serving.parameters import Parameters
 from gptj_serve.serving.schemas import openai_fields, openai_logprobs
@@ -190,35 +191,36 @@ def to_parameters(fields: Mapping[str, Any], **own: Any) -> Parameters:
 
 
 class Completions(Schema):
-    """OpenAI's completions."""
+    """OpenAI's completions.
+
+    Attributes:
+        id_prefix: How the ids of answers begin.
+        whole: An answer's ``object``.
+        chunk: The ``object`` of a stream's chunks.
+    """
 
     name = "openai"
+    id_prefix = "cmpl"
+    whole = "text_completion"
+    chunk = "text_completion"
 
     def render(
         self, call: Call, answers: Sequence[Answer], request_id: str, num_generated: int | None
     ) -> dict[str, Any]:
         """The whole answer."""
-        num_top = call.parameters.num_top_logprobs
         choices = []
         for index, answer in enumerate(answers):
             logprobs = None
             if call.parameters.details:
-                kept = openai_logprobs.of_answer(answer.tokens, answer.text)
-                logprobs = openai_logprobs.for_completions(kept, num_top)
-            start = prompt_of(call, index).text if call.parameters.return_full_text else ""
-            choices.append(_choice(index, start + answer.text, logprobs, finish_reason(answer.finish_reason)))
-        return {
-            "id": f"cmpl-{request_id}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": call.model,
-            "choices": choices,
-            "usage": usage(call, answers, num_generated),
-        }
+                logprobs = self.logprobs(call, openai_logprobs.of_answer(answer.tokens, answer.text))
+            content = self.content(call, index, answer)
+            choices.append(choice(index, content, logprobs, answer.finish_reason))
+        head = self.head(call, request_id, self.whole)
+        return {**head, "choices": choices, "usage": usage(call, answers, num_generated)}
 
     def stream(self, call: Call, request_id: str) -> StreamRenderer:
         """Chunks of what each token added."""
-        return CompletionStream(call, request_id)
+        return ChunkStream(self, call, request_id)
 
     def error(self, error: ServingError, request_id: str) -> dict[str, Any]:
         """An error as OpenAI's clients read it."""
@@ -235,15 +237,50 @@ class Completions(Schema):
             }
         }
 
+    def head(self, call: Call, request_id: str, kind: str) -> dict[str, Any]:
+        """What an answer and each chunk of a stream begin with; ``kind`` is their ``object``."""
+        call_id = f"{self.id_prefix}-{request_id}"
+        return {"id": call_id, "object": kind, "created": int(time.time()), "model": call.model}
+
+    def logprobs(self, call: Call, tokens: Sequence[Token]) -> dict[str, Any]:
+        """The ``logprobs`` of a choice."""
+        return openai_logprobs.for_completions(tokens, call.parameters.num_top_logprobs)
+
+    def content(self, call: Call, index: int, answer: Answer) -> dict[str, Any]:
+        """What the choice of a whole answer has as its text."""
+        return {"text": _echo(call, index) + answer.text}
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """What the choice of a chunk has as its text."""
+        return {"text": text}
+
+    def chunk_choices(
+        self, call: Call, delta: Delta, is_first: bool, logprobs: dict[str, Any] | None
+    ) -> Iterator[dict[str, Any]]:
+        """The choices that tell of an event, each in a chunk of its own.
+
+        Args:
+            call: What was asked.
+            delta: What the event added.
+            is_first: It is the first one of its sequence.
+            logprobs: Of the tokens whose text became final with it.
+        """
+        if is_first and call.parameters.return_full_text:
+            yield choice(delta.index, self.piece(_echo(call, delta.index)))
+        if delta.text or delta.finish_reason:
+            yield choice(delta.index, self.piece(delta.text), logprobs, delta.finish_reason)
+
 
 def finish_reason(reason: str | None) -> str | None:
     """OpenAI's word for the end of a sequence: it tells no end of text from a stop string."""
     return "stop" if reason in ("eos_token", "stop_sequence") else reason
 
 
-def prompt_of(call: Call, index: int) -> Prompt:
-    """The prompt of an answer."""
-    return call.prompts[index // call.parameters.num_return_sequences]
+def choice(
+    index: int, content: Mapping[str, Any], logprobs: dict[str, Any] | None = None, reason: str | None = None
+) -> dict[str, Any]:
+    """A choice of an answer or of a chunk; ``reason`` is ours for the end of its sequence."""
+    return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason(reason)}
 
 
 def usage(call: Call, answers: Sequence[Answer], num_generated: int | None = None) -> dict[str, int]:
@@ -258,35 +295,41 @@ def usage(call: Call, answers: Sequence[Answer], num_generated: int | None = Non
 
 
 class SequenceState:
-    """How far one sequence of a stream has come."""
+    """How far one sequence of a stream has come.
+
+    A token is kept until its text is final, so that no token of a stop string is ever told.
+    """
 
     def __init__(self) -> None:
         self.was_opened = False
         self._num_chars = 0
-        self._tokens = openai_logprobs.TokenQueue()
+        self._waiting: deque[Token] = deque()
 
     def push(self, delta: Delta) -> list[Token]:
         """The tokens to tell with this event: those whose text became final, if it has a chunk at all."""
         if delta.token is not None:
-            self._tokens.push(delta.token)
+            self._waiting.append(delta.token)
         self._num_chars += len(delta.text)
-        if not delta.text and delta.finish_reason is None:
-            return []
-        return self._tokens.take(self._num_chars)
+        told: list[Token] = []
+        if delta.text or delta.finish_reason is not None:
+            while self._waiting and self._waiting[0].start < self._num_chars:
+                told.append(self._waiting.popleft())
+        return told
 
 
 class ChunkStream:
-    """What the streams of completions and of chat have in common; see `StreamRenderer`.
+    """The streams of completions and of chat; see `StreamRenderer`.
 
     Args:
+        schema: Makes the choices.
         call: What was asked.
-        chunk_id: Of every chunk.
-        kind: The chunks' ``object``.
+        request_id: The call's.
     """
 
-    def __init__(self, call: Call, chunk_id: str, kind: str) -> None:
+    def __init__(self, schema: Completions, call: Call, request_id: str) -> None:
+        self._schema = schema
         self._call = call
-        self._head = {"id": chunk_id, "object": kind, "created": int(time.time()), "model": call.model}
+        self._head = schema.head(call, request_id, schema.chunk)
         self._sequences = [SequenceState() for _ in range(call.num_sequences)]
         self._num_generated = 0
 
@@ -294,12 +337,16 @@ class ChunkStream:
         """Chunks for what one event added."""
         sequence = self._sequences[delta.index]
         is_first, sequence.was_opened = not sequence.was_opened, True
-        choices = list(self._choices(delta, is_first, sequence.push(delta)))
-        if not self._call.parameters.continuous_usage:
-            return b"".join(self._chunk([choice]) for choice in choices)
-        self._num_generated += delta.token is not None
-        counts = usage(self._call, (), self._num_generated)
-        return b"".join(self._chunk([choice], counts) for choice in choices or [self._nothing(delta.index)])
+        tokens = sequence.push(delta)
+        has_logprobs = self._call.parameters.details and tokens
+        logprobs = self._schema.logprobs(self._call, tokens) if has_logprobs else None
+        choices = list(self._schema.chunk_choices(self._call, delta, is_first, logprobs))
+        counts = None
+        if self._call.parameters.continuous_usage:
+            self._num_generated += delta.token is not None
+            counts = usage(self._call, (), self._num_generated)
+            choices = choices or [choice(delta.index, self._schema.piece(""))]
+        return b"".join(self._chunk([one], counts) for one in choices)
 
     def end(self, answers: tuple[Answer, ...]) -> bytes:
         """The counts of tokens, if they were asked for, and the end."""
@@ -308,42 +355,16 @@ class ChunkStream:
             last = self._chunk([], usage(self._call, answers))
         return last + b"data: [DONE]\n\n"
 
-    def _choices(self, delta: Delta, is_first: bool, tokens: list[Token]) -> Iterator[dict[str, Any]]:
-        """The choices to tell of, each in a chunk of its own."""
-        raise NotImplementedError
-
-    def _nothing(self, index: int) -> dict[str, Any]:
-        """The choice for a token that no text became final with."""
-        raise NotImplementedError
-
     def _chunk(self, choices: list[dict[str, Any]], counts: dict[str, int] | None = None) -> bytes:
         # the client that asked for the counts finds the field in every chunk
         last = {"usage": counts} if self._call.parameters.include_usage else {}
         return event({**self._head, "choices": choices, **last})
 
 
-class CompletionStream(ChunkStream):
-    """The stream of `/v1/completions`."""
-
-    def __init__(self, call: Call, request_id: str) -> None:
-        super().__init__(call, f"cmpl-{request_id}", "text_completion")
-
-    def _choices(self, delta: Delta, is_first: bool, tokens: list[Token]) -> Iterator[dict[str, Any]]:
-        parameters = self._call.parameters
-        if is_first and parameters.return_full_text:
-            yield _choice(delta.index, prompt_of(self._call, delta.index).text, None, None)
-        if delta.text or delta.finish_reason:
-            logprobs = None
-            if parameters.details and tokens:
-                logprobs = openai_logprobs.for_completions(tokens, parameters.num_top_logprobs)
-            yield _choice(delta.index, delta.text, logprobs, finish_reason(delta.finish_reason))
-
-    def _nothing(self, index: int) -> dict[str, Any]:
-        return _choice(index, "", None, None)
-
-
-def _choice(index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+def _echo(call: Call, index: int) -> str:
+    """The prompt of an answer, where the client wants it before the text."""
+    prompt = call.prompts[index // call.parameters.num_return_sequences]
+    return prompt.text if call.parameters.return_full_text else ""
 
 
 def _check_echo(fields: Mapping[str, Any]) -> None:

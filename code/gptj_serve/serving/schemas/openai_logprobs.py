@@ -1,7 +1,7 @@
 """Log-probabilities as OpenAI's schemas report them, for whole answers and for streams."""
 
-from collections import deque
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from gptj_serve.serving.generation import Token
@@ -10,30 +10,9 @@ _PART_OF_A_CHARACTER = "\ufffd"
 _VERY_UNLIKELY = -9999.0  # OpenAI's word for a probability of 0
 
 
-class TokenQueue:
-    """Keeps tokens until their text is final, so that no token of a stop string is ever told."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[Token] = deque()
-
-    def push(self, token: Token) -> None:
-        """Take the next token."""
-        self._waiting.append(token)
-
-    def take(self, num_chars: int) -> list[Token]:
-        """The tokens not taken yet that begin before this character."""
-        taken = []
-        while self._waiting and self._waiting[0].start < num_chars:
-            taken.append(self._waiting.popleft())
-        return taken
-
-
 def of_answer(tokens: Sequence[Token], text: str) -> list[Token]:
     """The tokens of the text that was kept: neither the end of text nor a stop string's."""
-    queue = TokenQueue()
-    for token in tokens:
-        queue.push(token)
-    return queue.take(len(text))
+    return list(takewhile(lambda token: token.start < len(text), tokens))
 
 
 def for_completions(tokens: Sequence[Token], num_top: int) -> dict[str, Any]:

@@ -25,8 +25,7 @@ from gptj_serve.serving.http.link import CallEvents, ClientGone, EngineLink
 from gptj_serve.serving.http.metrics import Metrics
 from gptj_serve.serving.http.parsing import Parser
 from gptj_serve.serving.parsing import LARGE_BODY_BYTES, Body
-from gptj_serve.serving.schemas.schema import Schema
-from gptj_serve.serving.schemas.streaming import CONTENT_TYPE, StreamRenderer
+from gptj_serve.serving.schemas.schema import CONTENT_TYPE, Schema, StreamRenderer, server_sent_event
 from gptj_serve.serving.service import Read, Result, Service
 from gptj_serve.settings import Settings
 
@@ -258,7 +257,7 @@ class Generate:
         if not is_warm_up:
             self._count(exchange.call, answer.status, None)
         if exchange.has_started:
-            await exchange.send_body(schemas.streaming.event(json.loads(answer.body)))
+            await exchange.send_body(server_sent_event(json.loads(answer.body)))
             return
         more = {**answer.headers, "content-length": str(len(answer.body))}
         if unread:

@@ -6,9 +6,10 @@ import gptj_serve
 from gptj_serve.serving import body
 from gptj_serve.serving.http import headers
 from gptj_serve.serving.http.openapi_answers import STRING, Schema, answers, any_of, ref
-from gptj_serve.serving.schemas import chat, guide, openai, streaming, tgi
+from gptj_serve.serving.schemas import chat, guide, openai, tgi
+from gptj_serve.serving.schemas.schema import CONTENT_TYPE
 
-EVENTS = streaming.CONTENT_TYPE.partition(";")[0]
+EVENTS = CONTENT_TYPE.partition(";")[0]
 
 _STATUSES = {
     400: "The request is wrong: the message names the field and its range",
@@ -67,11 +68,11 @@ _DESCRIPTION = (
 
 def _schemas() -> dict[str, Schema]:
     requests = {
-        "HuggingFaceRequest": tgi.request_schema(),
-        "GenerateRequest": tgi.generate_schema(),
-        "GuideRequest": guide.request_schema(),
-        "CompletionRequest": openai.request_schema(),
-        "ChatCompletionRequest": chat.request_schema(),
+        "HuggingFaceRequest": tgi.REQUEST,
+        "GenerateRequest": tgi.GENERATE_REQUEST,
+        "GuideRequest": guide.REQUEST,
+        "CompletionRequest": openai.REQUEST,
+        "ChatCompletionRequest": chat.REQUEST,
     }
     return {**requests, **answers()}
 

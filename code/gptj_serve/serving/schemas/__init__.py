@@ -8,8 +8,7 @@ from gptj_serve.serving import body
 from gptj_serve.serving.call import Ask, Call
 from gptj_serve.serving.generation import Answer
 from gptj_serve.serving.schemas import chat, guide, openai, plain, tgi
-from gptj_serve.serving.schemas.schema import Schema
-from gptj_serve.serving.schemas.streaming import encode
+from gptj_serve.serving.schemas.schema import Schema, encode
 
 _ACCEPTED = (
     'send {"inputs": string or list of strings, "parameters": {...}},'

@@ -61,10 +61,8 @@ _CHECKS: Mapping[str, Check] = {
     **openai_fields.CHAT_NOT_SERVED,
 }
 
-
-def request_schema() -> dict[str, Any]:
-    """The JSON Schema of the bodies that `read` reads."""
-    return object_schema(_CHECKS, required=["messages"])
+REQUEST = object_schema(_CHECKS, required=["messages"])
+"""The JSON Schema of the bodies that `read` reads."""
 
 
 def read(document: Any) -> Ask:

@@ -24,12 +24,6 @@ from gptj_serve.serving.schemas.field_checks import (
 from gptj_serve.serving.schemas.schema import Schema
 
 
-def request_schema() -> dict[str, Any]:
-    """The JSON Schema of the bodies that `read` reads."""
-    inputs = object_schema(_INPUTS, required=["text_inputs"])
-    return object_schema({**_TOP, "inputs": checked_elsewhere(inputs)}, required=["inputs"])
-
-
 def read(document: dict[str, Any]) -> Ask:
     """Read a body whose ``inputs`` is an object.
 
@@ -108,3 +102,9 @@ _CHECKS: dict[str, Check] = {
 _TOP = {"inputs": checked_elsewhere({"type": "object"}), "stream": only(False)}
 _INPUTS = {"text_inputs": tgi.PROMPTS, "parameters": checked_elsewhere(object_schema(_CHECKS))}
 _ELSEWHERE = dict.fromkeys(_CHECKS, "belongs into inputs.parameters")
+
+REQUEST = object_schema(
+    {**_TOP, "inputs": checked_elsewhere(object_schema(_INPUTS, required=["text_inputs"]))},
+    required=["inputs"],
+)
+"""The JSON Schema of the bodies that `read` reads."""

@@ -25,8 +25,7 @@ from gptj_serve.serving.schemas.field_checks import (
     string,
     temperature,
 )
-from gptj_serve.serving.schemas.schema import Schema
-from gptj_serve.serving.schemas.streaming import StreamRenderer, event
+from gptj_serve.serving.schemas.schema import Schema, StreamRenderer, server_sent_event
 
 DEFAULT_MAX_TOKENS = 16
 MAX_ANSWERS = 128
@@ -124,12 +123,10 @@ _CHECKS: Mapping[str, Check] = {
     **openai_fields.NOT_SERVED,
 }
 
+REQUEST = object_schema(_CHECKS, required=["prompt"])
+"""The JSON Schema of the bodies that `read` reads."""
+
 _ELSEWHERE = {"parameters": "is none of OpenAI's fields; what is in it belongs beside prompt"}
-
-
-def request_schema() -> dict[str, Any]:
-    """The JSON Schema of the bodies that `read` reads."""
-    return object_schema(_CHECKS, required=["prompt"])
 
 
 def read(document: Any) -> Ask:
@@ -358,7 +355,7 @@ class ChunkStream:
     def _chunk(self, choices: list[dict[str, Any]], counts: dict[str, int] | None = None) -> bytes:
         # the client that asked for the counts finds the field in every chunk
         last = {"usage": counts} if self._call.parameters.include_usage else {}
-        return event({**self._head, "choices": choices, **last})
+        return server_sent_event({**self._head, "choices": choices, **last})
 
 
 def _echo(call: Call, index: int) -> str:

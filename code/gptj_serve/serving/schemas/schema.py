@@ -1,13 +1,35 @@
-"""What a schema is: how answers and errors look to the clients that speak it."""
+"""What a schema is: how answers, their streams and errors look to the clients that speak it."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from gptj_serve.errors import BadRequest, ServingError
 from gptj_serve.serving.call import Call
-from gptj_serve.serving.generation import Answer
-from gptj_serve.serving.schemas.streaming import StreamRenderer
+from gptj_serve.serving.generation import Answer, Delta
+
+encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+"""What `json.dumps` does with these options, without making an encoder for each event. No space is sent."""
+
+CONTENT_TYPE = "text/event-stream; charset=utf-8"
+
+
+class StreamRenderer(Protocol):
+    """Renders one call's answer piece by piece. No I/O; the pieces joined are the body of the response."""
+
+    def delta(self, delta: Delta) -> bytes:
+        """Events for what one token or end added; may be empty."""
+        ...
+
+    def end(self, answers: tuple[Answer, ...]) -> bytes:
+        """What follows when every sequence has ended; may be empty."""
+        ...
+
+
+def server_sent_event(document: Any) -> bytes:
+    """One server-sent event that carries JSON."""
+    return b"data: " + encode(document).encode() + b"\n\n"
 
 
 class Schema(ABC):

@@ -19,8 +19,7 @@ from gptj_serve.serving.schemas.field_checks import (
     read_fields,
     shown,
 )
-from gptj_serve.serving.schemas.schema import Schema
-from gptj_serve.serving.schemas.streaming import event
+from gptj_serve.serving.schemas.schema import Schema, server_sent_event
 
 MAX_TOP_TOKENS = 5
 """TGI's own default for its limit."""
@@ -52,18 +51,13 @@ _FIELDS = {
     "options": checked_elsewhere(object_schema(_OPTIONS)),
 }
 
+REQUEST = object_schema(_FIELDS, required=["inputs"])
+"""The JSON Schema of the bodies that `read` reads."""
+GENERATE_REQUEST = object_schema({**_FIELDS, "inputs": checked_elsewhere(_PROMPT)}, required=["inputs"])
+"""The JSON Schema of the bodies that `read_generate` reads."""
+
 _SAMPLES_UNLESS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "typical_p": 1.0, "min_p": 0.0}
 """What asks for sampling unless it has the value that changes nothing: TGI's rule, which has no ``min_p``."""
-
-
-def request_schema() -> dict[str, Any]:
-    """The JSON Schema of the bodies that `read` reads."""
-    return object_schema(_FIELDS, required=["inputs"])
-
-
-def generate_schema() -> dict[str, Any]:
-    """The JSON Schema of the bodies that `read_generate` reads."""
-    return object_schema({**_FIELDS, "inputs": checked_elsewhere(_PROMPT)}, required=["inputs"])
 
 
 def read(document: dict[str, Any]) -> Ask:
@@ -266,7 +260,7 @@ class TgiStream:
                 "seed": self._prompt.seed,
             }
         head = {"index": self._num_events, "token": rendered, **top}
-        return event({**head, "generated_text": text, "details": details})
+        return server_sent_event({**head, "generated_text": text, "details": details})
 
 
 def _check_stream(num_prompts: int, parameters: dict[str, Any]) -> None:
@@ -286,17 +280,12 @@ def _entry(call: Call, prompt: Prompt, answer: Answer) -> dict[str, Any]:
 
 
 def _details(prompt: Prompt, answer: Answer) -> dict[str, Any]:
-    others = {"best_of_sequences": [_sequence(prompt, other) for other in answer.others]}
-    return {
-        **_told(prompt, answer),
-        "prompt_tokens": len(prompt.token_ids),
-        **(others if answer.others else {}),
-    }
-
-
-def _sequence(prompt: Prompt, answer: Answer) -> dict[str, Any]:
-    """One of the candidates that ``best_of`` did not choose."""
-    return {"generated_text": answer.text, **_told(prompt, answer)}
+    details = {**_told(prompt, answer), "prompt_tokens": len(prompt.token_ids)}
+    if answer.others:
+        details["best_of_sequences"] = [
+            {"generated_text": other.text, **_told(prompt, other)} for other in answer.others
+        ]
+    return details
 
 
 def _told(prompt: Prompt, answer: Answer) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gptj_serve.engine.sampling.uniform import sequence_state
-from gptj_serve.request import GenerationRequest, IdLists
+from gptj_serve.request import GenerationRequest, IdLists, SamplingParams
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,13 +28,13 @@ class Words:
     starts: np.ndarray
 
     @staticmethod
-    def of(words: Sequence[tuple[int, ...]], starts: Sequence[int]) -> "Words":
-        """From whole words, and where each may begin."""
-        lengths = [len(word) - 1 for word in words]
+    def of(words: Sequence[tuple[tuple[int, ...], int]]) -> "Words":
+        """From whole words, each with the position where it may begin."""
+        lengths = [len(word) - 1 for word, _ in words]
         prefixes_NP = np.zeros((len(words), max(lengths, default=0)), np.int64)
-        for n, word in enumerate(words):
+        for n, (word, _) in enumerate(words):
             prefixes_NP[n, prefixes_NP.shape[1] - lengths[n] :] = word[:-1]
-        last = [word[-1] for word in words]
+        last, starts = [word[-1] for word, _ in words], [start for _, start in words]
         return Words(prefixes_NP, *(np.array(values, np.int64) for values in (lengths, last, starts)))
 
     def that_fit(self, end: int) -> "Words":
@@ -46,72 +46,50 @@ class Words:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Profile:
-    """What stays the same while a sequence is generated. None: the filter does nothing.
+    """What stays the same while a sequence is generated.
 
     Attributes:
+        sampling: What the request asks for.
         num_prompt: Tokens of its prompt, >= 1.
-        changes_scores: See `SamplingParams`.
         never_ids: Ids that are never chosen, of those that the vocabulary has.
         never_first_ids: Ids that are not chosen first, the same.
-        words: Longer sequences that are not completed; None if there are none.
-        no_repeat_ngram_size: See `SamplingParams`.
+        words: Longer sequences that are not completed; may be none.
         min_new_tokens: 0 if there is no end of sequence to hold back.
         eos_token_ids: Those that the vocabulary has.
         bias_ids: int64 [N], each once; those that the vocabulary has.
         bias_values: float64 [N], beside them.
-        penalises_generated: It has a presence or a frequency penalty.
-        presence_penalty: See `SamplingParams`.
-        frequency_penalty: See `SamplingParams`.
-        repetition_penalty: See `SamplingParams`.
-        temperature: See `SamplingParams`.
-        last_of_top_k: k - 1, 0 to the vocabulary's size - 2.
-        rest_of_top_p: 1 - p, in (0, 1).
-        min_p: See `SamplingParams`.
-        typical_p: See `SamplingParams`.
-        draw_state: What its random numbers have in common; None if it does not sample.
-        uses: Names of the filters that may have something to do, "draw", and "history" if one of them looks
-            at the tokens so far.
+        top_k: See `SamplingParams`; 0 if the vocabulary has no more.
+        draw_state: What its random numbers have in common.
+        uses: Names of the filters that may have something to do, and "draw".
     """
 
+    sampling: SamplingParams
     num_prompt: int
-    changes_scores: bool
     never_ids: tuple[int, ...]
     never_first_ids: tuple[int, ...]
-    words: Words | None
-    no_repeat_ngram_size: int | None
+    words: Words
     min_new_tokens: int
     eos_token_ids: tuple[int, ...]
     bias_ids: np.ndarray
     bias_values: np.ndarray
-    penalises_generated: bool
-    presence_penalty: float
-    frequency_penalty: float
-    repetition_penalty: float | None
-    temperature: float | None
-    last_of_top_k: int | None
-    rest_of_top_p: float | None
-    min_p: float | None
-    typical_p: float | None
-    draw_state: int | None
+    top_k: int
+    draw_state: int
     uses: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        repeats = self.repetition_penalty is not None
-        ngrams, words = self.no_repeat_ngram_size is not None, self.words is not None
-        held_back = self.never_ids or self.never_first_ids or self.min_new_tokens
+        sampling = self.sampling
         asked = {
-            "additions": self.penalises_generated or len(self.bias_ids),
-            "repetition": repeats,
-            "ngrams": ngrams,
-            "words": words,
-            "held_back": held_back,
-            "temperature": self.temperature is not None,
-            "top_k": self.last_of_top_k is not None,
-            "top_p": self.rest_of_top_p is not None,
-            "min_p": self.min_p is not None,
-            "typical_p": self.typical_p is not None,
-            "draw": self.draw_state is not None,
-            "history": self.penalises_generated or repeats or ngrams or words,
+            "additions": len(self.bias_ids) or sampling.presence_penalty or sampling.frequency_penalty,
+            "repetition": sampling.repetition_penalty != 1.0,
+            "ngrams": sampling.no_repeat_ngram_size,
+            "words": len(self.words.last_ids),
+            "held_back": self.never_ids or self.never_first_ids or self.min_new_tokens,
+            "temperature": sampling.do_sample and sampling.temperature != 1.0,
+            "top_k": sampling.do_sample and self.top_k,
+            "top_p": sampling.do_sample and sampling.top_p < 1.0,
+            "min_p": sampling.do_sample and sampling.min_p > 0.0,
+            "typical_p": sampling.do_sample and sampling.typical_p < 1.0,
+            "draw": sampling.do_sample,
         }
         object.__setattr__(self, "uses", frozenset(name for name, is_asked in asked.items() if is_asked))
 
@@ -131,36 +109,27 @@ def profile(request: GenerationRequest, vocab_size: int) -> Profile:
     bias = {
         token_id: value for token_id, value in dict(sampling.logit_bias).items() if 0 <= token_id < vocab_size
     }
-    draws = sampling.do_sample
     return Profile(
+        sampling=sampling,
         num_prompt=num_prompt,
-        changes_scores=sampling.changes_scores,
         never_ids=known([*sampling.suppress_tokens, *single]),
         never_first_ids=known(sampling.begin_suppress_tokens),
         words=_words(bad_words_ids, sampling.bad_words, num_prompt, vocab_size),
-        no_repeat_ngram_size=sampling.no_repeat_ngram_size or None,
         min_new_tokens=sampling.min_new_tokens if eos else 0,
         eos_token_ids=eos,
         bias_ids=np.array(list(bias), dtype=np.int64),
         bias_values=np.array(list(bias.values()), dtype=np.float64),
-        penalises_generated=bool(sampling.presence_penalty or sampling.frequency_penalty),
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        repetition_penalty=sampling.repetition_penalty if sampling.repetition_penalty != 1.0 else None,
-        temperature=sampling.temperature if draws and sampling.temperature != 1.0 else None,
-        last_of_top_k=sampling.top_k - 1 if draws and 0 < sampling.top_k < vocab_size else None,
-        rest_of_top_p=1 - sampling.top_p if draws and sampling.top_p < 1.0 else None,
-        min_p=sampling.min_p if draws and sampling.min_p > 0.0 else None,
-        typical_p=sampling.typical_p if draws and sampling.typical_p < 1.0 else None,
-        draw_state=sequence_state(sampling.seed, sampling.sequence_index) if draws else None,
+        top_k=sampling.top_k if sampling.top_k < vocab_size else 0,
+        draw_state=sequence_state(sampling.seed, sampling.sequence_index),
     )
 
 
 def _words(
     anywhere: Sequence[tuple[int, ...]], generated: IdLists, num_prompt: int, vocab_size: int
-) -> Words | None:
+) -> Words:
     """Those of several ids, if the vocabulary has all of them."""
     # Transformers lets a word pass that would fill the whole sequence
     starts = [(word, 1) for word in anywhere] + [(word, num_prompt) for word in generated]
-    longer = [one for one in starts if len(one[0]) > 1 and all(0 <= id_ < vocab_size for id_ in one[0])]
-    return Words.of(*zip(*longer, strict=True)) if longer else None
+    return Words.of(
+        [one for one in starts if len(one[0]) > 1 and all(0 <= id_ < vocab_size for id_ in one[0])]
+    )

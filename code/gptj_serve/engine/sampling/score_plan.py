@@ -13,9 +13,9 @@ Shape suffixes: R rows that need more than the argmax of their logits, F those o
 V vocabulary, S rows of the history, C its positions, W words of the transfer.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ class PlannedRow:
     @property
     def takes_argmax(self) -> bool:
         """Only the argmax of its logits is needed."""
-        return not self.profile.changes_scores and self.num_generated >= self.profile.min_new_tokens
+        return not self.profile.sampling.changes_scores and self.num_generated >= self.profile.min_new_tokens
 
     @property
     def held_back(self) -> tuple[int, ...]:
@@ -79,6 +79,9 @@ class PlannedRow:
 
 Apply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """From scores_FV (float32), the uploaded words_W and history_SC to new scores_FV."""
+
+_Plan = Callable[[Sequence[PlannedRow], int, Upload], Apply | None]
+"""From a filter's rows, the vocabulary's size and the upload; None if there is nothing to do this time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,6 @@ class ScorePlan:
 
     filters: tuple[_Filter, ...]
     draw: _Filter | None
-    reads_history: bool
 
     def process(
         self, scores_RV: torch.Tensor, words_W: torch.Tensor, history_SC: torch.Tensor
@@ -103,8 +105,7 @@ class ScorePlan:
         Args:
             scores_RV: float32 logits; not changed.
             words_W: What the upload became on the scores' device.
-            history_SC: Token ids there, integers, valid below each row's end. Not looked at unless
-                the plan ``reads_history``.
+            history_SC: Token ids there, integers, valid below each row's end.
 
         Returns:
             float32 scores, -inf where a token cannot be chosen.
@@ -141,112 +142,95 @@ def plan_scores(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> 
         vocab_size: Width of the scores.
         upload: Gets all numbers that the device needs; must be there before the plan is carried out.
     """
-    used = frozenset[str]().union(*(row.profile.uses for row in rows))
-    filters = [plan(rows, vocab_size, upload) for name, plan in _FILTERS.items() if name in used]
-    draw = _draw(rows, upload) if "draw" in used else None
-    return ScorePlan(tuple(filter(None, filters)), draw, "history" in used)
+    wanted = defaultdict[str, list[int]](list)
+    for r, row in enumerate(rows):
+        for name in row.profile.uses:
+            wanted[name].append(r)
+
+    def planned(name: str, plan: _Plan) -> _Filter | None:
+        asking = wanted.get(name, [])
+        apply = plan([rows[r] for r in asking], vocab_size, upload) if asking else None
+        return _Filter(PickedRows.of(asking, len(rows), upload), apply) if apply else None
+
+    filters = [planned(name, plan) for name, plan in _FILTERS.items()]
+    return ScorePlan(tuple(filter(None, filters)), planned("draw", _DRAW))
 
 
 def _column(field: Field, words_W: torch.Tensor) -> torch.Tensor:
     return field.of(words_W).unsqueeze(1)
 
 
-_Plan = Callable[[Sequence[PlannedRow], int, Upload], _Filter | None]
-"""From the rows, of which at least one asks for the filter, the vocabulary's size and the upload."""
+def _by_value(
+    value_of: Callable[[PlannedRow], float],
+    change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> _Plan:
+    """What needs scores and a number a row."""
 
-
-def _by_value(name: str, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> _Plan:
-    """A filter that needs scores and a float32 number a row, the profile's attribute of that name."""
-    value_of = attrgetter(name)
-
-    def plan(rows: Sequence[PlannedRow], _: int, upload: Upload) -> _Filter:
-        values = {r: value for r, row in enumerate(rows) if (value := value_of(row.profile)) is not None}
-        field = upload.add(list(values.values()), torch.float32)
-        return _Filter(
-            PickedRows.of(list(values), len(rows), upload),
-            lambda scores_FV, words_W, _: change(scores_FV, _column(field, words_W)),
-        )
+    def plan(rows: Sequence[PlannedRow], _: int, upload: Upload) -> Apply:
+        field = upload.add([value_of(row) for row in rows], dtype)
+        return lambda scores_FV, words_W, _: change(scores_FV, _column(field, words_W))
 
     return plan
 
 
-def _top_k(rows: Sequence[PlannedRow], _: int, upload: Upload) -> _Filter:
-    values = {r: last for r, row in enumerate(rows) if (last := row.profile.last_of_top_k) is not None}
-    num_largest = max(values.values()) + 1
-    field = upload.add(list(values.values()), torch.int64)
-    return _Filter(
-        PickedRows.of(list(values), len(rows), upload),
-        lambda scores_FV, words_W, _: score_filters.keep_top_k(
-            scores_FV, _column(field, words_W), num_largest
-        ),
+def _top_k(rows: Sequence[PlannedRow], _: int, upload: Upload) -> Apply:
+    field = upload.add([row.profile.top_k - 1 for row in rows], torch.int64)
+    num_largest = max(row.profile.top_k for row in rows)
+    return lambda scores_FV, words_W, _: score_filters.keep_top_k(
+        scores_FV, _column(field, words_W), num_largest
     )
 
 
-def _held_back(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> _Filter | None:
-    places = [r * vocab_size + token_id for r, row in enumerate(rows) for token_id in row.held_back]
+def _held_back(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> Apply | None:
+    places = [f * vocab_size + token_id for f, row in enumerate(rows) for token_id in row.held_back]
     if not places:
         return None
     field = upload.add(places, torch.int64)
-    return _Filter(
-        PickedRows(None),
-        lambda scores_RV, words_W, _: (
-            scores_RV.flatten().index_fill(0, field.of(words_W), float("-inf")).view_as(scores_RV)
-        ),
+    return lambda scores_FV, words_W, _: (
+        scores_FV.flatten().index_fill(0, field.of(words_W), float("-inf")).view_as(scores_FV)
     )
 
 
-def _repetition(rows: Sequence[PlannedRow], _: int, upload: Upload) -> _Filter:
-    wanted = [r for r, row in enumerate(rows) if row.profile.repetition_penalty is not None]
-    penalties = upload.add([rows[r].profile.repetition_penalty or 1.0 for r in wanted], torch.float32)
-    window = _Window.of([rows[r] for r in wanted], [0] * len(wanted), upload)
+def _repetition(rows: Sequence[PlannedRow], _: int, upload: Upload) -> Apply:
+    penalties = upload.add([row.profile.sampling.repetition_penalty for row in rows], torch.float32)
+    window = _Window.of(rows, upload)
 
     def apply(scores_FV: torch.Tensor, words_W: torch.Tensor, history_SC: torch.Tensor) -> torch.Tensor:
         ids_FT, _ = window.read(words_W, history_SC)
         return score_filters.penalise_repetition(scores_FV, ids_FT, _column(penalties, words_W))
 
-    return _Filter(PickedRows.of(wanted, len(rows), upload), apply)
+    return apply
 
 
-def _ngrams(rows: Sequence[PlannedRow], _: int, upload: Upload) -> _Filter | None:
-    # of shorter sequences than that nothing can come twice
-    sizes = {
-        r: size
-        for r, row in enumerate(rows)
-        if (size := row.profile.no_repeat_ngram_size) is not None and size <= row.end
-    }
-    if not sizes:
-        return None
-    field = upload.add(list(sizes.values()), torch.int64)
-    window = _Window.of([rows[r] for r in sizes], [0] * len(sizes), upload)
-    num_before = max(2, *sizes.values()) - 1
+def _ngrams(rows: Sequence[PlannedRow], _: int, upload: Upload) -> Apply:
+    # in a sequence of fewer tokens than that nothing can come twice
+    sizes = [min(row.profile.sampling.no_repeat_ngram_size, row.end + 1) for row in rows]
+    field = upload.add(sizes, torch.int64)
+    window = _Window.of(rows, upload)
+    num_before = max(2, *sizes) - 1
 
     def apply(scores_FV: torch.Tensor, words_W: torch.Tensor, history_SC: torch.Tensor) -> torch.Tensor:
         ids_FT, _ = window.read(words_W, history_SC)
         columns = (_column(window.ends, words_W), _column(field, words_W))
         return score_filters.forbid_repeated_ngrams(scores_FV, ids_FT, *columns, num_before)
 
-    return _Filter(PickedRows.of(list(sizes), len(rows), upload), apply)
+    return apply
 
 
-def _words(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> _Filter | None:
-    fitting = {
-        r: words
-        for r, row in enumerate(rows)
-        if row.profile.words is not None and len((words := row.profile.words.that_fit(row.end)).last_ids)
-    }
-    if not fitting:
+def _words(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> Apply | None:
+    fitting = [row.profile.words.that_fit(row.end) for row in rows]
+    num_words = [len(words.last_ids) for words in fitting]
+    if not any(num_words):
         return None
-    width = max(words.prefixes.shape[1] for words in fitting.values())
-    num_words = [len(words.last_ids) for words in fitting.values()]
-    prefixes = [
-        np.pad(words.prefixes, ((0, 0), (width - words.prefixes.shape[1], 0))) for words in fitting.values()
-    ]
+    width = max(words.prefixes.shape[1] for words in fitting)
+    prefixes = [np.pad(words.prefixes, ((0, 0), (width - words.prefixes.shape[1], 0))) for words in fitting]
     prefix_field = upload.add(np.concatenate(prefixes).reshape(-1), torch.int64)
     columns = (
-        np.repeat([rows[r].slot for r in fitting], num_words),
-        np.repeat([rows[r].end for r in fitting], num_words),
-        np.concatenate([words.lengths for words in fitting.values()]),
-        np.concatenate([f * vocab_size + words.last_ids for f, words in enumerate(fitting.values())]),
+        np.repeat([row.slot for row in rows], num_words),
+        np.repeat([row.end for row in rows], num_words),
+        np.concatenate([words.lengths for words in fitting]),
+        np.concatenate([f * vocab_size + words.last_ids for f, words in enumerate(fitting)]),
     )
     fields = [upload.add(column, torch.int64) for column in columns]
 
@@ -256,63 +240,31 @@ def _words(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> _Filt
             scores_FV, history_SC, prefixes_NP, *(field.of(words_W) for field in fields)
         )
 
-    return _Filter(PickedRows.of(list(fitting), len(rows), upload), apply)
+    return apply
 
 
-def _additions(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> _Filter:
-    wanted = [r for r, row in enumerate(rows) if row.profile.penalises_generated or len(row.profile.bias_ids)]
-    asking = [rows[r] for r in wanted]
-    bias = _bias(asking, vocab_size, upload)
-    penalties = _penalties(asking, upload)
+def _additions(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> Apply:
+    """Bias and OpenAI's penalties, summed in float64 and rounded once."""
+    places = np.concatenate([f * vocab_size + row.profile.bias_ids for f, row in enumerate(rows)])
+    place_field = upload.add(places, torch.int64)
+    value_field = upload.add(np.concatenate([row.profile.bias_values for row in rows]), torch.float64)
+    asked = [row.profile.sampling for row in rows]
+    presence = upload.add([one.presence_penalty for one in asked], torch.float64)
+    frequency = upload.add([one.frequency_penalty for one in asked], torch.float64)
+    has_penalties = any(one.presence_penalty or one.frequency_penalty for one in asked)
+    window = _Window.of(rows, upload, of_generated=True) if has_penalties else None
 
     def apply(scores_FV: torch.Tensor, words_W: torch.Tensor, history_SC: torch.Tensor) -> torch.Tensor:
-        added_FV = torch.zeros_like(scores_FV, dtype=torch.float64)
-        # summed in float64, rounded once
-        for part in (bias, penalties):
-            added_FV = part(added_FV, words_W, history_SC)
+        nothing_FV = torch.zeros_like(scores_FV, dtype=torch.float64)
+        place_N, value_N = place_field.of(words_W), value_field.of(words_W)
+        added_FV = nothing_FV.flatten().scatter(0, place_N, value_N).view_as(scores_FV)
+        if window is not None:
+            ids_FT, is_generated_FT = window.read(words_W, history_SC)
+            columns = (_column(presence, words_W), _column(frequency, words_W))
+            added_FV = score_filters.subtract_penalties(added_FV, ids_FT, is_generated_FT.double(), *columns)
         return scores_FV + added_FV.float()
 
-    return _Filter(PickedRows.of(wanted, len(rows), upload), apply)
-
-
-def _bias(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> Apply:
-    places = [f * vocab_size + row.profile.bias_ids for f, row in enumerate(rows)]
-    place_field = upload.add(np.concatenate(places), torch.int64)
-    value_field = upload.add(np.concatenate([row.profile.bias_values for row in rows]), torch.float64)
-
-    def apply(added_FV: torch.Tensor, words_W: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        place_N, value_N = place_field.of(words_W), value_field.of(words_W)
-        return added_FV.flatten().scatter(0, place_N, value_N).view_as(added_FV)
-
     return apply
-
-
-def _penalties(rows: Sequence[PlannedRow], upload: Upload) -> Apply:
-    if not any(row.profile.penalises_generated for row in rows):
-        return lambda added_FV, *_: added_FV
-    window = _Window.of(rows, [row.profile.num_prompt for row in rows], upload)
-    presence = upload.add([row.profile.presence_penalty for row in rows], torch.float64)
-    frequency = upload.add([row.profile.frequency_penalty for row in rows], torch.float64)
-
-    def apply(added_FV: torch.Tensor, words_W: torch.Tensor, history_SC: torch.Tensor) -> torch.Tensor:
-        ids_FT, is_generated_FT = window.read(words_W, history_SC)
-        columns = (_column(presence, words_W), _column(frequency, words_W))
-        return score_filters.subtract_penalties(added_FV, ids_FT, is_generated_FT.double(), *columns)
-
-    return apply
-
-
-def _draw(rows: Sequence[PlannedRow], upload: Upload) -> _Filter:
-    uniforms = {
-        r: uniform_at(row.profile.draw_state, row.num_generated)
-        for r, row in enumerate(rows)
-        if row.profile.draw_state is not None
-    }
-    field = upload.add(list(uniforms.values()), torch.float64)
-    return _Filter(
-        PickedRows.of(list(uniforms), len(rows), upload),
-        lambda scores_FV, words_W, _: score_filters.draw(scores_FV, _column(field, words_W)),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +277,8 @@ class _Window:
     width: int
 
     @staticmethod
-    def of(rows: Sequence[PlannedRow], starts: Sequence[int], upload: Upload) -> "_Window":
+    def of(rows: Sequence[PlannedRow], upload: Upload, *, of_generated: bool = False) -> "_Window":
+        starts = [row.profile.num_prompt if of_generated else 0 for row in rows]
         ends = [row.end for row in rows]
         slots = upload.add([row.slot for row in rows], torch.int64)
         return _Window(slots, upload.add(starts, torch.int64), upload.add(ends, torch.int64), max(ends))
@@ -341,10 +294,22 @@ _FILTERS: Mapping[str, _Plan] = {
     "ngrams": _ngrams,
     "words": _words,
     "held_back": _held_back,
-    "temperature": _by_value("temperature", lambda *all_: score_filters.divide_by_temperature(*all_)),
+    "temperature": _by_value(
+        lambda row: row.profile.sampling.temperature, lambda *all_: score_filters.divide_by_temperature(*all_)
+    ),
     "top_k": _top_k,
-    "top_p": _by_value("rest_of_top_p", lambda *all_: score_filters.keep_top_p(*all_)),
-    "min_p": _by_value("min_p", lambda *all_: score_filters.keep_min_p(*all_)),
-    "typical_p": _by_value("typical_p", lambda *all_: score_filters.keep_typical(*all_)),
+    "top_p": _by_value(
+        lambda row: 1 - row.profile.sampling.top_p, lambda *all_: score_filters.keep_top_p(*all_)
+    ),
+    "min_p": _by_value(lambda row: row.profile.sampling.min_p, lambda *all_: score_filters.keep_min_p(*all_)),
+    "typical_p": _by_value(
+        lambda row: row.profile.sampling.typical_p, lambda *all_: score_filters.keep_typical(*all_)
+    ),
 }
 """In this order. The names are those in `gptj_serve.engine.sampling.profile.Profile.uses`."""
+
+_DRAW = _by_value(
+    lambda row: uniform_at(row.profile.draw_state, row.num_generated),
+    lambda *all_: score_filters.draw(*all_),
+    torch.float64,
+)

@@ -166,50 +166,44 @@ def slots(weights: PackedWeights, architecture: Architecture) -> dict[str, Slot]
     if not weights.is_tied:
         # a head that is stored though it is tied has a place until it turns out to be the embedding
         parts.setdefault(TIED_HEAD, Part(weights.head.shape, Role.HEAD))
-    return {name: _slot(weights, part, architecture) for name, part in parts.items()}
+    *norms, last_norm = weights.norms()
+    of_model: dict[Role, Slot] = {
+        Role.EMBEDDING: PlainSlot(weights.embedding_VD),
+        Role.LAST_NORM: _vector_slot(last_norm.weight_D),
+        Role.LAST_NORM_BIAS: _vector_slot(last_norm.bias_D),
+        Role.HEAD: weights.head.slot(),
+        Role.HEAD_BIAS: _vector_slot(weights.head_bias_V),
+    }
+    of_layers = [
+        _layer_slots(layer, norm, architecture) for layer, norm in zip(weights.layers, norms, strict=True)
+    ]
+    return {
+        name: of_model[part.role] if part.layer is None else of_layers[part.layer][part.role]
+        for name, part in parts.items()
+    }
 
 
-def _slot(weights: PackedWeights, part: Part, architecture: Architecture) -> Slot:
-    if part.layer is not None:
-        return _layer_slot(weights, part.role, part.layer, architecture)
-    *_, last_norm = weights.norms()
-    match part.role:
-        case Role.EMBEDDING:
-            return PlainSlot(weights.embedding_VD)
-        case Role.LAST_NORM:
-            return _vector_slot(last_norm.weight_D)
-        case Role.LAST_NORM_BIAS:
-            return _vector_slot(last_norm.bias_D)
-        case Role.HEAD:
-            return weights.head.slot()
-        case Role.HEAD_BIAS:
-            return _vector_slot(weights.head_bias_V)
-    raise ValueError(f"a tensor of the role {part.role.name} belongs to a layer")
+def _layer_slots(layer: Layer, norm: Norm, architecture: Architecture) -> dict[Role, Slot]:
+    """Where a layer's tensors go.
 
-
-def _layer_slot(weights: PackedWeights, role: Role, layer: int, architecture: Architecture) -> Slot:
-    project, add = weights.layers[layer].products
-    *norms, _ = weights.norms()
-    match role:
-        case Role.QUERY | Role.KEY | Role.VALUE:
-            index = (Role.QUERY, Role.KEY, Role.VALUE).index(role)
-            width = architecture.attention_width
-            return project.matrix.slot(slice(index * width, (index + 1) * width))
-        case Role.INNER_IN:
-            return project.matrix.slot(slice(project.first_inner_row, None))
-        case Role.INNER_IN_BIAS:
-            return _vector_slot(project.bias_N)
-        case Role.INNER_OUT:
-            return add.matrix.slot(columns=slice(None, architecture.inner))
-        case Role.ATTENTION_OUT:
-            return add.matrix.slot(columns=slice(architecture.inner, None))
-        case Role.INNER_OUT_BIAS:
-            return _vector_slot(add.bias_N)
-        case Role.NORM:
-            return _vector_slot(norms[layer].weight_D)
-        case Role.NORM_BIAS:
-            return _vector_slot(norms[layer].bias_D)
-    raise ValueError(f"a tensor of the role {role.name} belongs to no layer")
+    Args:
+        layer: The layer.
+        norm: What it reads.
+        architecture: The model's.
+    """
+    (project, add), width = layer.products, architecture.attention_width
+    return {
+        Role.QUERY: project.matrix.slot(slice(width)),
+        Role.KEY: project.matrix.slot(slice(width, 2 * width)),
+        Role.VALUE: project.matrix.slot(slice(2 * width, 3 * width)),
+        Role.INNER_IN: project.matrix.slot(slice(project.first_inner_row, None)),
+        Role.INNER_IN_BIAS: _vector_slot(project.bias_N),
+        Role.INNER_OUT: add.matrix.slot(columns=slice(architecture.inner)),
+        Role.ATTENTION_OUT: add.matrix.slot(columns=slice(architecture.inner, None)),
+        Role.INNER_OUT_BIAS: _vector_slot(add.bias_N),
+        Role.NORM: _vector_slot(norm.weight_D),
+        Role.NORM_BIAS: _vector_slot(norm.bias_D),
+    }
 
 
 def _vector_slot(vector: torch.Tensor) -> Slot:

@@ -20,7 +20,7 @@ from gptj_serve.engine.server import EngineServer
 from gptj_serve.engine.start_log import logged_import
 from gptj_serve.engine.static.backend import Backend, BackendLimits
 from gptj_serve.engine.static.runner import StaticRunner
-from gptj_serve.engine.static.scheduler import StaticScheduler, Step
+from gptj_serve.engine.static.scheduler import StaticScheduler, StaticStep
 from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.errors import StartupError
 from gptj_serve.logs import log_event
@@ -86,7 +86,7 @@ def join_static(
         batch_wait_s=settings.batch_wait_ms / 1000,
     )
     info = _model_info(backend.name, "static", limits, settings, checkpoint)
-    step_loop = StepLoop[Step](scheduler, StaticRunner(backend, device), steps_ahead=0)
+    step_loop = StepLoop[StaticStep](scheduler, StaticRunner(backend, device), steps_ahead=0)
     return _open(scheduler, step_loop, info, settings, socket_path), info
 
 
@@ -121,7 +121,11 @@ def _model_info(
 
 
 def _open(
-    scheduler: Scheduler, step_loop: StepLoop[Any], info: ModelInfo, settings: Settings, socket_path: Path
+    scheduler: Scheduler[Any],
+    step_loop: StepLoop[Any],
+    info: ModelInfo,
+    settings: Settings,
+    socket_path: Path,
 ) -> Engine:
     server = EngineServer(socket_path, info)
     joined = Engine(server, scheduler, step_loop, settings.drain_timeout_s)

@@ -15,6 +15,7 @@ _MEMORY_MARKS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory", "CUDA error
 def batch_errors(what: str) -> Iterator[None]:
     """Turn every failure of the work inside into `BatchLost` or `BackendDead`.
 
+    When the device's memory ran out, what PyTorch holds free is given back first.
     Kernels run after the call that started them has returned, so a CUDA error can show up in
     whatever waits for the device next: the sampler's transfer needs this as much as the model.
 
@@ -43,6 +44,7 @@ def is_device_broken(error: BaseException) -> bool:
 
 def _sorted(error: Exception, what: str) -> Exception:
     if is_out_of_memory(error):
+        torch.cuda.empty_cache()  # pieces that fit nothing are of no use to the next batch
         return BatchLost(f"the GPU ran out of memory: {what}")
     if is_device_broken(error):
         return BackendDead(f"{what}: {str(error).splitlines()[0]}")

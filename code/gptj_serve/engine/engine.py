@@ -25,7 +25,11 @@ class Engine:
     """
 
     def __init__(
-        self, server: EngineServer, scheduler: Scheduler, step_loop: StepLoop[Any], drain_timeout_s: float
+        self,
+        server: EngineServer,
+        scheduler: Scheduler[Any],
+        step_loop: StepLoop[Any],
+        drain_timeout_s: float,
     ) -> None:
         self._server = server
         self._scheduler = scheduler

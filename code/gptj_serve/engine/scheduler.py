@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 from gptj_serve.errors import BadRequest, DeadlinePassed, Overloaded, ServingError, Unavailable
 from gptj_serve.request import EndEvent, Event, GenerationRequest, Timings, TokenEvent
@@ -87,7 +88,19 @@ class IntegrityError(Exception):
     """The books do not add up: a block leaked, is held twice, or someone has too few. Always a bug."""
 
 
-class Scheduler(ABC):
+class Step(Protocol):
+    """What one step computes."""
+
+    @property
+    def calls(self) -> set[int]:
+        """The calls whose sequences have a part in it."""
+        ...
+
+
+StepT = TypeVar("StepT", bound=Step)
+
+
+class Scheduler(ABC, Generic[StepT]):
     """Takes sequences in and ends them; a subclass decides what runs.
 
     Every sequence that `add` accepted gets exactly one `EndEvent`.
@@ -139,6 +152,24 @@ class Scheduler(ABC):
     @abstractmethod
     def num_cache_tokens(self) -> int:
         """Tokens that the cache holds now, padding included. Other threads read it too."""
+
+    @abstractmethod
+    def schedule(self, now_s: float) -> StepT | Wait:
+        """The next step to run. Every step must be answered by `commit` or `fail`, in order."""
+
+    @abstractmethod
+    def commit(self, step: StepT, sampled: Sequence[Sequence[Sampled]], now_s: float) -> list[Event]:
+        """Book the tokens of a step.
+
+        Args:
+            step: What `schedule` returned.
+            sampled: The tokens of each row that chooses some; those of sequences that ended are ignored.
+            now_s: The time at which the tokens were known.
+        """
+
+    @abstractmethod
+    def fail(self, step: StepT, error: ServingError, now_s: float) -> list[Event]:
+        """The step raised: fail all its sequences that are still held; no others are touched."""
 
     @abstractmethod
     def _running(self) -> list[HeldSequence]:

@@ -10,21 +10,9 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from gptj_serve.engine.failures import BackendDead, FailedSteps
-from gptj_serve.engine.scheduler import Counters, Sampled, Wait
-from gptj_serve.errors import ServingError
+from gptj_serve.engine.scheduler import Sampled, Scheduler, Step, StepT, Wait
 from gptj_serve.request import Event
 
-
-class Step(Protocol):
-    """What one step computes."""
-
-    @property
-    def calls(self) -> set[int]:
-        """The calls whose sequences have a part in it."""
-        ...
-
-
-StepT = TypeVar("StepT", bound=Step)
 ComputedStep = TypeVar("ComputedStep", bound=Step, contravariant=True)
 
 
@@ -57,20 +45,6 @@ class StepRunner(Protocol[ComputedStep]):
         ...
 
 
-class StepScheduler(Protocol[StepT]):
-    """Decides the steps; see `gptj_serve.engine.scheduler.Scheduler`."""
-
-    counters: Counters
-
-    @property
-    def num_running(self) -> int: ...
-    def expire(self, now_s: float) -> list[Event]: ...
-    def schedule(self, now_s: float) -> StepT | Wait: ...
-    def commit(self, step: StepT, sampled: Sequence[Sequence[Sampled]], now_s: float) -> list[Event]: ...
-    def fail(self, step: StepT, error: ServingError, now_s: float) -> list[Event]: ...
-    def check(self) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class _Launched(Generic[StepT]):
     """A step in flight, or why it could not be launched."""
@@ -96,7 +70,7 @@ class StepLoop(Generic[StepT]):
 
     def __init__(
         self,
-        scheduler: StepScheduler[StepT],
+        scheduler: Scheduler[StepT],
         runner: StepRunner[StepT],
         now_s: Callable[[], float] = time.monotonic,
         *,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptj_serve.engine.scheduler import Key, Sampled, Wait
-from gptj_serve.engine.static.scheduler import Decode, Prefill, StaticScheduler, Step
+from gptj_serve.engine.static.scheduler import Decode, Prefill, StaticScheduler, StaticStep
 from gptj_serve.errors import BadRequest, InternalError, Overloaded, Unavailable
 from gptj_serve.request import EndEvent, Event, GenerationRequest, SamplingParams, TokenEvent
 
@@ -38,7 +38,7 @@ def add(scheduler: StaticScheduler, number: int, now_s: float = 0.0, **options: 
     scheduler.add([(key(number), request(**options))], now_s)
 
 
-def step_of(scheduler: StaticScheduler, now_s: float = 0.0) -> Step:
+def step_of(scheduler: StaticScheduler, now_s: float = 0.0) -> StaticStep:
     step = scheduler.schedule(now_s)
     assert not isinstance(step, Wait)
     return step
@@ -57,7 +57,7 @@ def key_of(event: Event) -> Key:
     return event.connection, event.request_id
 
 
-def keys_of(step: Step) -> list[Key | None]:
+def keys_of(step: StaticStep) -> list[Key | None]:
     return [row.key if row else None for row in step.rows]
 
 

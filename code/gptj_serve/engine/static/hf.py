@@ -3,8 +3,7 @@
 Shape suffixes: B rows of the batch, T columns of the prompt, C columns that may be filled, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -109,10 +108,12 @@ class HfBackend:
             raise RuntimeError("prefill: a batch is running; reset first")
         self._check_prompts(prompts)
         num_columns = max(map(len, prompts))
-        with self._batch_errors("reading the prompts"):
-            self._batch, ids_BT = self._pad(prompts, num_columns)
-            positions_BT = (self._batch.mask_BC[:, :num_columns].cumsum(dim=-1) - 1).clamp(min=0)
-            return self._forward(self._batch, ids_BT, positions_BT)
+        with batch_errors("reading the prompts"):
+            batch, ids_BT = self._pad(prompts, num_columns)
+            positions_BT = (batch.mask_BC[:, :num_columns].cumsum(dim=-1) - 1).clamp(min=0)
+            logits_BV = self._forward(batch, ids_BT, positions_BT)
+        self._batch = batch
+        return logits_BV
 
     @torch.inference_mode()
     def decode(self, token_ids: Sequence[int]) -> torch.Tensor:
@@ -125,12 +126,15 @@ class HfBackend:
         if batch.num_columns + 1 > self.limits.max_context:
             raise ValueError(f"the batch has filled all {self.limits.max_context} columns")
         self._check_ids(token_ids)
-        with self._batch_errors("decoding"):
+        self._batch = None  # only a step that ends well leaves something to go on with
+        with batch_errors("decoding"):
             ids_B1 = torch.tensor(token_ids, device=self._model.device).unsqueeze(1)
             batch.num_columns += 1
             positions_B1 = batch.next_positions_B1
             batch.next_positions_B1 = positions_B1 + 1
-            return self._forward(batch, ids_B1, positions_B1)
+            logits_BV = self._forward(batch, ids_B1, positions_B1)
+        self._batch = batch
+        return logits_BV
 
     def reset(self) -> None:
         """Forget the running batch; see `gptj_serve.engine.static.backend.Backend.reset`."""
@@ -157,15 +161,6 @@ class HfBackend:
         next_positions_B1 = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
         cache = DynamicCache(config=self._model.config)
         return _Batch(cache, mask_BC, next_positions_B1, num_columns), torch.tensor(rows, device=device)
-
-    @contextmanager
-    def _batch_errors(self, what: str) -> Iterator[None]:
-        try:
-            with batch_errors(what):
-                yield
-        except Exception:
-            self._batch = None  # its cache may hold half a step
-            raise
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         if not 1 <= len(prompts) <= self.limits.max_batch_size:

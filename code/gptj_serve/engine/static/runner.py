@@ -11,7 +11,7 @@ from gptj_serve.engine.sampling.results import Choice
 from gptj_serve.engine.sampling.sampler import Sampler, SamplerRow
 from gptj_serve.engine.scheduler import HeldSequence, Sampled
 from gptj_serve.engine.static.backend import Backend
-from gptj_serve.engine.static.scheduler import Prefill, Step
+from gptj_serve.engine.static.scheduler import Prefill, StaticStep
 from gptj_serve.request import GenerationRequest, SamplingParams
 
 _ENDED = GenerationRequest("", (0,), SamplingParams(max_new_tokens=1))
@@ -48,7 +48,7 @@ class StaticRunner:
         self._sampler = Sampler(self._history_SC, limits.vocab_size)
 
     @torch.inference_mode()
-    def launch(self, step: Step) -> LaunchedStep:
+    def launch(self, step: StaticStep) -> LaunchedStep:
         """Start a step; see `gptj_serve.engine.step_loop.StepRunner.launch`."""
         if isinstance(step, Prefill):
             self._backend.reset()  # a batch whose rows were all aborted was never ended by a step

@@ -15,20 +15,12 @@ from gptj_serve.request import Event
 
 
 @dataclass(frozen=True, slots=True)
-class Prefill:
-    """Start a batch with these rows."""
+class StaticStep:
+    """What one step of a static batch computes.
 
-    rows: tuple[HeldSequence, ...]
-
-    @property
-    def calls(self) -> set[int]:
-        """The calls whose sequences have a part in it."""
-        return {row.call for row in self.rows}
-
-
-@dataclass(frozen=True, slots=True)
-class Decode:
-    """Append one token to every row of the running batch; None marks a row whose sequence has ended."""
+    Attributes:
+        rows: The batch's sequences; None marks a row whose sequence has ended.
+    """
 
     rows: tuple[HeldSequence | None, ...]
 
@@ -38,10 +30,19 @@ class Decode:
         return {row.call for row in self.rows if row is not None}
 
 
-Step = Prefill | Decode
+@dataclass(frozen=True, slots=True)
+class Prefill(StaticStep):
+    """Start a batch with these rows."""
+
+    rows: tuple[HeldSequence, ...]
 
 
-class StaticScheduler(Scheduler):
+@dataclass(frozen=True, slots=True)
+class Decode(StaticStep):
+    """Append one token to every row of the running batch."""
+
+
+class StaticScheduler(Scheduler[StaticStep]):
     """Static batching over one backend.
 
     Args:
@@ -93,8 +94,8 @@ class StaticScheduler(Scheduler):
         if not self.num_running and (len(self._rows) > 1 or self._waiting):
             self._company_until_s = now_s + self._batch_wait_s
 
-    def schedule(self, now_s: float) -> Step | Wait:
-        """The next step to run. Every step must be answered by `commit` or `fail`."""
+    def schedule(self, now_s: float) -> StaticStep | Wait:
+        """See `gptj_serve.engine.scheduler.Scheduler.schedule`."""
         if self.num_running:
             return Decode(tuple(self._rows))
         self._rows = []
@@ -132,14 +133,8 @@ class StaticScheduler(Scheduler):
         self._waiting = deque(sequence for sequence in self._waiting if id(sequence) not in taken)
         return batch
 
-    def commit(self, step: Step, sampled: Sequence[Sequence[Sampled]], now_s: float) -> list[Event]:
-        """Book the tokens of a step.
-
-        Args:
-            step: What `schedule` returned.
-            sampled: The tokens of each row; those of rows that had ended are ignored.
-            now_s: The time at which the tokens were known.
-        """
+    def commit(self, step: StaticStep, sampled: Sequence[Sequence[Sampled]], now_s: float) -> list[Event]:
+        """See `gptj_serve.engine.scheduler.Scheduler.commit`; every row of the step has tokens or none."""
         events: list[Event] = []
         for sequence, tokens in zip(step.rows, sampled, strict=True):
             for token in tokens:
@@ -148,7 +143,7 @@ class StaticScheduler(Scheduler):
                     events.extend(self._book(sequence, token, now_s))
         return events
 
-    def fail(self, step: Step, error: ServingError, now_s: float) -> list[Event]:
+    def fail(self, step: StaticStep, error: ServingError, now_s: float) -> list[Event]:
         """The step raised: fail every sequence of the batch; what waits is not touched."""
         live = [sequence for sequence in step.rows if sequence is not None and sequence in self._rows]
         return [self._end(sequence, "failed", error, now_s) for sequence in live]

@@ -32,7 +32,7 @@ MAKE_WAY_S = 0.25
 """Between two sequences that have to make room for others' turns: each costs the computing of its prompt."""
 
 
-class ContinuousScheduler(Scheduler):
+class ContinuousScheduler(Scheduler[ContinuousStep]):
     """Continuous batching over one `gptj_serve.engine.fused.schedule.plan.ContinuousRunner`.
 
     Args:

@@ -20,8 +20,7 @@ import torch
 from torch.nn import functional as F
 from transformers import GPTJForCausalLM
 
-from gptj_serve.engine.device_errors import batch_errors, is_out_of_memory
-from gptj_serve.engine.failures import BatchLost
+from gptj_serve.engine.device_errors import batch_errors
 from gptj_serve.engine.start_log import logged_warm_up
 from gptj_serve.engine.static.backend import BackendLimits
 from gptj_serve.engine.static.deepspeed.inject import RunBlock, bind_block, check_first, inject, reset_cache
@@ -53,7 +52,7 @@ NUM_PROBE_TOKENS = 16
 
 
 @dataclass(slots=True)
-class _Batch:
+class _KernelBatch:
     """The batch that is running.
 
     Attributes:
@@ -88,7 +87,7 @@ class DeepSpeedBackend:
         self._embedding_VD = model.transformer.wte.weight
         self._final_norm = model.transformer.ln_f
         self._head = model.lm_head
-        self._batch: _Batch | None = None
+        self._batch: _KernelBatch | None = None
         self._is_clean = True
 
     @torch.inference_mode()
@@ -99,10 +98,11 @@ class DeepSpeedBackend:
         self._check_prompts(prompts)
         self._is_clean = False
         longest = max(map(len, prompts))
-        with _failures("reading the prompts"):
+        with batch_errors("reading the prompts"):
             reset_cache()  # without it a one-token prompt goes on where another request stopped
             padded = [[PAD_ID] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-            batch = _Batch(len(prompts), longest, self._padding_mask([longest - len(p) for p in prompts]))
+            mask = self._padding_mask([longest - len(prompt) for prompt in prompts])
+            batch = _KernelBatch(len(prompts), longest, mask)
             logits_BV = self._run(padded, batch)
             self._batch = batch
             return logits_BV
@@ -115,7 +115,7 @@ class DeepSpeedBackend:
             raise RuntimeError("decode: no batch is running")
         self._check_tokens(token_ids, batch)
         self._batch = None  # only a step that ends well leaves something to go on with
-        with _failures("decoding"):
+        with batch_errors("decoding"):
             batch.num_columns += 1
             logits_BV = self._run([[token_id] for token_id in token_ids], batch)
             self._batch = batch
@@ -127,7 +127,7 @@ class DeepSpeedBackend:
         self._batch = None
         self._is_clean = True
 
-    def _run(self, ids: list[list[int]], batch: _Batch) -> torch.Tensor:
+    def _run(self, ids: list[list[int]], batch: _KernelBatch) -> torch.Tensor:
         ids_BT = torch.tensor(ids, device=self._embedding_VD.device)
         x_BTD = F.embedding(ids_BT, self._embedding_VD)  # a copy of its own: the blocks overwrite it
         mask_B11K = batch.mask()
@@ -153,7 +153,7 @@ class DeepSpeedBackend:
         for prompt in prompts:
             self._check_ids(prompt)
 
-    def _check_tokens(self, token_ids: Sequence[int], batch: _Batch) -> None:
+    def _check_tokens(self, token_ids: Sequence[int], batch: _KernelBatch) -> None:
         if len(token_ids) != batch.num_rows:
             raise ValueError(f"{len(token_ids)} tokens for a batch of {batch.num_rows} rows")
         self._check_columns(batch.num_columns + 1)
@@ -171,17 +171,6 @@ class DeepSpeedBackend:
         # on a GPU an id outside the table is an error that only ends with the process
         if min(ids) < 0 or max(ids) >= self.limits.vocab_size:
             raise ValueError(f"token ids must be 0 to {self.limits.vocab_size - 1}")
-
-
-@contextlib.contextmanager
-def _failures(what: str) -> Iterator[None]:
-    try:
-        with batch_errors(what):
-            yield
-    except BatchLost as error:
-        if error.__cause__ and is_out_of_memory(error.__cause__):
-            torch.cuda.empty_cache()  # pieces that fit nothing are of no use to the next batch
-        raise
 
 
 def load_deepspeed(

@@ -62,7 +62,8 @@ def before_installing(directory: Path, *arguments: str, **env: str) -> "subproce
     ("arguments", "env", "says"),
     [
         (["--engine", "gpu"], {}, "GPTJ_ENGINE='gpu': must be one of auto, fused, deepspeed, hf"),
-        (["--model", "/nowhere"], {}, "GPTJ_MODEL_DIR=/nowhere: no such directory"),
+        (["--model", "/nowhere"], {}, "--model /nowhere: no such directory"),
+        ([], {"GPTJ_MODEL_DIR": "/nowhere"}, "GPTJ_MODEL_DIR=/nowhere: no such directory"),
         ([], {"GPTJ_PORT": "0"}, "GPTJ_PORT='0': must be a whole number from 1 to 65535"),
         (["--front", "grpc"], {}, "GPTJ_FRONT='grpc': must be one of mms, http"),
     ],

@@ -75,7 +75,9 @@ class Launcher:
         # cheap, and better known before minutes of loading
         check_port_is_free(self._settings.host, self._settings.port)
         self._front.check(self._env)
-        model_dir = find_directory(self._settings.model_dir, self._settings.model_as_given)
+        model_dir = find_directory(
+            self._settings.model_dir, self._settings.model_as_given, self._settings.model_option
+        )
         for sentence in what_is_not_used(
             self._env, self._settings.front, (self._settings.model_dir, model_dir)
         ):

@@ -46,7 +46,7 @@ def main() -> int:
         settings = Settings.from_env(env)
         check_port_is_free(settings.host, settings.port)
         with contextlib.suppress(ImportError):  # a pickle cannot be looked into before PyTorch is there
-            find_checkpoint(settings.model_dir, settings.model_as_given)
+            find_checkpoint(settings.model_dir, settings.model_as_given, settings.model_option)
     except StartupError as error:
         print(error, file=sys.stderr)
         return 1

@@ -12,7 +12,9 @@ from pathlib import Path
 
 ROOT = "/"
 MODEL_AS_GIVEN = "SERVE_MODEL_AS_GIVEN"
-"""What the model's absolute path was given as: the two, a line each, so that messages can name it so."""
+"""The model's absolute path and what it was given as, a line each, so that messages can name it so."""
+MODEL_OPTION = "SERVE_MODEL_OPTION"
+"""The option that the model was named with, where that was on a command line."""
 PATHS = (
     "GPTJ_MODEL_DIR",
     "JAVA_HOME",
@@ -56,6 +58,11 @@ def model_as_given(env: Mapping[str, str]) -> str | None:
     path = env.get("GPTJ_MODEL_DIR", "").strip()
     absolute, _, given = env.get(MODEL_AS_GIVEN, "").partition("\n")
     return (given if absolute == path else path) or None
+
+
+def model_option(env: Mapping[str, str]) -> str:
+    """What stands before the model's path in messages: the setting, or the option that the user has typed."""
+    return f"{env[MODEL_OPTION]} " if env.get(MODEL_OPTION) else "GPTJ_MODEL_DIR="
 
 
 def _absolute(path: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gptj_serve.errors import StartupError
-from gptj_serve.safe_path import model_as_given
+from gptj_serve.safe_path import model_as_given, model_option
 from gptj_serve.values import integer, real
 
 ENGINES = ("auto", "fused", "deepspeed", "hf")
@@ -33,6 +33,7 @@ class Settings:
     Attributes:
         model_dir: Where to look for the model; it may be nested in sub-folders.
         model_as_given: How the user wrote that, for messages; None if nobody did.
+        model_option: What messages put before it: the setting or the option that named it.
         engine: One of `ENGINES`.
         front: One of `FRONTS`.
         host: IPv4 address to listen on.
@@ -60,6 +61,7 @@ class Settings:
 
     model_dir: Path
     model_as_given: str | None
+    model_option: str
     engine: str
     front: str
     host: str
@@ -105,6 +107,7 @@ class Settings:
         return Settings(
             model_dir=_read(env, "GPTJ_MODEL_DIR", DEFAULT_MODEL_DIR, _path),
             model_as_given=model_as_given(env),
+            model_option=model_option(env),
             engine=_read(env, "GPTJ_ENGINE", "auto", _one_of(ENGINES)),
             front=front,
             host=_read(env, "GPTJ_HOST", "0.0.0.0", _ipv4),

@@ -60,7 +60,7 @@ def _start(settings: Settings, socket_path: Path) -> tuple[Any, Any]:
     # PyTorch takes seconds to import: cheap checks of the model come first
     from gptj_serve.models.model_dir import find_checkpoint
 
-    checkpoint = find_checkpoint(settings.model_dir, settings.model_as_given)
+    checkpoint = find_checkpoint(settings.model_dir, settings.model_as_given, settings.model_option)
     for note in checkpoint.notes:
         log_event(logger, "model_note", note, level=logging.WARNING)
     with logged_import("PyTorch"):

@@ -65,18 +65,19 @@ class Checkpoint:
     notes: tuple[str, ...]
 
 
-def find_checkpoint(root: Path, given: str | None = None) -> Checkpoint:
+def find_checkpoint(root: Path, given: str | None = None, option: str = "GPTJ_MODEL_DIR=") -> Checkpoint:
     """Find the one model under a directory and check it without loading it.
 
     Args:
         root: The directory to search, itself included.
         given: How the user wrote it; None is as it is.
+        option: What messages put before that.
 
     Raises:
         StartupError: No model, several, another architecture, or weights that are missing, left
             over, of other shapes, truncated, corrupt or unsafe; says which, where and what is right.
     """
-    directory = find_directory(root, given)
+    directory = find_directory(root, given, option)
     raw = read_json(directory / CONFIG)
     architecture = read_architecture(raw, directory / CONFIG)
     try:
@@ -112,7 +113,7 @@ def mount_hint(root: Path) -> str:
     return f"; mount it there (docker run -v MODEL:{root}:ro)" if root == DEFAULT_MODEL_DIR else ""
 
 
-def find_directory(root: Path, given: str | None = None) -> Path:
+def find_directory(root: Path, given: str | None = None, option: str = "GPTJ_MODEL_DIR=") -> Path:
     """The one directory under ``root`` (itself included) that holds a model, by the names of its files.
 
     A directory that holds a model is not searched further: training leaves older checkpoints there.
@@ -120,11 +121,12 @@ def find_directory(root: Path, given: str | None = None) -> Path:
     Args:
         root: Where to search.
         given: How the user wrote it; None is as it is.
+        option: What messages put before that.
 
     Raises:
         StartupError: None is there (it says what is), several are, or files are pipes or devices.
     """
-    said = f"GPTJ_MODEL_DIR={given or root}"
+    said = f"{option}{given or root}"
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             root.stat()  # what may not be looked at is not taken for what is not there

@@ -256,7 +256,7 @@ def _checked(directory: Path, shards: Shards) -> Checkpoint:
     Raises:
         StartupError: It is not the model that should have been written.
     """
-    checkpoint = find_checkpoint(directory)
+    checkpoint = find_checkpoint(directory, option="")
     found = check_tensors(read_safetensors(checkpoint.files), shapes_of(checkpoint.architecture), directory)
     for name, tensors in shards.items():
         for tensor in tensors:

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,16 +65,19 @@ def prepare(wanted: ModelSpec, name: str, console: Console, dry_run: bool) -> Ch
         CommandError: There is none, it is broken, no GPT-J, or cannot be fetched or converted.
         OSError: Something cannot be read or written.
     """
-    with _model_errors():
-        found = source.local_directory(wanted.source) or _from_hub(wanted, console, dry_run)
+    try:
+        local = source.local_directory(wanted.source)
+        found = local or _from_hub(wanted, console, dry_run)
         if isinstance(found, Unprepared):
             return found
-        checkpoint = find_checkpoint(found)
+        checkpoint = find_checkpoint(found, wanted.source if local else None, option="")
         for note in checkpoint.notes:
             console.progress(note)
         Tokenizer.load(checkpoint.directory)
         why = needs_conversion(checkpoint, wanted.keep_dtype, wanted.shard_bytes)
         return checkpoint if why is None else _converted(checkpoint, why, wanted, name, console, dry_run)
+    except StartupError as error:  # what serving says of a model that it would not start with
+        raise CommandError(str(error)) from error
 
 
 def needs_conversion(checkpoint: Checkpoint, keep_dtype: bool, shard_bytes: int) -> str | None:
@@ -95,16 +98,6 @@ def needs_conversion(checkpoint: Checkpoint, keep_dtype: bool, shard_bytes: int)
     if [path.name for path in checkpoint.files.paths] == [SINGLE] and num_bytes > shard_bytes:
         return f"the weights are one file of {size(num_bytes)}"
     return None
-
-
-@contextlib.contextmanager
-def _model_errors() -> Iterator[None]:
-    """What serving says of a model that it would not start with."""
-    try:
-        yield
-    except StartupError as error:
-        # serving names the setting that says where the model is; here it was an argument
-        raise CommandError(str(error).removeprefix("GPTJ_MODEL_DIR=")) from error
 
 
 def _from_hub(wanted: ModelSpec, console: Console, dry_run: bool) -> Path | Unprepared:

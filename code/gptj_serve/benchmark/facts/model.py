@@ -8,13 +8,17 @@ from gptj_serve.models.config import CONFIG
 from gptj_serve.models.model_dir import find_checkpoint
 
 
-def model_facts(root: Path) -> dict[str, Any]:
+def model_facts(root: Path, given: str | None = None) -> dict[str, Any]:
     """A model's dimensions and a fingerprint of its configuration and files' names and sizes.
+
+    Args:
+        root: Its directory.
+        given: How the user wrote it; None is as it is.
 
     Raises:
         StartupError: There is no whole model.
     """
-    checkpoint = find_checkpoint(root)
+    checkpoint = find_checkpoint(root, given, option="--model ")
     files = sorted(
         (path.name, path.stat().st_size) for path in checkpoint.directory.iterdir() if path.is_file()
     )

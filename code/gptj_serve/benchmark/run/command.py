@@ -115,7 +115,7 @@ def _head(options: Options) -> dict[str, Any]:
         for name, endpoint in options.endpoints.items()
     }
     targets |= {spawn.name: spawn.facts(os.environ) for spawn in options.spawns}
-    model = None if options.model is None else model_facts(options.model)
+    model = None if options.model is None else model_facts(options.model, options.model_as_given)
     return {
         **known,
         "model": model,

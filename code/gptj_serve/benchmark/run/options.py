@@ -26,6 +26,7 @@ class Options:
         together: All servers are up at once.
         rounds: How often servers take turns otherwise.
         model: Directory that they serve.
+        model_as_given: How the user wrote it; None if nobody did.
         cells: The grid.
         runs: Of each cell, by target.
         latency_cells: What streams are of.
@@ -52,6 +53,7 @@ class Options:
     together: bool
     rounds: int
     model: Path | None
+    model_as_given: str | None
     cells: tuple[Cell, ...]
     runs: Mapping[str, int]
     latency_cells: tuple[Cell, ...]
@@ -100,6 +102,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
         together=args.together,
         rounds=args.rounds,
         model=_model(args.model, spawns),
+        model_as_given=None if args.model is None else str(args.model),
         cells=cells,
         runs=_by_target(parser, "--runs", args.runs, names, 20),
         latency_cells=tuple(args.latency_cells),

@@ -17,6 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 import gptj_serve
 from gptj_serve import logs, run_dir, safe_path
 from gptj_serve.children import Child, ChildDied, Children, Stopped
@@ -170,7 +172,7 @@ class Launcher:
         message = json.loads(said)
         if message["status"] != "ready":
             raise StartupError(message["message"])
-        return ModelInfo.from_wire(message["model"])
+        return msgspec.convert(message["model"], ModelInfo)
 
     def _died_within(self, timeout_s: float) -> ChildDied | None:
         # an engine that says why it ends is heard before its end is looked at

@@ -1,8 +1,10 @@
 """What a front asks of the engine: one `GenerationRequest` a sequence, whatever the client spoke."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+import msgspec
 
 from gptj_serve.errors import ServingError
 
@@ -119,19 +121,6 @@ class GenerationRequest:
         """Positions the sequence may fill: prompt plus new tokens."""
         return len(self.prompt_ids) + self.sampling.max_new_tokens
 
-    def to_wire(self) -> dict[str, Any]:
-        """The request as a JSON object."""
-        return {**_shallow(self), "sampling": _shallow(self.sampling)}
-
-    @staticmethod
-    def from_wire(wire: dict[str, Any]) -> "GenerationRequest":
-        """Read back what `to_wire` made."""
-        values = dict(wire)
-        values["sampling"] = SamplingParams(**_frozen(values["sampling"]))
-        values["prompt_ids"] = tuple(values["prompt_ids"])
-        values["eos_token_ids"] = tuple(values["eos_token_ids"])
-        return GenerationRequest(**values)
-
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -159,15 +148,9 @@ class ModelInfo:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     model_name: str = DEFAULT_MODEL_NAME
 
-    def to_wire(self) -> dict[str, Any]:
-        """The information as a JSON object."""
-        return asdict(self)
-
-    @staticmethod
-    def from_wire(wire: dict[str, Any]) -> "ModelInfo":
-        """Read back what `to_wire` made."""
-        defaults = _frozen(wire["defaults"])
-        return ModelInfo(**{**wire, "eos_token_ids": tuple(wire["eos_token_ids"]), "defaults": defaults})
+    def __post_init__(self) -> None:
+        defaults = {name: _frozen(value) for name, value in self.defaults.items()}
+        object.__setattr__(self, "defaults", defaults)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +162,7 @@ class Timings:
     total_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
+class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
     """One generated token.
 
     Attributes:
@@ -188,18 +170,17 @@ class TokenEvent:
         token_id: The token.
         logprob: Its log-probability; None unless the request asked for it.
         top_logprobs: The most likely tokens and their log-probabilities, the likeliest first.
-        connection: The engine's number of the front's connection; not on the wire.
+        connection: The engine's number of the front's connection.
     """
 
     request_id: str
     token_id: int
     logprob: float | None = None
-    top_logprobs: tuple[tuple[int, float], ...] = ()
+    top_logprobs: tuple[tuple[int, float | None], ...] = ()
     connection: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class EndEvent:
+class EndEvent(msgspec.Struct, frozen=True):
     """The one terminal event of a sequence.
 
     Attributes:
@@ -207,7 +188,7 @@ class EndEvent:
         reason: "length", "eos_token", "cancelled" or "failed".
         error: What to tell the client; set when the reason is "failed", else None.
         timings: None when the sequence never ran.
-        connection: The engine's number of the front's connection; not on the wire.
+        connection: The engine's number of the front's connection.
     """
 
     request_id: str
@@ -256,15 +237,6 @@ class EngineStats:
     is_draining: bool = False
 
 
-def _shallow(instance: GenerationRequest | SamplingParams) -> dict[str, Any]:
-    # asdict would copy the prompt token by token
-    return {one.name: getattr(instance, one.name) for one in fields(instance) if one.init}
-
-
-def _frozen(values: Mapping[str, Any]) -> dict[str, Any]:
+def _frozen(value: Any) -> Any:
     """With tuples where JSON has lists."""
-
-    def freeze(value: Any) -> Any:
-        return tuple(map(freeze, value)) if isinstance(value, list) else value
-
-    return {name: freeze(value) for name, value in values.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -1,100 +1,129 @@
 """The messages between a front and the engine: one JSON object a line over a Unix socket.
 
-Front to engine: ``submit`` (all sequences of one call), ``abort`` (one sequence), ``watch``.
-Engine to front: ``hello`` first (a `ModelInfo`), then one ``events`` message a step with all that
-happened to the sequences of this connection; after ``watch`` also ``stats`` (an `EngineStats`), at once
-and `STATS_INTERVAL_S` apart.
+Front to engine: `Submit`, `Abort` and `Watch`. Engine to front: `Hello` first, then one `Events` a step
+with all that happened to the sequences of this connection; after `Watch` also `Stats`, at once and
+`STATS_INTERVAL_S` apart.
 """
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 
+import msgspec
+
 from gptj_serve.errors import ServingError
-from gptj_serve.request import EndEvent, EngineStats, Event, GenerationRequest, ModelInfo, Timings, TokenEvent
+from gptj_serve.request import EndEvent, EngineStats, Event, GenerationRequest, ModelInfo, TokenEvent
 
 STATS_INTERVAL_S = 0.25
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """A longer line ends the connection. 256 sequences of 2048 ids are about 4 MB."""
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class Submit(msgspec.Struct, tag_field="type", tag="submit"):
+    """A front asks for all sequences of one call. The engine notes on which connection, as for `Abort`."""
+
+    requests: tuple[GenerationRequest, ...]
+    connection: int = 0
+
+
+class Abort(msgspec.Struct, tag_field="type", tag="abort"):
+    """A front no longer wants this sequence."""
+
+    request_id: str
+    connection: int = 0
+
+
+class Watch(msgspec.Struct, tag_field="type", tag="watch"):
+    """A front wants statistics from now on."""
+
+
+class Hello(msgspec.Struct, tag_field="type", tag="hello"):
+    """The engine's first line on a connection."""
+
+    model: ModelInfo
+
+
+class Events(msgspec.Struct, tag_field="type", tag="events"):
+    """What a step did to the sequences of one connection; a sequence's tokens come before its end."""
+
+    tokens: list[TokenEvent]
+    ends: list[EndEvent]
+
+
+class Stats(msgspec.Struct, tag_field="type", tag="stats"):
+    """What the engine does."""
+
+    stats: EngineStats
 
 
 def hello(info: ModelInfo) -> bytes:
-    """The engine's first line on a connection."""
-    return _line({"type": "hello", "model": info.to_wire()})
+    """The line of a `Hello`."""
+    return _line(Hello(info))
 
 
 def submit(requests: Sequence[GenerationRequest]) -> bytes:
-    """A call's sequences."""
-    return _line({"type": "submit", "requests": [request.to_wire() for request in requests]})
+    """The line of a `Submit`."""
+    return _line(Submit(tuple(requests)))
 
 
 def abort(request_id: str) -> bytes:
-    """Cancel one sequence."""
-    return _line({"type": "abort", "request_id": request_id})
+    """The line of an `Abort`."""
+    return _line(Abort(request_id))
 
 
 def watch() -> bytes:
-    """Ask for statistics from now on."""
-    return _line({"type": "watch"})
+    """The line of a `Watch`."""
+    return _line(Watch())
 
 
 def stats(now: EngineStats) -> bytes:
-    """What the engine does."""
-    return _line({"type": "stats", "stats": asdict(now)})
+    """The line of a `Stats`."""
+    return _line(Stats(now))
 
 
 def events(batch: Iterable[Event]) -> bytes:
-    """What a step did to the sequences of one connection."""
-    tokens: list[Any] = []
-    ends: list[Any] = []
+    """The line of an `Events`. A log-probability that is not finite becomes None: JSON has no -inf."""
+    tokens: list[TokenEvent] = []
+    ends: list[EndEvent] = []
     for event in batch:
         if isinstance(event, TokenEvent):
-            token = [event.request_id, event.token_id, event.logprob]
-            tokens.append([*token, event.top_logprobs] if event.top_logprobs else token)
+            tokens.append(event)
         else:
-            error = event.error.to_wire() if event.error else None
-            timings = asdict(event.timings) if event.timings else None
-            ends.append([event.request_id, event.reason, error, timings])
-    return _line({"type": "events", "tokens": tokens, "ends": ends})
+            ends.append(event)
+    return _line(Events(tokens, ends))
 
 
-def read(line: bytes) -> dict[str, Any]:
-    """Parse a line.
-
-    Raises:
-        ValueError: Not a JSON object with a type.
-    """
-    message = json.loads(line)
-    if not isinstance(message, dict) or "type" not in message:
-        raise ValueError("not a message")
-    return message
+def read_from_front(line: bytes) -> Submit | Abort | Watch:
+    """What a front says. Raises ValueError if it is none of that."""
+    return _from_front.decode(line)
 
 
-def read_events(message: dict[str, Any]) -> list[Event]:
-    """The events of an ``events`` message; a sequence's tokens come before its end."""
-    tokens = [_read_token(*token) for token in message["tokens"]]
-    ends = [
-        EndEvent(
-            request_id,
-            reason,
-            ServingError.from_wire(error) if error else None,
-            Timings(**timings) if timings else None,
-        )
-        for request_id, reason, error, timings in message["ends"]
-    ]
-    return [*tokens, *ends]
+def read_hello(line: bytes) -> ModelInfo:
+    """What the engine says first. Raises ValueError if it is something else."""
+    return _hello.decode(line).model
 
 
-def read_stats(message: dict[str, Any]) -> EngineStats:
-    """The content of a ``stats`` message."""
-    return EngineStats(**message["stats"])
+def read_from_engine(line: bytes) -> Events | Stats:
+    """What the engine says after that. Raises ValueError if it is none of that."""
+    return _from_engine.decode(line)
 
 
-def _read_token(request_id: str, token_id: int, logprob: float | None, top: Sequence[Any] = ()) -> TokenEvent:
-    return TokenEvent(request_id, token_id, logprob, tuple((other, value) for other, value in top))
+def _line(message: msgspec.Struct) -> bytes:
+    return _encoder.encode(message) + b"\n"
 
 
-def _line(message: dict[str, Any]) -> bytes:
-    return _encode(message).encode() + b"\n"
+def _to_json(value: Any) -> Any:
+    if isinstance(value, ServingError):
+        return value.to_wire()
+    raise TypeError(f"{type(value).__name__} does not go over the socket")
+
+
+def _from_json(kind: type, value: Any) -> Any:
+    return kind.from_wire(value) if kind is ServingError else value
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_to_json)
+_from_front: "msgspec.json.Decoder[Submit | Abort | Watch]" = msgspec.json.Decoder(Submit | Abort | Watch)
+_hello = msgspec.json.Decoder(Hello)
+_from_engine: "msgspec.json.Decoder[Events | Stats]" = msgspec.json.Decoder(
+    Events | Stats, dec_hook=_from_json
+)

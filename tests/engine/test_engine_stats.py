@@ -21,7 +21,7 @@ from gptj_serve.engine.static.scheduler import Decode, Prefill, StaticScheduler
 from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.errors import InternalError
 from gptj_serve.request import EngineStats, GenerationRequest, ModelInfo, SamplingParams
-from support.engine_socket import connected
+from support.engine_socket import connected, read_stats
 from support.server import WAIT_TIMEOUT_S, until
 
 
@@ -69,7 +69,7 @@ def test_a_front_that_watches_is_told_again_and_again(tmp_path: Path) -> None:
             assert json.loads(lines.readline())["type"] == "hello"
             started_s = time.monotonic()
             front.sendall(wire.watch())
-            told = [wire.read_stats(wire.read(lines.readline())) for _ in range(3)]
+            told = [read_stats(lines) for _ in range(3)]
             assert [one.num_steps for one in told] == [1, 2, 3]
             assert time.monotonic() - started_s >= 1.5 * wire.STATS_INTERVAL_S
             lines.close()
@@ -131,7 +131,7 @@ def test_a_blocked_step_loop_delays_no_statistics(tmp_path: Path) -> None:
             front.sendall(wire.submit([request("a", 2)]))
             assert backend.entered.wait(WAIT_TIMEOUT_S)
             front.sendall(wire.watch())
-            told = [wire.read_stats(wire.read(lines.readline())) for _ in range(3)]
+            told = [read_stats(lines) for _ in range(3)]
             assert [(one.num_running, one.num_steps, one.cache_tokens) for one in told] == [(1, 0, 3)] * 3
             assert told[2].step_age_s - told[0].step_age_s >= 1.5 * wire.STATS_INTERVAL_S
             backend.go_on.set()

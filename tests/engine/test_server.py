@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +16,7 @@ from gptj_serve.engine.engine import Engine
 from gptj_serve.models.model_dir import find_checkpoint
 from gptj_serve.request import EndEvent, GenerationRequest, TokenEvent
 from gptj_serve.settings import Settings
-from support.engine_socket import connected
+from support.engine_socket import connected, read_events
 from support.fake_runner import FakeRunner, alone, limits, request
 from support.server import WAIT_TIMEOUT_S, until
 
@@ -54,13 +55,13 @@ def running(runner: FakeRunner, directory: Path, **environ: str) -> Iterator[tup
 
 
 def named(one: GenerationRequest, name: str) -> GenerationRequest:
-    return GenerationRequest.from_wire({**one.to_wire(), "request_id": name})
+    return replace(one, request_id=name)
 
 
 def read_until_ended(lines: BinaryIO, num_ends: int) -> Events:
     events: Events = []
     while sum(isinstance(event, EndEvent) for event in events) < num_ends:
-        events += wire.read_events(wire.read(lines.readline()))
+        events += read_events(lines)
     return events
 
 

@@ -216,8 +216,10 @@ class Server(Client):
             sock.settimeout(WAIT_TIMEOUT_S)
             sock.connect(command[command.index("--socket") + 1])
             sock.sendall(wire.watch())
-            assert wire.read(lines.readline())["type"] == "hello"
-            return wire.read_stats(wire.read(lines.readline()))
+            wire.read_hello(lines.readline())
+            told = wire.read_from_engine(lines.readline())
+            assert isinstance(told, wire.Stats)
+            return told.stats
 
     def settle(self) -> EngineStats:
         """Wait until the engine has nothing to do; what it says then."""

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def main() -> int:
         return EXIT_NOT_STARTED
     seconds = round(time.monotonic() - started_s, 3)
     log_event(logger, "engine_ready", "the engine is ready", seconds=seconds)
-    _say(args.ready_fd, {"status": "ready", "model": info.to_wire()})
+    _say(args.ready_fd, {"status": "ready", "model": asdict(info)})
     return _serve(engine)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gptj_serve import wire
 from gptj_serve.engine.scheduler import Scheduler
-from gptj_serve.engine.server import Abort, EngineServer, Gone, Message, Submit
+from gptj_serve.engine.server import EngineServer, Gone, Message
 from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.errors import ServingError, Unavailable
 from gptj_serve.request import EndEvent, EngineStats, Event
@@ -98,16 +98,16 @@ class Engine:
 
     def _handle(self, message: Message) -> None:
         now_s = time.monotonic()
-        if isinstance(message, Submit):
+        if isinstance(message, wire.Submit):
             self._submit(message, now_s)
-        elif isinstance(message, Abort):
+        elif isinstance(message, wire.Abort):
             self._report(self._scheduler.abort((message.connection, message.request_id), now_s))
         elif isinstance(message, Gone):
             for key in self._scheduler.held_keys():
                 if key[0] == message.connection:
                     self._scheduler.abort(key, now_s)
 
-    def _submit(self, message: Submit, now_s: float) -> None:
+    def _submit(self, message: wire.Submit, now_s: float) -> None:
         group = [((message.connection, request.request_id), request) for request in message.requests]
         try:
             self._scheduler.add(group, now_s)

@@ -12,32 +12,15 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gptj_serve import wire
 from gptj_serve.logs import log_event
-from gptj_serve.request import EngineStats, GenerationRequest, ModelInfo
+from gptj_serve.request import EngineStats, ModelInfo
 
 logger = logging.getLogger(__name__)
 
 MAX_UNSENT_BYTES = 32 * 1024 * 1024
 """A front that leaves more than this unread is cut off: it must not hold the engine's memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """A front asks for these sequences."""
-
-    connection: int
-    requests: tuple[GenerationRequest, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Abort:
-    """A front no longer wants this sequence."""
-
-    connection: int
-    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +30,7 @@ class Gone:
     connection: int
 
 
-Message = Submit | Abort | Gone
+Message = wire.Submit | wire.Abort | Gone
 
 
 class EngineServer:
@@ -97,13 +80,14 @@ class EngineServer:
         writer.write(wire.hello(self._info))
         try:
             while line := await reader.readline():
-                message = wire.read(line)
-                if message["type"] == "watch":
+                message = wire.read_from_front(line)
+                if isinstance(message, wire.Watch):
                     if connection not in self._watches:
                         self._watches[connection] = self._loop.create_task(self._watch(connection))
                 else:
-                    self.inbox.put(_parse(connection, message))
-        except (ValueError, KeyError, TypeError, OSError) as error:
+                    message.connection = connection
+                    self.inbox.put(message)
+        except (ValueError, OSError) as error:
             cut = f"a front's connection was cut: {type(error).__name__}"
             log_event(logger, "connection_cut", cut, level=logging.WARNING)
         finally:
@@ -141,11 +125,3 @@ class EngineServer:
                 await asyncio.wait_for(writer.drain(), timeout=1)
             writer.close()
         self._socket_path.unlink(missing_ok=True)
-
-
-def _parse(connection: int, message: dict[str, Any]) -> Message:
-    if message["type"] == "submit":
-        return Submit(connection, tuple(GenerationRequest.from_wire(one) for one in message["requests"]))
-    if message["type"] == "abort":
-        return Abort(connection, message["request_id"])
-    raise ValueError(f"unknown message {message['type']!r}")

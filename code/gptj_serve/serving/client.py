@@ -5,7 +5,6 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from gptj_serve import wire
 from gptj_serve.errors import DeadlinePassed, Unavailable
@@ -110,7 +109,7 @@ class _Connection:
         try:
             self._socket.connect(str(socket_path))
             self._reader = self._socket.makefile("rb")
-            self.info = ModelInfo.from_wire(self._read()["model"])
+            self.info = wire.read_hello(self._read())
         except BaseException:
             self._socket.close()
             raise
@@ -123,14 +122,16 @@ class _Connection:
         self._socket.sendall(line)
 
     def read_events(self) -> list[Event]:
-        return wire.read_events(self._read())
+        message = wire.read_from_engine(self._read())
+        # nobody has asked for statistics
+        return [*message.tokens, *message.ends] if isinstance(message, wire.Events) else []
 
     def close(self) -> None:
         self._reader.close()
         self._socket.close()
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> bytes:
         line = self._reader.readline()
         if not line.endswith(b"\n"):
             raise EOFError
-        return wire.read(line)
+        return line

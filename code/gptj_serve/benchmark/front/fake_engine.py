@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from gptj_serve import wire
-from gptj_serve.engine.server import Abort, EngineServer, Gone, Message, Submit
+from gptj_serve.engine.server import EngineServer, Gone, Message
 from gptj_serve.models.model_dir import find_checkpoint
 from gptj_serve.request import EndEvent, GenerationRequest, ModelInfo, Timings, TokenEvent
 from gptj_serve.serving.text import Tokenizer
@@ -89,11 +89,11 @@ class FakeEngine:
                 self._handle(message)
 
     def _handle(self, message: Message) -> None:
-        if isinstance(message, Submit):
+        if isinstance(message, wire.Submit):
             for request in message.requests:
                 self.kept[request.request_id] = Kept(time.monotonic())
                 self._running[message.connection, request.request_id] = request
-        elif isinstance(message, Abort):
+        elif isinstance(message, wire.Abort):
             if self._running.pop((message.connection, message.request_id), None):
                 end = EndEvent(message.request_id, "cancelled")
                 self._server.send({message.connection: wire.events([end])})

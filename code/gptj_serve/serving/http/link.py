@@ -35,8 +35,8 @@ class EngineLink:
     async def connect(socket_path: Path) -> "EngineLink":
         """Connect to the engine's socket. Raises OSError or EOFError."""
         reader, writer = await asyncio.open_unix_connection(str(socket_path), limit=wire.MAX_LINE_BYTES)
-        hello = wire.read(await reader.readuntil(b"\n"))
-        return EngineLink(ModelInfo.from_wire(hello["model"]), reader, writer)
+        info = wire.read_hello(await reader.readuntil(b"\n"))
+        return EngineLink(info, reader, writer)
 
     @property
     def info(self) -> ModelInfo:
@@ -92,11 +92,11 @@ class EngineLink:
         try:
             while line := await self._reader.readline():
                 self._heard_s = time.monotonic()
-                message = wire.read(line)
-                if message["type"] == "stats":
-                    self.stats = wire.read_stats(message)
-                elif message["type"] == "events":
-                    self._dispatch(wire.read_events(message))
+                message = wire.read_from_engine(line)
+                if isinstance(message, wire.Stats):
+                    self.stats = message.stats
+                else:
+                    self._dispatch([*message.tokens, *message.ends])
         except (OSError, ValueError):
             pass
         finally:

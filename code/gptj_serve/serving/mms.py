@@ -5,8 +5,6 @@ The server is started directly, not through ``sagemaker_inference.model_server``
 worker side is the toolkit's own: `gptj_serve.serving.mms_handler`.
 """
 
-import contextlib
-import http.client
 import importlib.util
 import json
 import os
@@ -18,12 +16,12 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 
-import gptj_serve
 from gptj_serve import run_dir
 from gptj_serve.errors import StartupError
 from gptj_serve.host.other_images import PROGRAM, has_program
 from gptj_serve.request import ModelInfo
 from gptj_serve.serving import mms_native
+from gptj_serve.serving.start import answer_status, environment
 from gptj_serve.settings import Settings
 
 CAN_WAIT = False
@@ -61,7 +59,7 @@ def prepare(
     properties.write_text(_properties(settings, info, home))
     log_config = home / "log4j2.xml"
     log_config.write_text(resources.files("gptj_serve.serving").joinpath("log4j2.xml").read_text())
-    package = _package_parent("mms")
+    package = mms_native.package().parent
     java = find_java(env)
     command = [str(java), *_java_options(java, settings)]
     command += [f"-Dmodel_server_home={package}", f"-Djava.io.tmpdir={home}", *mms_native.java_options(home)]
@@ -87,13 +85,7 @@ def check(env: Mapping[str, str]) -> None:
 
 def is_listening(settings: Settings) -> bool:
     """The server answers ``GET /ping``. It does so before its workers are up: `warm_up` waits for them."""
-    connection = _connect(settings, timeout_s=1)
-    with contextlib.closing(connection):
-        try:
-            connection.request("GET", "/ping")
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
+    return answer_status(settings, "GET", "/ping") == 200
 
 
 def has_lost_its_workers(directory: Path) -> bool:
@@ -119,21 +111,17 @@ def warm_up(settings: Settings, info: ModelInfo, directory: Path, wait: Callable
     Raises:
         StartupError: The workers do not answer.
     """
-    body = json.dumps({"inputs": "a", "parameters": {"max_new_tokens": info.max_context}})
-    headers = {"Content-Type": "application/json", run_dir.WARM_UP_HEADER: run_dir.warm_up_key(directory)}
+    body = json.dumps({"inputs": "a", "parameters": {"max_new_tokens": info.max_context}}).encode()
+    headers = {run_dir.WARM_UP_HEADER: run_dir.warm_up_key(directory)}
     num_left = WARM_UP_ROUNDS * num_workers(settings, info)
     give_up_s = time.monotonic() + WARM_UP_TIMEOUT_S
     while num_left and time.monotonic() < give_up_s:
-        connection = _connect(settings, timeout_s=1)
-        with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
-            while num_left:
-                wait()
-                connection.request("POST", "/invocations", body, headers)
-                answer = connection.getresponse()
-                answer.read()
-                if answer.status != 400:
-                    raise StartupError(f"the front's workers answer {answer.status}; see the log above")
-                num_left -= 1
+        wait()
+        status = answer_status(settings, "POST", "/invocations", body, headers)
+        if status == 400:
+            num_left -= 1
+        elif status is not None:
+            raise StartupError(f"the front's workers answer {status}; see the log above")
     if num_left:
         raise StartupError(f"the front's workers did not answer within {WARM_UP_TIMEOUT_S:g} s")
 
@@ -207,18 +195,12 @@ def _java_major(java: Path) -> int:
 
 
 def _worker_env(env: Mapping[str, str], directory: Path, home: Path) -> dict[str, str]:
-    source_root = str(Path(gptj_serve.__file__).parent.parent)
-    python_path = [source_root, env["PYTHONPATH"]] if env.get("PYTHONPATH") else [source_root]
     ours = {name: value for name, value in env.items() if not _is_for_toolkit_alone(name, value)}
     if not has_program(env):  # the toolkit would serve with functions of its own
         del ours[PROGRAM]
     return {
-        **ours,
-        "PYTHONPATH": os.pathsep.join(python_path),
+        **environment(ours, directory),
         "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false",  # a pool of threads for one text is only a detour
-        **run_dir.GIVING_MEMORY_BACK,
-        run_dir.ENV_NAME: str(directory),
         "LOG_LOCATION": str(home),
         "METRICS_LOCATION": str(home),
         "TEMP": str(home),
@@ -229,14 +211,3 @@ def _is_for_toolkit_alone(name: str, value: str) -> bool:
     # the toolkit reads these as numbers in every worker, empty ones too, and makes nothing of them there
     unused = ("SAGEMAKER_MODEL_SERVER_TIMEOUT", "SAGEMAKER_STARTUP_TIMEOUT")
     return name in unused or (name.startswith("SAGEMAKER_") and not value.strip())
-
-
-def _connect(settings: Settings, timeout_s: float) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(settings.local_host, settings.port, timeout=timeout_s)
-
-
-def _package_parent(name: str) -> Path:
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise StartupError(f"the package {name} is not installed")
-    return Path(spec.origin).parent.parent

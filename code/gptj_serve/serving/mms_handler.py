@@ -65,7 +65,7 @@ class GptjTransformer(Transformer):  # type: ignore[misc]
                 raise
             schema = schemas.guess(bytes(request.get("body") or b""))
             answer = self._model.render_error(error, about.request_id, about.call, schema)
-        context.set_response_status(code=answer.status, phrase=_reason(answer.status), idx=index)
+        context.set_response_status(code=answer.status, phrase=HTTPStatus(answer.status).phrase, idx=index)
         context.set_response_content_type(index, answer.content_type)
         for name, value in answer.headers.items():
             context.set_response_header(index, name, value)
@@ -79,10 +79,6 @@ class GptjTransformer(Transformer):  # type: ignore[misc]
         received = self._run_handler_function(self._input_fn, body, headers.get("content-type"))
         reply = self._run_handler_function(self._predict_fn, received, self._model)
         return self._run_handler_function(self._output_fn, reply, about.accept)
-
-
-def _reason(status: int) -> str:
-    return HTTPStatus(status).phrase
 
 
 _transformer = GptjTransformer()

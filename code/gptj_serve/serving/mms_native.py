@@ -39,14 +39,23 @@ def java_options(temporary: Path, folder: Path = FOLDER) -> list[str]:
     return []
 
 
-def extract(folder: Path = FOLDER) -> Path:
-    """Write the library for this processor to a folder; returns its path."""
+def package() -> Path:
+    """The folder of the model server's package.
+
+    Raises:
+        StartupError: It is not installed.
+    """
     spec = importlib.util.find_spec("mms")
     if spec is None or spec.origin is None:
         raise StartupError("the package multi-model-server is not installed")
+    return Path(spec.origin).parent
+
+
+def extract(folder: Path = FOLDER) -> Path:
+    """Write the library for this processor to a folder; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / _name()
-    with zipfile.ZipFile(Path(spec.origin).parent / ARCHIVE) as archive:
+    with zipfile.ZipFile(package() / ARCHIVE) as archive:
         library.write_bytes(archive.read(f"META-INF/native/{library.name}"))
     library.chmod(0o755)
     return library

@@ -1,16 +1,50 @@
-"""How a process of a front ends that cannot start: the launcher says why, in one record."""
+"""What both fronts need at their start: their environment, whether they answer, an end that has a reason."""
 
 import contextlib
+import http.client
 import logging
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import gptj_serve
 from gptj_serve import run_dir
 from gptj_serve.errors import StartupError, is_failure
 from gptj_serve.logs import log_event
+from gptj_serve.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+
+def environment(env: Mapping[str, str], directory: Path) -> dict[str, str]:
+    """What a front's processes are started with.
+
+    Args:
+        env: Environment to start from.
+        directory: Private directory of this service.
+    """
+    python_path = [str(Path(gptj_serve.__file__).parent.parent), env.get("PYTHONPATH", "")]
+    return {
+        **env,
+        "PYTHONPATH": os.pathsep.join(filter(None, python_path)),
+        "TOKENIZERS_PARALLELISM": "false",  # a pool of threads for one text is only a detour
+        **run_dir.GIVING_MEMORY_BACK,
+        run_dir.ENV_NAME: str(directory),
+    }
+
+
+def answer_status(
+    settings: Settings, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}
+) -> int | None:
+    """The status of the front's answer to one request; None if it does not answer within a second."""
+    connection = http.client.HTTPConnection(settings.local_host, settings.port, timeout=1)
+    with contextlib.closing(connection):
+        try:
+            connection.request(method, path, body, {"Content-Type": "application/json", **headers})
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return None
 
 
 @contextlib.contextmanager

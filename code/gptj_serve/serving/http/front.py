@@ -1,17 +1,14 @@
 """The HTTP front as the launcher sees it: what it is started with, and whether it answers."""
 
-import contextlib
-import http.client
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 # ruff: noqa: ARG001 - every front has these functions, and the other one needs the arguments
-import gptj_serve
 from gptj_serve import run_dir
 from gptj_serve.errors import StartupError
 from gptj_serve.request import ModelInfo
+from gptj_serve.serving.start import answer_status, environment
 from gptj_serve.settings import Settings
 
 CAN_WAIT = True
@@ -34,22 +31,14 @@ def prepare(
         directory: Private directory of this service.
         env: Environment to start from.
     """
-    source_root = str(Path(gptj_serve.__file__).parent.parent)
-    python_path = [source_root, env["PYTHONPATH"]] if env.get("PYTHONPATH") else [source_root]
-    front_env = {
-        **env,
-        "PYTHONPATH": os.pathsep.join(python_path),
-        "TOKENIZERS_PARALLELISM": "false",  # a pool of threads for one text is only a detour
-        **run_dir.GIVING_MEMORY_BACK,
-        run_dir.ENV_NAME: str(directory),
-    }
     command = [sys.executable, "-m", "gptj_serve.serving.http"]
-    return [*command, "--model-dir", str(model_dir), "--go-fd", str(go_fd)], front_env
+    command += ["--model-dir", str(model_dir), "--go-fd", str(go_fd)]
+    return command, environment(env, directory)
 
 
 def is_listening(settings: Settings) -> bool:
     """It answers ``GET /ping`` with 200."""
-    return _status(settings, "GET", "/ping") == 200
+    return answer_status(settings, "GET", "/ping") == 200
 
 
 def warm_up(settings: Settings, info: ModelInfo, directory: Path, wait: Callable[[], None]) -> None:
@@ -59,7 +48,7 @@ def warm_up(settings: Settings, info: ModelInfo, directory: Path, wait: Callable
         StartupError: The front does not answer as it should.
     """
     wait()
-    status = _status(
+    status = answer_status(
         settings,
         "POST",
         "/invocations",
@@ -73,19 +62,3 @@ def warm_up(settings: Settings, info: ModelInfo, directory: Path, wait: Callable
 def has_lost_its_workers(directory: Path) -> bool:
     """It has none: it is one process, whose end the launcher sees."""
     return False
-
-
-def _status(
-    settings: Settings,
-    method: str,
-    path: str,
-    body: bytes | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> int | None:
-    connection = http.client.HTTPConnection(settings.local_host, settings.port, timeout=1)
-    with contextlib.closing(connection):
-        try:
-            connection.request(method, path, body, {"Content-Type": "application/json", **(headers or {})})
-            return connection.getresponse().status
-        except (OSError, http.client.HTTPException):
-            return None

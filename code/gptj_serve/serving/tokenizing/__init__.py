@@ -4,8 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-_TOKENIZER = "tokenizer.json"
-_FACTS = "facts.json"
+_FILE = "prepared.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +27,10 @@ class PreparedTokenizer:
         Args:
             directory: Made if it is not there.
         """
-        facts = asdict(self)
         directory.mkdir(exist_ok=True)
-        (directory / _TOKENIZER).write_text(facts.pop("definition"), encoding="utf-8")
-        (directory / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
+        (directory / _FILE).write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
 
     @staticmethod
     def load(directory: Path) -> "PreparedTokenizer":
         """Read back what `save` wrote."""
-        definition = (directory / _TOKENIZER).read_text(encoding="utf-8")
-        return PreparedTokenizer(definition, **json.loads((directory / _FACTS).read_text(encoding="utf-8")))
+        return PreparedTokenizer(**json.loads((directory / _FILE).read_text(encoding="utf-8")))

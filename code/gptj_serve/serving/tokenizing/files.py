@@ -58,7 +58,6 @@ _WITHOUT_EFFECT_AT: Mapping[str, Sequence[Any]] = {
     "split_special_tokens": (False,),
 }
 _PLAIN_MODEL = {
-    "type": ("BPE",),
     "dropout": (None,),
     "unk_token": (None,),
     "continuing_subword_prefix": (None, ""),
@@ -67,6 +66,9 @@ _PLAIN_MODEL = {
     "byte_fallback": (False,),
     "ignore_merges": (False,),
 }
+
+AddedTokens = Mapping[str, Mapping[str, Any]]
+"""Those of ``tokenizer.json``, by their text."""
 
 
 def read_plain(directory: Path) -> PreparedTokenizer | None:
@@ -83,23 +85,26 @@ def read_plain(directory: Path) -> PreparedTokenizer | None:
         _check_vocab_and_merges(directory)
         return None
     definition = read_text(path)
-    saved = _parse(path, definition)
+    backend = _parse(path, definition)
+    saved = json.loads(definition)
     name = _class_name(directory, config)
-    known = _AddedTokens.of(saved)
+    known = _added_tokens(saved, backend)
     special = {**_named_by_default(name, config), **special_map, **_special_tokens(config)}
     is_plain = (
         known is not None
+        and isinstance(backend.model, tokenizers.models.BPE)
         and name in (_GPT2, *_AS_IT_IS)
         and _is_byte_level(saved, config.get("add_prefix_space", False))
         and _says_nothing_else(config)
         and _agree(special_map, config)
-        and known.has_all_special(special)
-        and known.has_decoder(config.get("added_tokens_decoder"))
-        and known.has_ids(added_ids)
+        and _are_all_special(special, known)
+        and _is_their_decoder(config.get("added_tokens_decoder"), known)
+        and all(content in known and known[content]["id"] == added_ids[content] for content in added_ids)
     )
     if known is None or not is_plain:
         return None
-    return PreparedTokenizer(definition, known.id_of(special.get("eos_token")))
+    eos_token = _content(special.get("eos_token"))
+    return PreparedTokenizer(definition, None if eos_token is None else known[eos_token]["id"])
 
 
 def _check_vocab_and_merges(directory: Path) -> None:
@@ -114,73 +119,43 @@ def _check_vocab_and_merges(directory: Path) -> None:
         raise StartupError(f"{directory / VOCAB}, {MERGES}: not a BPE vocabulary: {error}") from None
 
 
-def _parse(path: Path, definition: str) -> dict[str, Any]:
+def _parse(path: Path, definition: str) -> tokenizers.Tokenizer:
     try:
-        tokenizers.Tokenizer.from_str(definition)
+        return tokenizers.Tokenizer.from_str(definition)
     except Exception as error:  # the library raises plain `Exception`
         raise StartupError(f"{path}: not a tokenizer: {error}") from None
-    saved: dict[str, Any] = json.loads(definition)
-    return saved
 
 
-class _AddedTokens:
-    """The added tokens of a ``tokenizer.json``, which has each id at its place."""
+def _added_tokens(saved: Mapping[str, Any], backend: tokenizers.Tokenizer) -> AddedTokens | None:
+    """The added tokens of a ``tokenizer.json``; None if the library gives one another id than the file."""
+    added = saved.get("added_tokens") or ()
+    content_by_id = {
+        token_id: token.content for token_id, token in backend.get_added_tokens_decoder().items()
+    }
+    if len(added) != len(content_by_id):
+        return None
+    are_the_same = all(content_by_id.get(token["id"]) == token["content"] for token in added)
+    return {token["content"]: token for token in added} if are_the_same else None
 
-    def __init__(self, by_content: Mapping[str, Mapping[str, Any]]) -> None:
-        self._by_content = by_content
 
-    @staticmethod
-    def of(saved: Mapping[str, Any]) -> "_AddedTokens | None":
-        """None if ids are taken or leave a gap, so that they are not what the file says."""
-        vocab = saved["model"].get("vocab")
-        if not isinstance(vocab, dict):
-            return None
-        num_ids = len(vocab)
-        by_content = {}
-        for token in saved.get("added_tokens") or ():
-            content, token_id = token["content"], token["id"]
-            if content in by_content:
-                return None
-            if content not in vocab:
-                if token_id != num_ids:
-                    return None
-                num_ids += 1
-            elif vocab[content] != token_id:
-                return None
-            by_content[content] = token
-        return _AddedTokens(by_content)
+def _are_all_special(named: Mapping[str, Any], known: AddedTokens) -> bool:
+    """Whether all tokens that have a name, or are listed, are special in ``tokenizer.json`` too."""
+    tokens: list[Any] = []
+    for name, value in named.items():
+        is_list = name in _TOKEN_LISTS and isinstance(value, (list, dict))
+        tokens += value if is_list else [value] if value is not None else []
+    contents = map(_content, tokens)
+    return named.keys() <= {*_NAMED_TOKENS, *_TOKEN_LISTS} and all(
+        isinstance(content, str) and bool(known.get(content, {}).get("special")) for content in contents
+    )
 
-    def id_of(self, token: Any) -> int | None:
-        """The id of a token, as its text or as an object."""
-        content = token.get("content") if isinstance(token, dict) else token
-        return self._by_content[content]["id"] if content is not None else None
 
-    def has_all_special(self, special: Mapping[str, Any]) -> bool:
-        """Whether all tokens that have a name, or are listed, are special here too."""
-        tokens: list[Any] = []
-        for name, value in special.items():
-            is_list = name in _TOKEN_LISTS and isinstance(value, (list, dict))
-            tokens += value if is_list else [value] if value is not None else []
-        return special.keys() <= {*_NAMED_TOKENS, *_TOKEN_LISTS} and all(map(self._is_special, tokens))
-
-    def has_decoder(self, decoder: Any) -> bool:
-        """Whether a list of added tokens by their ids is that of ``tokenizer.json``, if there is one."""
-        ours = {str(token["id"]): _flags(token) for token in self._by_content.values()}
-        if not isinstance(decoder, dict) or not all(isinstance(token, dict) for token in decoder.values()):
-            return decoder is None
-        return {key: _flags(token) for key, token in decoder.items()} == ours
-
-    def has_ids(self, id_by_content: Mapping[str, Any]) -> bool:
-        """Whether all these tokens have these ids."""
-        return all(
-            content in self._by_content and self._by_content[content]["id"] == token_id
-            for content, token_id in id_by_content.items()
-        )
-
-    def _is_special(self, token: Any) -> bool:
-        content = token.get("content") if isinstance(token, dict) else token
-        ours = self._by_content.get(content) if isinstance(content, str) else None
-        return ours is not None and bool(ours.get("special"))
+def _is_their_decoder(decoder: Any, known: AddedTokens) -> bool:
+    """Whether a list of added tokens by their ids is that of ``tokenizer.json``, if there is one."""
+    ours = {str(token["id"]): _flags(token) for token in known.values()}
+    if not isinstance(decoder, dict) or not all(isinstance(token, dict) for token in decoder.values()):
+        return decoder is None
+    return {key: _flags(token) for key, token in decoder.items()} == ours
 
 
 def _flags(token: Mapping[str, Any]) -> dict[str, Any]:

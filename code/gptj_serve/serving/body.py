@@ -24,16 +24,21 @@ def media_type(content_type: str | None) -> str:
     Raises:
         UnsupportedMediaType: Another type, or a charset other than UTF-8.
     """
-    kind, *options = (content_type or JSON).split(";")
-    kind = kind.strip().lower() or JSON
+    kind, options = _options(content_type or JSON)
+    kind = kind or JSON
     if kind not in (JSON, PLAIN):
         raise UnsupportedMediaType(f"content type {kind[:80]!r} is not read here; send {JSON} or {PLAIN}")
-    for option in options:
-        name, _, value = option.partition("=")
-        charset = value.strip().strip("\"'").lower()
-        if name.strip().lower() == "charset" and charset not in _CHARSETS:
-            raise UnsupportedMediaType(f"charset {charset[:80]!r} is not read here; send utf-8")
+    charset = options.get("charset", "utf-8").strip("\"'").lower()
+    if charset not in _CHARSETS:
+        raise UnsupportedMediaType(f"charset {charset[:80]!r} is not read here; send utf-8")
     return kind
+
+
+def _options(media_type: str) -> tuple[str, dict[str, str]]:
+    """A media type's name, and by name what stands behind its semicolons."""
+    kind, *options = media_type.split(";")
+    pairs = (option.partition("=") for option in options)
+    return kind.strip().lower(), {name.strip().lower(): value.strip() for name, _, value in pairs}
 
 
 def decoded(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
@@ -141,16 +146,9 @@ def prefers_plain(accept: str | None) -> bool:
 
 
 def _ranks(accept: str) -> dict[str, float]:
-    ranks = {}
-    for media_range in accept.split(","):
-        kind, *options = media_range.split(";")
-        weight = 1.0
-        for option in options:
-            name, _, value = option.partition("=")
-            if name.strip().lower() == "q":
-                weight = _weight(value)
-        ranks[kind.strip().lower()] = weight
-    return ranks
+    """The weight of each media range that an ``Accept`` header names."""
+    named = map(_options, accept.split(","))
+    return {kind: _weight(options.get("q", "1")) for kind, options in named}
 
 
 def _weight(value: str) -> float:

@@ -139,9 +139,12 @@ def _serve(connections: socket.socket, work: Work) -> NoReturn:
 
 def _take_and_exit(sock: socket.socket, work: Work) -> NoReturn:
     try:
-        limit_s, num_bytes = _HEAD.unpack(_read(sock, _HEAD.size))
-        job = _read(sock, num_bytes)
-    except EOFError:
+        with sock.makefile("rb") as received:
+            limit_s, num_bytes = _HEAD.unpack(received.read(_HEAD.size))
+            job = received.read(num_bytes)
+    except (OSError, struct.error):
+        os._exit(1)
+    if len(job) < num_bytes:  # whoever asked has gone
         os._exit(1)
     _work_and_exit(sock, lambda: work(job), limit_s)
 
@@ -164,13 +167,3 @@ def _end_with(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
         sock.recv(1)
     os._exit(1)
-
-
-def _read(sock: socket.socket, num_bytes: int) -> bytes:
-    parts = []
-    while num_bytes > 0:
-        parts.append(sock.recv(min(num_bytes, 1 << 20)))
-        if not parts[-1]:
-            raise EOFError
-        num_bytes -= len(parts[-1])
-    return b"".join(parts)

@@ -20,6 +20,12 @@ class Metrics:
     Args:
         info: What runs in the engine.
         stats: What the engine last said of itself.
+
+    Attributes:
+        refused: To be called when a request found the queue full.
+        cancelled: To be called when a client went away before its answer was complete.
+        stream_opened: To be called when an answer begins to be streamed.
+        stream_closed: To be called when it has ended.
     """
 
     def __init__(self, info: ModelInfo, stats: Callable[[], EngineStats]) -> None:
@@ -42,9 +48,12 @@ class Metrics:
             "gptj_requests", "Requests answered", ["status", "schema"], registry=registry
         )
         self._answered: dict[tuple[str, int], Counter] = {}
-        self._refused = Counter("gptj_requests_refused", "Refused for a full queue", registry=registry)
-        self._cancelled = Counter("gptj_requests_cancelled", "Given up by their clients", registry=registry)
-        self._streams = Gauge("gptj_streams_open", "Answers that are being streamed", registry=registry)
+        self.refused = Counter("gptj_requests_refused", "Refused for a full queue", registry=registry).inc
+        self.cancelled = Counter(
+            "gptj_requests_cancelled", "Given up by their clients", registry=registry
+        ).inc
+        streams = Gauge("gptj_streams_open", "Answers that are being streamed", registry=registry)
+        self.stream_opened, self.stream_closed = streams.inc, streams.dec
         Info("gptj_build", "The service", registry=registry).info({"version": gptj_serve.__version__})
         Info("gptj_engine", "The engine", registry=registry).info(
             {
@@ -90,22 +99,6 @@ class Metrics:
         ):
             if value is not None:
                 kept.observe(value)
-
-    def refused(self) -> None:
-        """A request found the queue full."""
-        self._refused.inc()
-
-    def cancelled(self) -> None:
-        """A client went away before its answer was complete."""
-        self._cancelled.inc()
-
-    def stream_opened(self) -> None:
-        """An answer begins to be streamed."""
-        self._streams.inc()
-
-    def stream_closed(self) -> None:
-        """It has ended."""
-        self._streams.dec()
 
     def render(self) -> tuple[bytes, str]:
         """The text exposition and its content type."""

@@ -173,7 +173,8 @@ def _job(
         console.progress(f"Not needed to serve, and left out: {some([path.name for path in others])}")
     with console.bar(sum(path.stat().st_size for path in paths), "Reading") as add:
         files = read_all(paths, add)
-    weight_types = sorted({one.dtype for one in read_safetensors(checkpoint.files).values() if one.is_float})
+    tensors = read_safetensors(checkpoint.files).tensors.values()
+    weight_types = sorted({one.dtype for one in tensors if one.is_float})
     whole = manifest.of_files(name, files, checkpoint.num_weights, weight_types, is_tar)
     return _Job(files, whole, _prefix(to, name, whole.sha256, is_tar), making, work_dir)
 

@@ -64,35 +64,30 @@ def read_contents(files: CheckpointFiles) -> Contents[StoredTensor] | Contents[P
     Raises:
         StartupError: A file is unreadable, truncated, corrupt, or asks for code to be run.
     """
-    return (
-        _read_safetensors(files) if files.format == SAFETENSORS else _read_pickles(files, with_values=False)
-    )
+    return read_safetensors(files) if files.format == SAFETENSORS else read_pickles(files, with_values=False)
 
 
-def read_safetensors(files: CheckpointFiles) -> dict[str, StoredTensor]:
+def read_safetensors(files: CheckpointFiles) -> Contents[StoredTensor]:
     """Every tensor's place in the checkpoint's safetensors files. Raises as `read_contents`."""
-    return dict(_read_safetensors(files).tensors)
+    return _read_all(files, lambda path: Contents(read_header(path)))
 
 
-def read_pickles(files: CheckpointFiles) -> dict[str, PickledTensor]:
-    """Every tensor of the checkpoint's pickles, its numbers mapped or read. Raises as `read_contents`."""
-    return dict(_read_pickles(files, with_values=True).tensors)
+def read_pickles(files: CheckpointFiles, *, with_values: bool) -> Contents[PickledTensor]:
+    """Every tensor of the checkpoint's pickles. Raises as `read_contents`.
+
+    Args:
+        files: The checkpoint's.
+        with_values: Read the numbers of files from before PyTorch 1.6; those of later files are mapped.
+    """
+    from gptj_serve.models.pickles import read_pickle  # here: safetensors need no torch
+
+    return _read_all(files, lambda path: read_pickle(path, with_values=with_values))
 
 
 def unmapped_bytes(files: CheckpointFiles) -> int:
     """Size of the files that can only be read as a whole: no zip files, from before PyTorch 1.6."""
     pickles = files.paths if files.format == PICKLE else ()
     return sum(path.stat().st_size for path in pickles if not zipfile.is_zipfile(path))
-
-
-def _read_safetensors(files: CheckpointFiles) -> Contents[StoredTensor]:
-    return _read_all(files, lambda path: Contents(read_header(path)))
-
-
-def _read_pickles(files: CheckpointFiles, *, with_values: bool) -> Contents[PickledTensor]:
-    from gptj_serve.models.pickles import read_pickle  # here: safetensors need no torch
-
-    return _read_all(files, lambda path: read_pickle(path, with_values=with_values))
 
 
 def _read_all(files: CheckpointFiles, read: Callable[[Path], Contents[T]]) -> Contents[T]:

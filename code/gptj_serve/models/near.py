@@ -58,7 +58,7 @@ def describe_path(path: Path, given: str) -> str:
     if not _WEIGHTS.fullmatch(path.name):
         return "a file, expected a directory"
     if (path.parent / CONFIG).exists():
-        return f"a file, expected the directory of the whole model; give {_parent(given)}"
+        return f"a file, expected the directory of the whole model; give {Path(given).parent}"
     return (
         f"a file of weights alone; a model is a directory with {CONFIG}, a tokenizer and the weights; "
         f"make one of it: {_move_to(path, path.parent / path.stem)}, then copy {CONFIG} and the tokenizer's "
@@ -108,10 +108,6 @@ def _the_original() -> str:
     )
 
 
-def _parent(given: str) -> str:
-    return str(Path(given).parent)
-
-
 def _unpack(archive: Path) -> str:
     folder = archive.parent / archive.name.split(".")[0]
     target, source = shlex.quote(str(folder)), shlex.quote(str(archive))
@@ -153,17 +149,14 @@ def _broken_links(folder: Path, names: Sequence[str]) -> Iterator[str]:
 
 def _variants(folder: Path, names: Sequence[str]) -> Iterator[str]:
     for name in names:
-        if found := _VARIANT.fullmatch(name):
-            plain = f"{found['stem']}.{found['suffix']}"
-        elif found := _VARIANT_INDEX.fullmatch(name):
-            plain = f"{found['stem']}.{found['suffix']}.index.json"
-        else:
-            continue
-        yield (
-            f"{folder / name} is the variant {found['variant']!r}; give it the name that is read: "
-            f"{move_command(folder / name, folder / plain)}"
-        )
-        return
+        for pattern, ending in ((_VARIANT, ""), (_VARIANT_INDEX, ".index.json")):
+            if found := pattern.fullmatch(name):
+                plain = f"{found['stem']}.{found['suffix']}{ending}"
+                yield (
+                    f"{folder / name} is the variant {found['variant']!r}; give it the name that is read: "
+                    f"{move_command(folder / name, folder / plain)}"
+                )
+                return
 
 
 def _lone_shards(folder: Path, names: Sequence[str]) -> Iterator[str]:
@@ -176,29 +169,28 @@ def _lone_shards(folder: Path, names: Sequence[str]) -> Iterator[str]:
 
 def _checkpoints(folder: Path, names: Sequence[str]) -> Iterator[str]:
     place = shlex.quote(str(folder))
-    if any(_DEEPSPEED.fullmatch(name) for name in names):
-        convert = f"python3 {place}/zero_to_fp32.py {place} {place}"
-        yield f"{folder} is a DeepSpeed checkpoint; convert it: {convert}"
-    elif any(_SHARDED_FSDP.fullmatch(name) for name in names):
-        yield f"{folder} is an FSDP checkpoint; convert it: accelerate merge-weights {place} {place}"
-    elif any(_MEGATRON.fullmatch(name) for name in names):
-        yield (
-            f"{folder} is a Megatron checkpoint; convert it to Transformers' format with the converter of "
-            "the library that trained it"
-        )
+    kinds = {
+        _DEEPSPEED: f"a DeepSpeed checkpoint; convert it: python3 {place}/zero_to_fp32.py {place} {place}",
+        _SHARDED_FSDP: f"an FSDP checkpoint; convert it: accelerate merge-weights {place} {place}",
+        _MEGATRON: "a Megatron checkpoint; convert it to Transformers' format with the converter of the "
+        "library that trained it",
+    }
+    found = [what for pattern, what in kinds.items() if any(map(pattern.fullmatch, names))]
+    yield from (f"{folder} is {what}" for what in found[:1])
 
 
 def _other_formats(folder: Path, names: Sequence[str]) -> Iterator[str]:
+    original = _the_original()
     for name in names:
-        if _GGUF.fullmatch(name):
-            yield f"{folder / name} is of llama.cpp's format, which is not served; {_the_original()}"
-        elif _OTHER_LIBRARY.fullmatch(name):
-            yield f"{folder / name} is another library's, expected PyTorch's weights; {_the_original()}"
-        elif _ARCHIVE.fullmatch(name):
-            yield f"{folder / name} is an archive; unpack it: {_unpack(folder / name)}"
-        else:
-            continue
-        return
+        formats = {
+            _GGUF: f"of llama.cpp's format, which is not served; {original}",
+            _OTHER_LIBRARY: f"another library's, expected PyTorch's weights; {original}",
+            _ARCHIVE: f"an archive; unpack it: {_unpack(folder / name)}",
+        }
+        for pattern, what in formats.items():
+            if pattern.fullmatch(name):
+                yield f"{folder / name} is {what}"
+                return
 
 
 def _lone_weights(folder: Path, names: Sequence[str]) -> Iterator[str]:

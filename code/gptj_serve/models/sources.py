@@ -1,6 +1,7 @@
 """Where a checkpoint's numbers are read from: byte ranges of safetensors files, or mapped pickles."""
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -121,13 +122,15 @@ def open_sources(checkpoint: Checkpoint) -> Iterator[dict[str, Source]]:
     """
     paths, expected = checkpoint.files.paths, shapes_of(checkpoint.architecture)
     with contextlib.ExitStack() as stack:
-        opened = {path: stack.enter_context(_opened(path)) for path in paths}
+        opened = {path: stack.enter_context(_opened(path)).fileno() for path in paths}
         before = {path: _signature(descriptor) for path, descriptor in opened.items()}
         if checkpoint.files.format == SAFETENSORS:
-            stored = check_tensors(read_safetensors(checkpoint.files), expected, checkpoint.directory)
+            found = read_safetensors(checkpoint.files).tensors
+            stored = check_tensors(found, expected, checkpoint.directory)
             yield {name: FileSource(tensor, opened[tensor.path]) for name, tensor in stored.items()}
         else:
-            mapped = check_tensors(read_pickles(checkpoint.files), expected, checkpoint.directory)
+            pickled = read_pickles(checkpoint.files, with_values=True).tensors
+            mapped = check_tensors(pickled, expected, checkpoint.directory)
             # only what was saved transposed is copied here
             yield {name: MappedSource(one.tensor.contiguous()) for name, one in mapped.items()}
         for path, descriptor in opened.items():
@@ -135,16 +138,11 @@ def open_sources(checkpoint: Checkpoint) -> Iterator[dict[str, Source]]:
                 raise StartupError(f"{path}: was changed while it was loaded; start again when it is whole")
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
+def _opened(path: Path) -> io.FileIO:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return path.open("rb", buffering=0)
     except OSError as error:
         raise unreadable(path, error) from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _signature(descriptor: int) -> tuple[int, int]:

@@ -257,7 +257,8 @@ def _checked(directory: Path, shards: Shards) -> Checkpoint:
         StartupError: It is not the model that should have been written.
     """
     checkpoint = find_checkpoint(directory, option="")
-    found = check_tensors(read_safetensors(checkpoint.files), shapes_of(checkpoint.architecture), directory)
+    stored_tensors = read_safetensors(checkpoint.files).tensors
+    found = check_tensors(stored_tensors, shapes_of(checkpoint.architecture), directory)
     for name, tensors in shards.items():
         for tensor in tensors:
             stored = found.pop(tensor.name, None)

@@ -90,7 +90,7 @@ def needs_conversion(checkpoint: Checkpoint, keep_dtype: bool, shard_bytes: int)
     """
     if checkpoint.files.format != SAFETENSORS:
         return "the weights are a pickle"
-    tensors = read_safetensors(checkpoint.files).values()
+    tensors = read_safetensors(checkpoint.files).tensors.values()
     others = sorted({tensor.dtype for tensor in tensors if tensor.is_float} - {"F16"})
     if others and not keep_dtype:
         return f"the weights are {', '.join(others)}"

@@ -13,9 +13,8 @@ import torch
 from gptj_serve import wire
 from gptj_serve.engine import server as server_module
 from gptj_serve.engine.engine import Engine
-from gptj_serve.engine.scheduler import Sampled
+from gptj_serve.engine.scheduler import Limits, Sampled
 from gptj_serve.engine.server import EngineServer
-from gptj_serve.engine.static.backend import BackendLimits
 from gptj_serve.engine.static.runner import StaticRunner
 from gptj_serve.engine.static.scheduler import Decode, Prefill, StaticScheduler
 from gptj_serve.engine.step_loop import StepLoop
@@ -94,7 +93,7 @@ class StuckBackend:
     """Blocks in its first step until it is let go."""
 
     name = "stuck"
-    limits = BackendLimits(4, 32, 10)
+    limits = Limits(4, 32, 10)
 
     def __init__(self) -> None:
         self.entered = threading.Event()

@@ -11,14 +11,14 @@ from gptj_serve.engine.choose import Machine, choose_engine
 from gptj_serve.engine.engine import Engine
 from gptj_serve.engine.fused.kernels.library import find_library
 from gptj_serve.engine.fused.obstacle import obstacle
-from gptj_serve.engine.fused.schedule.plan import ContinuousRunner, RunnerLimits
+from gptj_serve.engine.fused.schedule.plan import ContinuousRunner
 from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
 from gptj_serve.engine.machine import describe, limit_threads, look_at_machine
 from gptj_serve.engine.sampling import sampler
-from gptj_serve.engine.scheduler import Scheduler
+from gptj_serve.engine.scheduler import Limits, Scheduler
 from gptj_serve.engine.server import EngineServer
 from gptj_serve.engine.start_log import logged_import
-from gptj_serve.engine.static.backend import Backend, BackendLimits
+from gptj_serve.engine.static.backend import Backend
 from gptj_serve.engine.static.runner import StaticRunner
 from gptj_serve.engine.static.scheduler import StaticScheduler, StaticStep
 from gptj_serve.engine.step_loop import StepLoop
@@ -53,9 +53,17 @@ def build_engine(settings: Settings, checkpoint: Checkpoint, socket_path: Path) 
     log_event(logger, "engine_chosen", f"engine {name} ({reason})", **fields)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if name == "fused":
-        runner = _load_fused(settings, checkpoint, device, library)
+        from gptj_serve.engine.fused.build import load_fused
+
+        runner = load_fused(
+            checkpoint,
+            device,
+            max_batch_size=settings.max_batch_size,
+            max_context=settings.max_context,
+            library=library,
+        )
         return join_continuous(runner, settings, checkpoint, socket_path)
-    backend = _load(name, settings, checkpoint, device)
+    backend = _load_static(name, settings, checkpoint, device)
     # all of these backends make their logits float32
     sampler.warm_up(device, torch.float32, backend.limits.max_batch_size, backend.limits.vocab_size)
     return join_static(backend, device, settings, checkpoint, socket_path)
@@ -103,7 +111,7 @@ def join_continuous(
 def _model_info(
     name: str,
     batching: str,
-    limits: BackendLimits | RunnerLimits,
+    limits: Limits,
     settings: Settings,
     checkpoint: Checkpoint,
 ) -> ModelInfo:
@@ -134,35 +142,14 @@ def _open(
     return joined
 
 
-def _load(name: str, settings: Settings, checkpoint: Checkpoint, device: torch.device) -> Backend:
+def _load_static(name: str, settings: Settings, checkpoint: Checkpoint, device: torch.device) -> Backend:
     # each imports what it needs and no more: Transformers alone takes longer than PyTorch
-    load = {"hf": _load_hf, "deepspeed": _load_deepspeed}[name]
-    return load(settings, checkpoint, device)
-
-
-def _load_fused(
-    settings: Settings, checkpoint: Checkpoint, device: torch.device, library: Path | None
-) -> ContinuousRunner:
-    from gptj_serve.engine.fused.build import load_fused
-
-    return load_fused(
-        checkpoint,
-        device,
-        max_batch_size=settings.max_batch_size,
-        max_context=settings.max_context,
-        library=library,
-    )
-
-
-def _load_hf(settings: Settings, checkpoint: Checkpoint, device: torch.device) -> Backend:
-    with logged_import("Transformers"):
-        from gptj_serve.engine.static.hf import load_hf
-    return load_hf(
-        checkpoint, device, max_batch_size=settings.max_batch_size, max_context=settings.max_context
-    )
-
-
-def _load_deepspeed(settings: Settings, checkpoint: Checkpoint, device: torch.device) -> Backend:
+    if name == "hf":
+        with logged_import("Transformers"):
+            from gptj_serve.engine.static.hf import load_hf
+        return load_hf(
+            checkpoint, device, max_batch_size=settings.max_batch_size, max_context=settings.max_context
+        )
     with logged_import("Transformers and DeepSpeed"):
         from gptj_serve.engine.static.deepspeed.backend import load_deepspeed
         from gptj_serve.engine.static.deepspeed.rules import check_config

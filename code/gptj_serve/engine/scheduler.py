@@ -84,6 +84,22 @@ class Sampled:
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a loaded model can hold, however it batches.
+
+    Attributes:
+        max_batch_size: Sequences that run together at most.
+        max_context: Positions of one sequence at most, prompt plus new tokens. In a static batch these are
+            columns: the longest prompt (shorter ones are padded on the left to its length) plus what follows.
+        vocab_size: Width of the logits.
+    """
+
+    max_batch_size: int
+    max_context: int
+    vocab_size: int
+
+
 class IntegrityError(Exception):
     """The books do not add up: a block leaked, is held twice, or someone has too few. Always a bug."""
 

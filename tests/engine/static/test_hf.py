@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from gptj_serve.engine.failures import BackendDead, BatchLost
+from gptj_serve.engine.scheduler import Limits
 from gptj_serve.engine.static import hf
-from gptj_serve.engine.static.backend import Backend, BackendLimits
+from gptj_serve.engine.static.backend import Backend
 from gptj_serve.engine.static.hf import HfBackend, load_hf, row_bytes, rows_that_fit, warm_up
 from gptj_serve.engine.static.transformers_loader import load_model
 from gptj_serve.errors import StartupError
@@ -224,7 +225,7 @@ def test_loads_as_float32_on_a_cpu_and_warms_up(
     with caplog.at_level(logging.INFO, logger="gptj_serve"):
         backend = load_hf(checkpoint, CPU)
     assert backend._model.dtype == torch.float32
-    assert backend.limits == BackendLimits(max_batch_size=8, max_context=64, vocab_size=100)
+    assert backend.limits == Limits(max_batch_size=8, max_context=64, vocab_size=100)
     events = [record.fields["event"] for record in caplog.records if hasattr(record, "fields")]
     assert events == ["model_loaded", "warmed_up"]
     assert backend.prefill([[1]]).shape == (1, VOCAB)  # the warm-up left nothing behind
@@ -250,7 +251,7 @@ def test_damaged_weights_stop_the_start(tmp_path: Path) -> None:
     model = load_model(checkpoint, CPU, torch.float32)
     model.transformer.ln_f.bias[3] = float("nan")
     with pytest.raises(StartupError, match="not finite numbers"):
-        warm_up(HfBackend(model, BackendLimits(2, 64, 100)))
+        warm_up(HfBackend(model, Limits(2, 64, 100)))
 
 
 def test_a_warm_up_that_fails_stops_the_start(backend: HfBackend, monkeypatch: pytest.MonkeyPatch) -> None:

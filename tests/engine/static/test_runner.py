@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gptj_serve.engine.scheduler import HeldSequence
-from gptj_serve.engine.static.backend import BackendLimits
+from gptj_serve.engine.scheduler import HeldSequence, Limits
 from gptj_serve.engine.static.runner import StaticRunner
 from gptj_serve.engine.static.scheduler import Decode, Prefill
 from gptj_serve.request import GenerationRequest, SamplingParams
@@ -17,7 +16,7 @@ class Scripted:
     """A backend whose logits are given."""
 
     name = "scripted"
-    limits = BackendLimits(3, 16, VOCAB)
+    limits = Limits(3, 16, VOCAB)
 
     def __init__(self) -> None:
         self.logits_BV = torch.zeros(3, VOCAB)

@@ -28,7 +28,8 @@ from transformers import DynamicCache, GPTJConfig, GPTJForCausalLM
 import gptj_serve
 from gptj_serve import demo
 from gptj_serve.engine.failures import BatchLost
-from gptj_serve.engine.static.backend import Backend, BackendLimits
+from gptj_serve.engine.scheduler import Limits
+from gptj_serve.engine.static.backend import Backend
 from gptj_serve.engine.static.deepspeed import backend as engine
 from gptj_serve.engine.static.hf import HfBackend
 
@@ -141,7 +142,7 @@ def measure_hf(
     plain16: GPTJForCausalLM, paths: list[dict[str, Any]], max_context: int
 ) -> list[dict[str, Any]]:
     """The `hf` engine on the same paths, alone and padded into one batch."""
-    backend = HfBackend(plain16, BackendLimits(4, max_context, plain16.config.vocab_size))
+    backend = HfBackend(plain16, Limits(4, max_context, plain16.config.vocab_size))
     logits = [follow(backend, [path])[0] for path in paths] + follow(backend, paths)
     return [judge(path, one) for path, one in zip(paths * 2, logits, strict=True)]
 

@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -77,7 +76,8 @@ def load_fused(
     cache = {} if is_cuda else _cpu_cache_needs(architecture, max_context)
     weights = load_weights(checkpoint, device, torch.float16 if is_cuda else torch.float32, beside=cache)
     max_batch_size = max_batch_size or MAX_AUTO_BATCH_SIZE
-    prefill_chunk, max_prefill = prefill_sizes(_memory_bytes(device))
+    gpu_bytes = torch.cuda.get_device_properties(device).total_memory if is_cuda else None
+    prefill_chunk, max_prefill = prefill_sizes(gpu_bytes)
     state = make_state(architecture, weights, max_batch_size, max_context, max_prefill)
     limits = RunnerLimits(
         max_batch_size=max_batch_size,
@@ -94,10 +94,6 @@ def load_fused(
         _warm_up(runner)
     _log(limits, state)
     return runner
-
-
-def _memory_bytes(device: torch.device) -> int | None:
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def make_state(
@@ -193,10 +189,11 @@ def _architecture(device: torch.device) -> str:
 
 
 def _log(limits: RunnerLimits, state: State) -> None:
-    cache_bytes = 2 * state.cache.keys_LNHSE.nbytes
-    fields: dict[str, Any] = {
-        "cache_tokens": limits.num_blocks * limits.block_size,
-        "cache_bytes": cache_bytes,
-        "max_batch_size": limits.max_batch_size,
-    }
-    log_event(logger, "cache_ready", "the KV cache is ready", **fields)
+    log_event(
+        logger,
+        "cache_ready",
+        "the KV cache is ready",
+        cache_tokens=limits.num_blocks * limits.block_size,
+        cache_bytes=2 * state.cache.keys_LNHSE.nbytes,
+        max_batch_size=limits.max_batch_size,
+    )

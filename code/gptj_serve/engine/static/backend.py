@@ -5,26 +5,11 @@ requests, sampling or time: the scheduler decides what runs, the sampler chooses
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-
-@dataclass(frozen=True, slots=True)
-class BackendLimits:
-    """What a loaded backend can hold.
-
-    Attributes:
-        max_batch_size: Rows in one batch at most.
-        max_context: Columns at most: longest prompt of the batch (shorter ones are padded on the
-            left to its length) plus the tokens decoded after it.
-        vocab_size: Width of the logits.
-    """
-
-    max_batch_size: int
-    max_context: int
-    vocab_size: int
+from gptj_serve.engine.scheduler import Limits
 
 
 class Backend(Protocol):
@@ -36,7 +21,7 @@ class Backend(Protocol):
     """
 
     name: str
-    limits: BackendLimits
+    limits: Limits
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Start a batch.

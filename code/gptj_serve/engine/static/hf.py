@@ -11,8 +11,8 @@ from transformers import DynamicCache, GPTJForCausalLM
 
 from gptj_serve.engine.device_errors import batch_errors
 from gptj_serve.engine.failures import BackendDead, BatchLost
+from gptj_serve.engine.scheduler import Limits
 from gptj_serve.engine.start_log import logged_warm_up
-from gptj_serve.engine.static.backend import BackendLimits
 from gptj_serve.engine.static.transformers_loader import load_model
 from gptj_serve.errors import StartupError
 from gptj_serve.models.model_dir import Checkpoint
@@ -44,7 +44,7 @@ def load_hf(
     max_context = min(max_context or longest, longest)
     if max_batch_size is None:
         max_batch_size = _auto_batch_size(checkpoint, device, max_context)
-    backend = HfBackend(model, BackendLimits(max_batch_size, max_context, checkpoint.architecture.vocab_size))
+    backend = HfBackend(model, Limits(max_batch_size, max_context, checkpoint.architecture.vocab_size))
     with logged_warm_up():
         warm_up(backend)
     return backend
@@ -96,7 +96,7 @@ class HfBackend:
 
     name = "hf"
 
-    def __init__(self, model: GPTJForCausalLM, limits: BackendLimits) -> None:
+    def __init__(self, model: GPTJForCausalLM, limits: Limits) -> None:
         self.limits = limits
         self._model = model
         self._batch: _Batch | None = None

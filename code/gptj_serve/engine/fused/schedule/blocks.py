@@ -1,6 +1,8 @@
 """The free list of cache blocks. No torch: a block is a number here."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from gptj_serve.engine.scheduler import IntegrityError
 
@@ -58,12 +60,9 @@ class BlockPool:
         Raises:
             IntegrityError: One is not; says which.
         """
-        num_holders = [0] * self.num_blocks
-        for blocks in held:
-            for block in blocks:
-                num_holders[block] += 1
-        for block in self._free:
-            num_holders[block] += 1
-        for block, number in enumerate(num_holders):
-            if number != 1:
-                raise IntegrityError(f"block {block} is free or held {number} times; once is right")
+        num_holders = Counter(chain(self._free, *held))
+        for block in range(self.num_blocks):
+            if num_holders[block] != 1:
+                raise IntegrityError(
+                    f"block {block} is free or held {num_holders[block]} times; once is right"
+                )

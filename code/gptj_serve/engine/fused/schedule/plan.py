@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from gptj_serve.engine.scheduler import Limits
 from gptj_serve.engine.step_loop import StepRunner
 from gptj_serve.request import GenerationRequest
 
@@ -75,13 +76,10 @@ class ContinuousStep:
 
 
 @dataclass(frozen=True, slots=True)
-class RunnerLimits:
-    """What a loaded runner can hold.
+class RunnerLimits(Limits):
+    """What a loaded runner can hold; it has a slot for each sequence that may run.
 
     Attributes:
-        max_batch_size: Sequences that run together at most: the number of slots.
-        max_context: Positions of one sequence at most, prompt plus new tokens.
-        vocab_size: Width of the logits.
         block_size: Positions in one cache block.
         num_blocks: Cache blocks that sequences may use, ids 0..num_blocks-1.
         prefill_chunk: Tokens in one step at most while sequences are being decoded, theirs included (but
@@ -89,9 +87,6 @@ class RunnerLimits:
         max_prefill: Prompt tokens in one step at most, ever.
     """
 
-    max_batch_size: int
-    max_context: int
-    vocab_size: int
     block_size: int
     num_blocks: int
     prefill_chunk: int

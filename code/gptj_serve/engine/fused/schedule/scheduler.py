@@ -243,16 +243,14 @@ class ContinuousScheduler(Scheduler[ContinuousStep]):
         if head.call in calls or number < 2:
             return
         of_call = [sequence for sequence in self._running() if sequence.call == call][1:]
-        youngest = next((one for one in reversed(of_call) if self._may_make_way(one)), None)
-        if youngest is not None:
+        may_go = [one for one in of_call if not one.request.reproducible and self._wants_token(one)]
+        if may_go:
+            youngest = may_go[-1]
             self._seats.give_back(youngest)
             youngest.turn = self._turn + 1
             self._queue([youngest])
             self._made_way_s = now_s
             self.counters.preempted += 1
-
-    def _may_make_way(self, sequence: HeldSequence) -> bool:
-        return not sequence.request.reproducible and self._wants_token(sequence)
 
     def _wants_token(self, sequence: HeldSequence) -> bool:
         num_asked = len(sequence.generated_ids) + self._num_pending[sequence]

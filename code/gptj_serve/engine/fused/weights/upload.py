@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -138,38 +137,26 @@ def upload(
     return Uploaded(sum(part.num_bytes for part in parts), read_s, put_s)
 
 
-class _Lane(Protocol):
-    """One reader's way to the device."""
-
-    def buffer(self) -> torch.Tensor:
-        """The host bytes to read the next chunk into; waits until the device has taken what was in them."""
-        ...
-
-    def put(self, chunk: Chunk) -> None:
-        """Send on the chunk that was read into the buffer."""
-        ...
-
-    def finish(self) -> None:
-        """Wait until all is in place."""
-        ...
-
-
 class _HostLane:
+    """One reader's way to the weights where these are on the host."""
+
     def __init__(self, num_bytes: int) -> None:
         self._buffer_N = torch.empty(num_bytes, dtype=torch.uint8)
 
     def buffer(self) -> torch.Tensor:
+        """The host bytes to read the next chunk into; waits until the device has taken what was in them."""
         return self._buffer_N
 
     def put(self, chunk: Chunk) -> None:
+        """Send on the chunk that was read into the buffer."""
         chunk.put(self._buffer_N)
 
     def finish(self) -> None:
-        pass
+        """Wait until all is in place."""
 
 
 class _CudaLane:
-    """Made and used in its reader's thread."""
+    """The same where they are on a GPU. Made and used in its reader's thread."""
 
     def __init__(self, device: torch.device, num_bytes: int) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -203,7 +190,7 @@ class _CudaLane:
         self._stream.synchronize()
 
 
-def _move(chunks: deque[Chunk], lane: _Lane) -> tuple[float, float]:
+def _move(chunks: deque[Chunk], lane: _HostLane | _CudaLane) -> tuple[float, float]:
     """Move chunks until there are none; returns the seconds for reading and those for the rest."""
     read_s = 0.0
     started_s = time.monotonic()

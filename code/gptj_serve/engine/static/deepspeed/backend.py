@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from transformers import GPTJForCausalLM
 
 from gptj_serve.engine.device_errors import batch_errors
+from gptj_serve.engine.scheduler import Limits
 from gptj_serve.engine.start_log import logged_warm_up
-from gptj_serve.engine.static.backend import BackendLimits
 from gptj_serve.engine.static.deepspeed.inject import RunBlock, bind_block, check_first, inject, reset_cache
 from gptj_serve.engine.static.deepspeed.kernels import (
     check_extension,
@@ -81,7 +81,7 @@ class DeepSpeedBackend:
 
     name = "deepspeed"
 
-    def __init__(self, model: GPTJForCausalLM, run_blocks: Sequence[RunBlock], limits: BackendLimits) -> None:
+    def __init__(self, model: GPTJForCausalLM, run_blocks: Sequence[RunBlock], limits: Limits) -> None:
         self.limits = limits
         self._run_blocks = tuple(run_blocks)
         self._embedding_VD = model.transformer.wte.weight
@@ -197,7 +197,7 @@ def load_deepspeed(
         probe = _Probe.of(model, min(max_context, NUM_PROBE_TOKENS))
         blocks = inject(model, extension, max_context)
         batch_size = choose_batch_size(shape, _free_bytes(model.device), max_batch_size, max_context)
-        limits = BackendLimits(batch_size, max_context, shape.vocab_size)
+        limits = Limits(batch_size, max_context, shape.vocab_size)
         backend = DeepSpeedBackend(model, [bind_block(block) for block in blocks], limits)
         _take_workspace(backend, blocks)
         with logged_warm_up():

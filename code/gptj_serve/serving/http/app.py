@@ -50,14 +50,13 @@ def build(shared: Shared) -> Starlette:
         shared: What the endpoints work with.
     """
     generate = Generate(shared, schemas.read)
-    read_whole, read_stream = (functools.partial(schemas.read_generate, stream=one) for one in (False, True))
     name = shared.link.info.model_name
     model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "gptj-serve"}
     document = openapi.document(shared.settings.page, name)
     endpoints: dict[str, Any] = {
         "/invocations": generate,
-        "/generate": Generate(shared, read_whole),
-        "/generate_stream": Generate(shared, read_stream),
+        "/generate": Generate(shared, schemas.read_generate),
+        "/generate_stream": Generate(shared, schemas.read_generate_stream),
         "/info": functools.partial(_info, shared),
         "/v1/completions": Generate(shared, schemas.read_completions, schemas.COMPLETIONS),
         "/v1/chat/completions": Generate(shared, schemas.read_chat, schemas.COMPLETIONS),

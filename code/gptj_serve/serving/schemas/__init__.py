@@ -1,6 +1,7 @@
 """The request and response schemas, one module each; the body's shape says which one a client speaks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from gptj_serve.errors import BadRequest, UnsupportedMediaType
@@ -41,31 +42,29 @@ def read(data: bytes, content_type: str | None, max_bytes: int) -> Ask:
     return _read_document(body.read_json(text))
 
 
-def read_generate(data: bytes, content_type: str | None, max_bytes: int, *, stream: bool) -> Ask:
-    """Read the body of TGI's ``/generate`` or, with ``stream``, of its ``/generate_stream``.
+def _read_as(read: Callable[[Any], Ask], data: bytes, content_type: str | None, max_bytes: int) -> Ask:
+    """Read a body in the one schema of its path.
 
     Raises:
         ServingError: 400, 413 or 415.
     """
-    return tgi.read_generate(_read_object(data, content_type, max_bytes), stream)
+    if body.media_type(content_type) != body.JSON:
+        raise UnsupportedMediaType(f"content type {body.PLAIN!r} is not read here; send {body.JSON}")
+    document = body.read_json(body.read_text(data, max_bytes))
+    if not isinstance(document, dict):
+        raise BadRequest("the body must be a JSON object")
+    return read(document)
 
 
-def read_completions(data: bytes, content_type: str | None, max_bytes: int) -> Ask:
-    """Read the body of ``/v1/completions``.
-
-    Raises:
-        ServingError: 400, 413 or 415.
-    """
-    return openai.read(_read_object(data, content_type, max_bytes))
-
-
-def read_chat(data: bytes, content_type: str | None, max_bytes: int) -> Ask:
-    """Read the body of ``/v1/chat/completions``.
-
-    Raises:
-        ServingError: 400, 413 or 415.
-    """
-    return chat.read(_read_object(data, content_type, max_bytes))
+# they cross to other processes: what they are made of is found there by its name
+read_completions = partial(_read_as, openai.read)
+"""Reads the body of ``/v1/completions``, as `read` does."""
+read_chat = partial(_read_as, chat.read)
+"""Reads the body of ``/v1/chat/completions``."""
+read_generate = partial(_read_as, partial(tgi.read_generate, stream=False))
+"""Reads the body of TGI's ``/generate``."""
+read_generate_stream = partial(_read_as, partial(tgi.read_generate, stream=True))
+"""Reads the body of TGI's ``/generate_stream``."""
 
 
 def render(
@@ -82,35 +81,17 @@ def render(
     document = of(call.ask.schema).render(call, answers, request_id, num_generated)
     if isinstance(document, str):
         return document.encode(), body.PLAIN_UTF8
-    return b"".join(_pieces(document)), body.JSON
+    return _to_json(document), body.JSON
 
 
-def _pieces(document: Any) -> Iterator[bytes]:
-    """JSON, an answer at a time: encoding all at once would let no other thread run meanwhile."""
+def _to_json(document: Any) -> bytes:
+    """JSON, encoded an answer at a time: all at once would let no other thread run meanwhile."""
+    if isinstance(document, list):
+        return b"[" + b",".join(encode(one).encode() for one in document) + b"]"
     if isinstance(document, dict):
-        start = b"{"
-        for name, value in document.items():
-            yield start + encode(name).encode() + b":"
-            yield from _pieces(value) if isinstance(value, list) else (encode(value).encode(),)
-            start = b","
-        yield b"}" if document else b"{}"
-    elif isinstance(document, list):
-        start = b"["
-        for value in document:
-            yield start + encode(value).encode()
-            start = b","
-        yield b"]" if document else b"[]"
-    else:
-        yield encode(document).encode()
-
-
-def _read_object(data: bytes, content_type: str | None, max_bytes: int) -> dict[str, Any]:
-    if body.media_type(content_type) != body.JSON:
-        raise UnsupportedMediaType(f"content type {body.PLAIN!r} is not read here; send {body.JSON}")
-    document = body.read_json(body.read_text(data, max_bytes))
-    if not isinstance(document, dict):
-        raise BadRequest("the body must be a JSON object")
-    return document
+        members = (encode(name).encode() + b":" + _to_json(value) for name, value in document.items())
+        return b"{" + b",".join(members) + b"}"
+    return encode(document).encode()
 
 
 def _read_document(document: Any) -> Ask:

@@ -50,6 +50,24 @@ def join_stops(fields: dict[str, Any], where: str) -> dict[str, Any]:
     return {**fields, "stop": stop_sequences or fields.get("stop", ())}
 
 
+def read_best_of(fields: Mapping[str, Any], where: str, answers: str) -> int | None:
+    """Sequences to generate for each prompt; None if that are no more than its answers.
+
+    Args:
+        fields: Those of a body that were checked.
+        where: The object that they are in, for errors.
+        answers: What the schema calls the number of answers.
+
+    Raises:
+        BadRequest: They are fewer than the answers.
+    """
+    num_answers: int = fields.get(answers, 1)
+    best_of: int = fields.get("best_of", num_answers)
+    if best_of < num_answers:
+        raise BadRequest(f"{where}.best_of={best_of}: must be at least {answers}, which is {num_answers}")
+    return best_of if best_of > num_answers else None
+
+
 def _or_minus_1(check: Check, stands_for: Any, says: str) -> Check:
     """The same check, except that -1 has the meaning that other servers give it."""
 

@@ -10,7 +10,7 @@ from gptj_serve.serving.call import Ask, Call
 from gptj_serve.serving.generation import Answer, Delta, Token
 from gptj_serve.serving.parameters import Parameters
 from gptj_serve.serving.schemas import openai_fields, openai_logprobs
-from gptj_serve.serving.schemas.common_fields import COMMON, EVERYWHERE, NEW_TOKENS
+from gptj_serve.serving.schemas.common_fields import COMMON, EVERYWHERE, NEW_TOKENS, read_best_of
 from gptj_serve.serving.schemas.field_checks import (
     Check,
     boolean,
@@ -373,19 +373,16 @@ def _check_echo(fields: Mapping[str, Any]) -> None:
 
 
 def _best_of(fields: Mapping[str, Any]) -> int | None:
-    num_answers = fields.get("n", 1)
-    best_of: int = fields.get("best_of", num_answers)
-    name = f"body.best_of={best_of}"
-    if best_of < num_answers:
-        raise BadRequest(f"{name}: must be at least n, which is {num_answers}")
-    if best_of == num_answers:
-        return None
-    if fields.get("stream"):
+    best_of = read_best_of(fields, "body", "n")
+    if best_of is not None and fields.get("stream"):
         raise BadRequest(
-            f"{name}: must be n, which is {num_answers}, with stream=true (the best is known last)"
+            f"body.best_of={best_of}: must be n, which is {fields.get('n', 1)}, with stream=true"
+            " (the best is known last)"
         )
-    if fields.get("temperature") == 0:
-        raise BadRequest(f"{name}: must be 1 with temperature 0 (all answers would be the same)")
+    if best_of is not None and fields.get("temperature") == 0:
+        raise BadRequest(
+            f"body.best_of={best_of}: must be 1 with temperature 0 (all answers would be the same)"
+        )
     return best_of
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from gptj_serve.errors import BadRequest
 from gptj_serve.serving.call import Ask, Call, Prompt
 from gptj_serve.serving.generation import DEADLINE, Answer, Delta, LikelyToken, Token
-from gptj_serve.serving.schemas.common_fields import COMMON, join_stops, to_parameters
+from gptj_serve.serving.schemas.common_fields import COMMON, join_stops, read_best_of, to_parameters
 from gptj_serve.serving.schemas.field_checks import (
     MAX_TOKENS,
     boolean,
@@ -129,15 +129,8 @@ def _samples(fields: dict[str, Any]) -> bool:
 
 
 def _best_of(fields: dict[str, Any]) -> int | None:
-    num_answers = fields.get("num_return_sequences", 1)
-    best_of: int = fields.get("best_of", num_answers)
-    if best_of < num_answers:
-        raise BadRequest(
-            f"parameters.best_of={best_of}: must be at least num_return_sequences, which is {num_answers}"
-        )
-    if best_of == num_answers:
-        return None
-    if fields.get("temperature") == 0 or not _samples(fields):
+    best_of = read_best_of(fields, "parameters", "num_return_sequences")
+    if best_of is not None and (fields.get("temperature") == 0 or not _samples(fields)):
         raise BadRequest(f"parameters.best_of={best_of}: must be 1 without sampling (all would be the same)")
     return best_of
 

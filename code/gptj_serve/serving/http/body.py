@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from gptj_serve.errors import BadRequest, Overloaded, PayloadTooLarge
@@ -33,7 +34,7 @@ class Bodies:
     @contextlib.contextmanager
     def hold(self) -> Iterator["Held"]:
         """While it is entered, a body takes its part of the room."""
-        held = Held(self.make_room)
+        held = Held(self)
         self._held.add(held)
         try:
             yield held
@@ -50,30 +51,27 @@ class Bodies:
             max(coming, key=lambda held: held.num_bytes).give_up()
 
 
+@dataclass(slots=True, eq=False)
 class Held:
     """One body.
 
-    Args:
-        make_room: Called when it has grown.
-
     Attributes:
+        bodies: It is one of these.
         num_bytes: How large it is so far.
         pieces: What has come of it.
-        reading: The task that reads it, until it is whole.
-        is_given_up: It had to make room.
+        reading: The task that reads it; None when it is whole, or has been given up.
     """
 
-    def __init__(self, make_room: Callable[[], None]) -> None:
-        self.num_bytes = 0
-        self.pieces: list[bytes] = []
-        self.reading: asyncio.Task[bytes] | None = None
-        self.is_given_up = False
-        self._make_room = make_room
+    bodies: Bodies
+    num_bytes: int = 0
+    pieces: list[bytes] = field(default_factory=list)
+    reading: asyncio.Task[bytes] | None = None
 
-    def grow(self, num_bytes: int) -> None:
-        """So much more of it is here."""
-        self.num_bytes += num_bytes
-        self._make_room()
+    def add(self, piece: bytes) -> None:
+        """More of it is here."""
+        self.pieces.append(piece)
+        self.num_bytes += len(piece)
+        self.bodies.make_room()
 
     def let_go(self) -> None:
         """It is read, or nobody wants it: its room is free."""
@@ -83,7 +81,6 @@ class Held:
     def give_up(self) -> None:
         """End its reading."""
         assert self.reading is not None
-        self.is_given_up = True
         self.let_go()
         self.reading.cancel()
         self.reading = None
@@ -113,7 +110,7 @@ async def read_body(receive: Any, headers: Headers, max_bytes: int, held: Held) 
     except asyncio.TimeoutError:
         raise BadRequest(f"the body did not come within {READ_TIMEOUT_S:g} s") from None
     except asyncio.CancelledError:
-        if held.is_given_up:
+        if held.reading is None:
             raise Overloaded("too many large bodies come at once; try again later") from None
         raise
     finally:
@@ -125,8 +122,7 @@ async def _read(receive: Any, max_bytes: int, held: Held) -> bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        held.pieces.append(message.get("body", b""))
-        held.grow(len(held.pieces[-1]))
+        held.add(message.get("body", b""))
         if held.num_bytes > max_bytes:
             raise too_large(held.num_bytes, max_bytes)
         if not message.get("more_body", False):

@@ -6,7 +6,7 @@ import io
 import pickle
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gptj_serve.errors import DeadlinePassed, Overloaded, PayloadTooLarge
@@ -116,8 +116,8 @@ class Parser:
         return self._service.check(ask, body.arrived_s, body.accept)
 
 
+@dataclass(frozen=True, slots=True)
 class _Known:
     """An engine of which only this is known."""
 
-    def __init__(self, info: ModelInfo) -> None:
-        self.info = info
+    info: ModelInfo

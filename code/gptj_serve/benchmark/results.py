@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -125,7 +125,7 @@ class Run:
         return self.problem is not None and not (self.rate is not None and self.is_refused)
 
 
-class ResultsFile:
+class ResultsFile(contextlib.AbstractContextManager["ResultsFile"]):
     """A file of results that is being written; made by `Results.open`. Use it as a context manager.
 
     Attributes:
@@ -170,9 +170,6 @@ class ResultsFile:
     def is_empty(self) -> bool:
         """Nothing was measured yet."""
         return not (self.runs or self.starts or self.memory)
-
-    def __enter__(self) -> "ResultsFile":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.save()
@@ -302,8 +299,9 @@ def _without_failures(runs: Sequence[Run]) -> list[Run]:
 
 
 def _without_defaults(run: Run) -> dict[str, Any]:
-    defaults = {field.name: field.default for field in fields(Run)}
-    return {name: value for name, value in asdict(run).items() if value != defaults[name]}
+    return {
+        field.name: value for field in fields(Run) if (value := getattr(run, field.name)) != field.default
+    }
 
 
 def _lines(values: Sequence[Mapping[str, Any]]) -> str:

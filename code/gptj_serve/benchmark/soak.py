@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--attacks", type=Path, help="folder with the package attacks: mix them in")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
-    with attackers(args.url, args.attacks) as attack:
+    with attackers(args.url, args.attacks) if args.attacks else contextlib.nullcontext() as attack:
         found = asyncio.run(soak(args.url, args.clients, args.seconds, args.pid, attack))
     report = {**surroundings(), **found}
     print(json.dumps(report, indent=1))
@@ -122,16 +122,13 @@ def is_right(report: dict[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def attackers(url: str, folder: Path | None) -> Iterator[Attack | None]:
+def attackers(url: str, folder: Path) -> Iterator[Attack]:
     """While it is entered, there are processes that attack.
 
     Args:
         url: The service.
-        folder: Holds the package ``attacks``; None: there are no attacks.
+        folder: Holds the package ``attacks``.
     """
-    if folder is None:
-        yield None
-        return
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(NUM_ATTACKERS, spawn, _be_nice) as pool:
 
@@ -198,7 +195,7 @@ async def soak(
         watch.cancel()
         split = _percentiles(await asyncio.wrap_future(pings), half_s)
     after = await _resources_at_rest(pid, before)
-    metrics = (await _get(url, "/metrics")).text
+    metrics = httpx.get(f"{url.rstrip('/')}/metrics", timeout=TIMEOUT_S).text
     return {
         "engine": next(line for line in metrics.splitlines() if line.startswith("gptj_engine_info")),
         "clients": num_clients,
@@ -253,11 +250,6 @@ async def _answers_alone(url: str) -> dict[tuple[str, int], str]:
         return {
             (prompt, length): await _whole(client, prompt, length) for prompt in PROMPTS for length in LENGTHS
         }
-
-
-async def _get(url: str, path: str) -> httpx.Response:
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client:
-        return await client.get(path)
 
 
 async def _watch(run: SoakState, pid: int | None, seconds: float) -> None:

@@ -60,16 +60,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     read_speed = read_bytes_per_s()
     torch.cuda.empty_cache()
     bench = Bench(torch.device("cuda", 0))
-    report: dict[str, Any] = {**surroundings(), "read_tb_per_s": round(read_speed / 1e12, 3)}
-    report["batch_1"] = {context: bench.decode(1, context, read_speed) for context in args.contexts}
-    report["context_250"] = {size: bench.decode(size, BATCH_CONTEXT, read_speed) for size in args.batches}
-    bench.through_cublas = True
-    report["context_250_cublas"] = {
-        size: bench.decode(size, BATCH_CONTEXT, read_speed) for size in args.batches if size <= 16
+    report: dict[str, Any] = {
+        **surroundings(),
+        "read_tb_per_s": round(read_speed / 1e12, 3),
+        "batch_1": {context: bench.decode(1, context, read_speed) for context in args.contexts},
+        "context_250": {size: bench.decode(size, BATCH_CONTEXT, read_speed) for size in args.batches},
+        "context_250_cublas": {
+            size: bench.decode(size, BATCH_CONTEXT, read_speed, through_cublas=True)
+            for size in args.batches
+            if size <= 16
+        },
+        "prefill_ms": {num: bench.prefill(num) for num in args.prompts},
+        "gpu_memory_gib": bench.memory_gib(),
     }
-    bench.through_cublas = False
-    report["prefill_ms"] = {num: bench.prefill(num) for num in args.prompts}
-    report["gpu_memory_gib"] = bench.memory_gib()
     if args.profile:
         report["kernels"] = {
             size: bench.profile(size, 1000 if size == 1 else BATCH_CONTEXT) for size in (1, 8, 16, 64)
@@ -90,11 +93,12 @@ class Bench:
                 layer_NHSE.normal_()
         self.kernels = CudaKernels(library, self.state)
         self._model = FusedModel(self.state, self.kernels)
-        self.through_cublas = False
 
-    def decode(self, size: int, context: int, read_speed: float) -> dict[str, float]:
+    def decode(
+        self, size: int, context: int, read_speed: float, *, through_cublas: bool = False
+    ) -> dict[str, float]:
         """One token for each of ``size`` sequences after ``context`` tokens."""
-        seconds = _time_graph(self._graph(size, context))
+        seconds = _time_graph(self._graph(size, context, through_cublas))
         share = self._bytes(size, context) / read_speed / seconds
         return {
             "ms": round(seconds * 1e3, 4),
@@ -151,13 +155,13 @@ class Bench:
         parts = {"weights": weights, "cache": cache, "rest": total - free - weights - cache}
         return {name: round(num_bytes / (1 << 30), 3) for name, num_bytes in parts.items()}
 
-    def _graph(self, size: int, context: int) -> torch.cuda.CUDAGraph:
+    def _graph(self, size: int, context: int, through_cublas: bool = False) -> torch.cuda.CUDAGraph:
         tokens = self._tokens([context] * size, list(range(size)))
-        self._model.decode(tokens, through_cublas=self.through_cublas)
+        self._model.decode(tokens, through_cublas=through_cublas)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._model.decode(tokens, through_cublas=self.through_cublas)
+            self._model.decode(tokens, through_cublas=through_cublas)
         self._keep = tokens  # the graph reads them
         return graph
 
@@ -175,8 +179,7 @@ class Bench:
         return Tokens(*(torch.tensor(value, dtype=torch.int32, device=self._device) for value in values))
 
     def _bytes(self, size: int, context: int) -> int:
-        weights = self.state.weights
-        read = weights.num_bytes - weights.embedding_VD.nbytes
+        read = self.state.weights.num_bytes - self.state.weights.embedding_VD.nbytes
         per_token = 2 * GPT_J_6B.num_layers * GPT_J_6B.width * 2
         return read + size * context * per_token
 

@@ -58,8 +58,9 @@ def write(directory: Path) -> None:
         tensors = {name: _random(name, shape, generator) for name, shape in shapes.items()}
         save_file(tensors, directory / shard, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, shard)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    (directory / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
 
 
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

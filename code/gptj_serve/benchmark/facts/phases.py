@@ -23,13 +23,12 @@ def phases(log: Iterable[str]) -> dict[str, Any]:
         the load says of itself, in seconds (reading, converting and uploading overlap).
     """
     known = records(log)
-    first = datetime.fromisoformat(known[0]["time"])
     found: dict[str, Any] = {}
     loading: dict[str, float] = {}
     for record in known:
         event = record.get("event")
         if event in PHASES:
-            found[event] = round((datetime.fromisoformat(record["time"]) - first).total_seconds(), 3)
+            found[event] = _seconds_between(known[0], record)
         if event == "kernels_loaded":
             found["kernels"] = record["origin"]
         if event == "model_loaded":
@@ -40,15 +39,18 @@ def phases(log: Iterable[str]) -> dict[str, Any]:
 def parts(known: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Seconds by what they were spent on: those that the log names, the front, and all the rest."""
     took = {name: _sum(known, event) for name, event in PARTS.items()}
-    ready = {event: _sum(known, event) for event in ("engine_ready", "ready")}
-    if not all(ready.values()):
+    ready = {record["event"]: record for record in known if record.get("event") in ("engine_ready", "ready")}
+    if len(ready) < 2:
         return took
-    ended = {record["event"]: record["time"] for record in known if record.get("event") in ready}
-    front = datetime.fromisoformat(ended["ready"]) - datetime.fromisoformat(ended["engine_ready"])
-    took["front"] = round(front.total_seconds(), 3)
-    return took | {"other": round(ready["ready"] - sum(took.values()), 3)}
+    took["front"] = _seconds_between(ready["engine_ready"], ready["ready"])
+    return took | {"other": round(ready["ready"]["seconds"] - sum(took.values()), 3)}
 
 
 def _sum(known: Sequence[dict[str, Any]], event: str) -> float:
     seconds: Iterable[float] = (record["seconds"] for record in known if record.get("event") == event)
     return round(sum(seconds), 3)
+
+
+def _seconds_between(sooner: dict[str, Any], later: dict[str, Any]) -> float:
+    took = datetime.fromisoformat(later["time"]) - datetime.fromisoformat(sooner["time"])
+    return round(took.total_seconds(), 3)

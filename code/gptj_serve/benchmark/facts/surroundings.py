@@ -50,8 +50,7 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """The commit that this package was checked out from, ``-dirty`` if files differ from it; or "unknown"."""
-    folder = Path(gptj_serve.__file__).parent
-    git = ["git", "-C", str(folder)]
+    git = ["git", "-C", str(Path(gptj_serve.__file__).parent)]
     # installed somewhere below another project's repository, it is none of its files
     if not output_of([*git, "ls-files", "__init__.py"]):
         return UNKNOWN

@@ -57,18 +57,12 @@ def running(front: str, tokens_per_s: float, log: Path, *, prompt_s: float = 0.0
             sys.executable,
             "-m",
             "gptj_serve.benchmark.front.fake_engine",
-            "--socket",
-            str(socket_path),
+            f"--socket={socket_path}",
+            f"--model={demo.MODEL_DIR}",
+            f"--tokens-per-s={tokens_per_s}",
+            f"--log={log.absolute()}",
+            f"--prompt-s={prompt_s}",
         ]
-        command += [
-            "--model",
-            str(demo.MODEL_DIR),
-            "--tokens-per-s",
-            str(tokens_per_s),
-            "--log",
-            str(log.absolute()),
-        ]
-        command += ["--prompt-s", str(prompt_s)]
         engine = stack.enter_context(processes.running(command, env))
         _wait_for(engine, socket_path.exists)
         start = _start_http if front == "http" else _start_mms

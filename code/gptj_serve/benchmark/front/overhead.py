@@ -16,7 +16,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from gptj_serve.request import EndEvent, GenerationRequest, SamplingParams
 from gptj_serve.serving.http.link import EngineLink
 
 TOKENS_PER_S = 100
-NUM_TOGETHER = 64
 FRONTS = ("http", "mms")
 PROMPT = "In the beginning God created the heaven and the earth."
 
@@ -52,7 +51,7 @@ class Plan:
     num_calls: int = 50
     num_rounds: int = 5
     num_tokens: int = 40
-    num_together: int = NUM_TOGETHER
+    num_together: int = 64
     stream_s: float = 10.0
 
 
@@ -62,14 +61,6 @@ class Called:
 
     request_id: str
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Streamed:
-    """Streams that ran at the same time, and the front's processor time for each of their tokens."""
-
-    exchanges: Sequence[TimedExchange]
-    cpu_us_a_token: float
 
 
 Ask = Callable[[str, int], Awaitable[Called]]
@@ -83,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=FRONTS, help="one of the fronts (default: both)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
-    report: dict[str, Any] = {**surroundings(), "tokens_per_s": TOKENS_PER_S, "fronts": {}}
-    for front in (args.only,) if args.only else FRONTS:
-        report["fronts"][front] = measure(front, Plan())
+    fronts = (args.only,) if args.only else FRONTS
+    report: dict[str, Any] = {**surroundings(), "tokens_per_s": TOKENS_PER_S}
+    report["fronts"] = {front: measure(front, Plan()) for front in fronts}
     text = json.dumps(report, indent=1)
     print(text)
     if args.out:
@@ -108,13 +99,14 @@ def measure(front: str, plan: Plan) -> dict[str, Any]:
         with running(front, TOKENS_PER_S, log) as service:
             called, streams = uvloop.run(_run(front, plan, service))
         times: Times = {_known(name): kept for name, kept in json.loads(log.read_text()).items()}
-    report: dict[str, Any] = {"alone": {}, "together": {}}
-    for (kind, path), calls in called.items():
-        report[kind][path] = summary([added_ms(one, times) for one in calls])
+    report: dict[str, Any] = {
+        kind: {path: summary([added_ms(one, times) for one in calls]) for path, calls in by_path.items()}
+        for kind, by_path in called.items()
+    }
     if streams:
         report["streams"] = {
-            name: {**lateness(one.exchanges, times), "front_cpu_us_a_token": round(one.cpu_us_a_token, 1)}
-            for name, one in streams.items()
+            schema: {**lateness(exchanges, times), "front_cpu_us_a_token": round(cpu_us, 1)}
+            for schema, (exchanges, cpu_us) in streams.items()
         }
     return report
 
@@ -172,18 +164,17 @@ STREAMS = {"tgi": _tgi, "openai": _openai}
 
 async def _run(front: str, plan: Plan, service: FakeService) -> Any:
     link = await EngineLink.connect(run_dir.engine_socket(service.directory))
-    called: dict[tuple[str, str], list[Called]] = {}
-    called["together", "socket"] = await _together("socket", [_socket_ask(link)] * plan.num_together, plan)
+    concurrent = {"socket": await _concurrent("socket", [_socket_ask(link)] * plan.num_together, plan)}
     async with _connected(service.port, plan.num_together) as connections:
-        called["together", front] = await _together(front, list(map(_http_ask, connections)), plan)
+        concurrent[front] = await _concurrent(front, list(map(_http_ask, connections)), plan)
     async with _connected(service.port, 1) as (connection,):
-        called |= await _alone(front, _socket_ask(link), _http_ask(connection), plan)
+        sequential = await _sequential({"socket": _socket_ask(link), front: _http_ask(connection)}, plan)
     streams = {}
     for schema, document in STREAMS.items() if front == "http" else ():
         async with _connected(service.port, plan.num_together) as connections:
             streams[schema] = await _stream(schema, document, connections, plan, service.front_process)
     await link.close()
-    return called, streams
+    return {"alone": sequential, "together": concurrent}, streams
 
 
 @contextlib.asynccontextmanager
@@ -195,17 +186,16 @@ async def _connected(port: int, number: int) -> AsyncIterator[list[Connection]]:
         connection.close()
 
 
-async def _alone(
-    front: str, over_socket: Ask, over_http: Ask, plan: Plan
-) -> dict[tuple[str, str], list[Called]]:
-    called: dict[tuple[str, str], list[Called]] = {("alone", "socket"): [], ("alone", front): []}
-    for number in range(plan.num_calls):  # in turns, so that both meet the same moments
-        called["alone", "socket"].append(await over_socket(f"socket-a{number}", plan.num_tokens))
-        called["alone", front].append(await over_http(f"{front}-a{number}", plan.num_tokens))
+async def _sequential(asks: Mapping[str, Ask], plan: Plan) -> dict[str, list[Called]]:
+    """One call at a time, in turns, so that all paths meet the same moments."""
+    called: dict[str, list[Called]] = {path: [] for path in asks}
+    for number in range(plan.num_calls):
+        for path, ask in asks.items():
+            called[path].append(await ask(f"{path}-a{number}", plan.num_tokens))
     return called
 
 
-async def _together(path: str, asks: Sequence[Ask], plan: Plan) -> list[Called]:
+async def _concurrent(path: str, asks: Sequence[Ask], plan: Plan) -> list[Called]:
     called: list[Called] = []
     await asyncio.gather(*(ask(f"{path}-w{number}", 2) for number, ask in enumerate(asks)))
     for turn in range(plan.num_rounds):
@@ -241,7 +231,8 @@ async def _stream(
     connections: Sequence[Connection],
     plan: Plan,
     process: psutil.Process,
-) -> Streamed:
+) -> tuple[list[TimedExchange], float]:
+    """Streams at the same time, and the front's microseconds of processor time for each of their tokens."""
     num_tokens = int(plan.stream_s * TOKENS_PER_S)
     names = [f"{schema}-s{number}" for number in range(len(connections))]
     pairs = zip(names, connections, strict=True)
@@ -249,4 +240,4 @@ async def _stream(
     done = await asyncio.gather(*(one.ask(document(num_tokens), name) for name, one in pairs))
     now = process.cpu_times()
     cpu_s = now.user + now.system - used.user - used.system
-    return Streamed(done, 1e6 * cpu_s / (num_tokens * len(connections)))
+    return done, 1e6 * cpu_s / (num_tokens * len(connections))

@@ -12,17 +12,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gptj_serve.benchmark.peers import ONE_AT_A_TIME
 from gptj_serve.benchmark.peers.peer import Peer
 
 
 def main() -> None:
     """Answer requests until there are no more."""
     parser = argparse.ArgumentParser(prog="gptj_serve.benchmark.peers")
-    parser.add_argument("--peer", choices=LOADERS, required=True)
+    parser.add_argument("--peer", choices=ONE_AT_A_TIME, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--max-context", type=int, required=True)
@@ -31,7 +31,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no answer
     try:
-        peer = LOADERS[args.peer](args)
+        peer = _load(args)
     except Exception as error:
         print(json.dumps({"error": _said(error)}), file=answers)
         return
@@ -58,23 +58,15 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _load_transformers(args: argparse.Namespace) -> Peer:
+def _load(args: argparse.Namespace) -> Peer:
+    """The peer that was asked for; the packages of the other need not be there."""
+    if args.peer == "ctranslate2":
+        from gptj_serve.benchmark.peers.ctranslate2_peer import CTranslate2
+
+        return CTranslate2(args.model, args.work, args.type)
     from gptj_serve.benchmark.peers.transformers_compiled import TransformersCompiled
 
     return TransformersCompiled(args.model, args.max_context)
-
-
-def _load_ctranslate2(args: argparse.Namespace) -> Peer:
-    from gptj_serve.benchmark.peers.ctranslate2_peer import CTranslate2
-
-    return CTranslate2(args.model, args.work, args.type)
-
-
-LOADERS: dict[str, Callable[[argparse.Namespace], Peer]] = {
-    "transformers-compiled": _load_transformers,
-    "ctranslate2": _load_ctranslate2,
-}
-"""Each imports what it needs, and nobody else's."""
 
 
 if __name__ == "__main__":

@@ -96,9 +96,11 @@ def started(
     Raises:
         StartupError: It ended.
     """
-    command = [sys.executable, "-m", "gptj_serve.benchmark.peers", "--peer", spawn.engine]
-    command += ["--model", str(model), "--work", str(work), "--max-context", str(max_context)]
-    command += ["--type", spawn.settings[TYPE]] if TYPE in spawn.settings else []
+    command = [
+        *(sys.executable, "-m", "gptj_serve.benchmark.peers", "--peer", spawn.engine),
+        *("--model", str(model), "--work", str(work), "--max-context", str(max_context)),
+        *(("--type", spawn.settings[TYPE]) if TYPE in spawn.settings else ()),
+    ]
     begun_s = time.monotonic()
     with processes.running(
         command, {**os.environ, **spawn.settings}, stdin=subprocess.PIPE, stdout=subprocess.PIPE

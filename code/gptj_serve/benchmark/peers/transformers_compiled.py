@@ -35,7 +35,9 @@ class TransformersCompiled:
         token_11 = self._step(torch.tensor([prompt_ids], device=self._device))
         chosen = [token_11.clone()]
         for _ in range(num_tokens - 1):
-            _tell(on_token, chosen)
+            if on_token is not None:
+                chosen[-1].item()  # a client would see it only then
+                on_token()
             token_11 = self._decode(token_11)
             chosen.append(token_11.clone())  # the graph writes the next one to the same place
             token_11 = chosen[-1]
@@ -49,9 +51,3 @@ class TransformersCompiled:
         output = self._model(ids_1T, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         logits_11V: torch.Tensor = output.logits
         return logits_11V[:, -1].argmax(-1, keepdim=True)
-
-
-def _tell(on_token: OnToken | None, chosen: Sequence[torch.Tensor]) -> None:
-    if on_token is not None:
-        chosen[-1].item()  # a client would see it only then
-        on_token()

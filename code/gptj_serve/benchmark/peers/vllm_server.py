@@ -20,9 +20,11 @@ MODEL = "gptj"
 
 def command(model: Path, port: int, max_context: int) -> list[str]:
     """How it is started. What it remembers of earlier prompts is switched off: ours is, too."""
-    program = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    program += ["--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)]
-    return [*program, "--dtype", "float16", "--max-model-len", str(max_context), "--no-enable-prefix-caching"]
+    return [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
+        *("--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)),
+        *("--dtype", "float16", "--max-model-len", str(max_context), "--no-enable-prefix-caching"),
+    ]
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from gptj_serve.benchmark import results
@@ -94,25 +94,23 @@ def _page(measured: Measured, folder: Path, args: argparse.Namespace, prices: di
     return "\n".join(lines)
 
 
-def _sections(measured: Measured, wanted: Wanted) -> list[tuple[str, str, list[str]]]:
+def _sections(measured: Measured, wanted: Wanted) -> Iterator[tuple[str, str, list[str]]]:
     """Load, heading and texts of what was measured."""
-    found = []
     if measured.of("grid"):
         note = f"{GRID_NOTE} {PRICE_NOTE}" if wanted.usd_per_hour else GRID_NOTE
         texts = [tables.grid_summary(measured, wanted), note, tables.grid_cells(measured)]
-        found.append(("grid", "Whole calls, one at a time", texts))
+        yield "grid", "Whole calls, one at a time", texts
     if measured.of("latency"):
-        found.append(("latency", "Streams, one at a time", [tables.latency(measured)]))
+        yield "latency", "Streams, one at a time", [tables.latency(measured)]
     if measured.of("throughput"):
         texts = [tables.throughput(measured), LEVELS_NOTE, tables.best_levels(measured, wanted)]
-        found.append(("throughput", "Many at once", texts))
+        yield "throughput", "Many at once", texts
     if measured.starts:
-        found.append(("load", "From start to ready", [tables.starts(measured), START_NOTE]))
+        yield "load", "From start to ready", [tables.starts(measured), START_NOTE]
     if measured.memory:
-        found.append(("memory", "Memory at most", [tables.memory(measured)]))
+        yield "memory", "Memory at most", [tables.memory(measured)]
     if text := tables.failures(measured):
-        found.append(("failures", "What went wrong, and is in no average", [text]))
-    return found
+        yield "failures", "What went wrong, and is in no average", [text]
 
 
 GRID_NOTE = """\

@@ -104,7 +104,14 @@ def latency_by_length(measured: Measured) -> str | None:
         for axes, input_tokens in zip(panels, inputs, strict=True):
             axes.set_title(f"{input_tokens} tokens in", fontsize=11)
             _name_axis(axes.xaxis, "tokens out")
-            lines = {name: _of_input(seconds[name], input_tokens) for name in names}
+            lines: dict[str, dict[float, float]] = {
+                name: {
+                    cell.output_tokens: mean_s
+                    for cell, mean_s in seconds[name].items()
+                    if cell.input_tokens == input_tokens
+                }
+                for name in names
+            }
             _draw(axes, measured, lines, values=every, id=str(input_tokens))
             axes.xaxis.set_major_locator(FixedLocator(sorted({x for line in lines.values() for x in line})))
         if all(lines[name] for name in names if seconds[name]):
@@ -113,11 +120,6 @@ def latency_by_length(measured: Measured) -> str | None:
             _legend(figure, panels)
         _name_axis(panels[0].yaxis, "mean whole call, s")
         return _svg(figure)
-
-
-def _of_input(seconds: Mapping[Cell, float], input_tokens: int) -> dict[float, float]:
-    cells = [cell for cell in sorted(seconds) if cell.input_tokens == input_tokens]
-    return {cell.output_tokens: seconds[cell] for cell in cells}
 
 
 def tokens_by_concurrency(measured: Measured) -> str | None:

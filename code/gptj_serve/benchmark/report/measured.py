@@ -2,13 +2,14 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gptj_serve.benchmark.results import Cell, Level, ResultsFile, Run
 
+Key = TypeVar("Key")
 LOADS = ("grid", "latency", "throughput", "load", "memory")
 
 
@@ -130,30 +131,28 @@ def _variant(results: ResultsFile, target: str) -> str:
     return json.dumps(ways, sort_keys=True)
 
 
-def good_cells(runs: Sequence[Run]) -> dict[tuple[str, Cell], list[Run]]:
+def good_cells(runs: Iterable[Run]) -> dict[tuple[str, Cell], list[Run]]:
     """Runs by target and cell, without the cells in which anything went wrong."""
-    return {key: found for key, found in _by_cell(runs).items() if not any(run.has_failed for run in found)}
-
-
-def bad_cells(runs: Sequence[Run]) -> list[list[Run]]:
-    """The failed runs of each cell, or level, that has one."""
-    found: defaultdict[tuple[str, str, Cell, Level], list[Run]] = defaultdict(list)
-    for run in runs:
-        if run.has_failed:
-            found[run.load, run.target, run.cell, run.level].append(run)
-    return list(found.values())
+    return _all_good(_grouped(runs, lambda run: (run.target, run.cell)))
 
 
 def good_levels(runs: Iterable[Run]) -> dict[tuple[str, Cell, Level], list[Run]]:
     """Throughput runs by target, cell and level, without the levels in which anything went wrong."""
-    levels: defaultdict[tuple[str, Cell, Level], list[Run]] = defaultdict(list)
-    for run in runs:
-        levels[run.target, run.cell, run.level].append(run)
-    return {key: found for key, found in levels.items() if not any(run.has_failed for run in found)}
+    return _all_good(_grouped(runs, lambda run: (run.target, run.cell, run.level)))
 
 
-def _by_cell(runs: Sequence[Run]) -> dict[tuple[str, Cell], list[Run]]:
-    cells: defaultdict[tuple[str, Cell], list[Run]] = defaultdict(list)
+def bad_cells(runs: Iterable[Run]) -> list[list[Run]]:
+    """The failed runs of each cell, or level, that has one."""
+    failed = (run for run in runs if run.has_failed)
+    return [*_grouped(failed, lambda run: (run.load, run.target, run.cell, run.level)).values()]
+
+
+def _grouped(runs: Iterable[Run], key: Callable[[Run], Key]) -> dict[Key, list[Run]]:
+    groups: defaultdict[Key, list[Run]] = defaultdict(list)
     for run in runs:
-        cells[run.target, run.cell].append(run)
-    return cells
+        groups[key(run)].append(run)
+    return groups
+
+
+def _all_good(groups: Mapping[Key, list[Run]]) -> dict[Key, list[Run]]:
+    return {key: runs for key, runs in groups.items() if not any(run.has_failed for run in runs)}

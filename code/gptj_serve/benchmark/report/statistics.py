@@ -24,20 +24,6 @@ class Spread:
         return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Reduction:
-    """How much shorter calls are than the baseline's, as parts of the baseline's; negative: longer.
-
-    Attributes:
-        spread: Over cells.
-        best, worst: The cells and their reductions.
-    """
-
-    spread: Spread
-    best: tuple[Cell, float]
-    worst: tuple[Cell, float]
-
-
 def percentile(values: Sequence[float], percent: float) -> float:
     """With linear interpolation between the two nearest of the sorted values."""
     ordered = sorted(values)
@@ -69,13 +55,9 @@ def mean_seconds(cells: Mapping[tuple[str, Cell], Sequence[Run]], target: str) -
     }
 
 
-def reduction(seconds: Mapping[Cell, float], baseline: Mapping[Cell, float]) -> Reduction | None:
-    """Compare mean calls, cell by cell; None if no cell is in both."""
-    parts = {cell: 1 - seconds[cell] / baseline[cell] for cell in sorted(seconds) if cell in baseline}
-    if not parts:
-        return None
-    best, worst = max(parts, key=parts.__getitem__), min(parts, key=parts.__getitem__)
-    return Reduction(Spread.of([*parts.values()]), (best, parts[best]), (worst, parts[worst]))
+def reductions(seconds: Mapping[Cell, float], baseline: Mapping[Cell, float]) -> dict[Cell, float]:
+    """How much shorter mean calls are than the baseline's, as parts of those; negative where longer."""
+    return {cell: 1 - seconds[cell] / baseline[cell] for cell in sorted(seconds) if cell in baseline}
 
 
 def level_tokens_per_s(runs: Sequence[Run]) -> float:

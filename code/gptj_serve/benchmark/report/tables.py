@@ -44,7 +44,8 @@ def surroundings(measured: Measured) -> str:
     rows = []
     for stem, known in measured.heads.items():
         speed = known.get("read_bytes_per_s")
-        row = [f"`{stem}`", known["when"], known["commit"][:12], _versions(known["versions"])]
+        versions = ", ".join(f"{name} {number}" for name, number in known["versions"].items())
+        row = [f"`{stem}`", known["when"], known["commit"][:12], versions or UNKNOWN]
         row += [f"{speed / 1e12:.3f}" if speed else NOTHING] * bool(measured.read_bytes_per_s)
         rows.append(row)
     lines = ["; ".join(machine) + "."]
@@ -85,14 +86,14 @@ def _grid_row(
 
 
 def _reduction(cells: Mapping[tuple[str, Cell], list[Run]], name: str, baseline: str) -> list[str]:
-    found = statistics.reduction(
+    parts = statistics.reductions(
         statistics.mean_seconds(cells, name), statistics.mean_seconds(cells, baseline)
     )
-    if found is None or name == baseline:
+    if not parts or name == baseline:
         return [NOTHING] * 4
-    (best, most), (worst, least) = found.best, found.worst
-    row = [f"{found.spread.mean:.1%}", f"{found.spread.sd:.1%}"]
-    return [*row, f"{most:.1%} ({best})", f"{least:.1%} ({worst})"]
+    spread = statistics.Spread.of([*parts.values()])
+    extremes = (max(parts, key=parts.__getitem__), min(parts, key=parts.__getitem__))
+    return [f"{spread.mean:.1%}", f"{spread.sd:.1%}", *(f"{parts[cell]:.1%} ({cell})" for cell in extremes)]
 
 
 def _call_share(measured: Measured, name: str, cell: Cell, runs: Sequence[Run]) -> float | None:
@@ -118,7 +119,7 @@ def grid_cells(measured: Measured) -> str:
     for cell in sorted({run.cell for run in measured.of("grid")}):
         found = [cells.get((name, cell)) for name in names]
         times = [
-            _milliseconds(runs) if runs else _why_none((name, cell) in tried)
+            _milliseconds(runs) if runs else FAILED if (name, cell) in tried else NOTHING
             for name, runs in zip(names, found, strict=True)
         ]
         paces = [f"{statistics.tokens_per_s(runs).mean:.1f}" if runs else NOTHING for runs in found]
@@ -145,7 +146,8 @@ def latency(measured: Measured) -> str:
         token_s = [run.tpot_s for run in runs if run.tpot_s is not None]
         if not first_s or not token_s:
             continue
-        row = [f"`{name}`{_how(measured, name)}", str(cell), str(len(runs)), _marks(first_s)]
+        how = "" if measured.facts[name].get("streams", True) else " (first token: a call for one)"
+        row = [f"`{name}`{how}", str(cell), str(len(runs)), _marks(first_s)]
         row += [_marks(token_s, 2), _marks([run.seconds for run in runs]), _first(measured, name)]
         share = _decode_share(measured, name, cell, plain.median(token_s))
         rows.append([*row, share] if has_limit else row)
@@ -166,10 +168,6 @@ def _decode_share(measured: Measured, name: str, cell: Cell, token_s: float) -> 
     return f"{(whole_s - first_s) / (token_s * (cell.output_tokens - 1)):.2f}"
 
 
-def _how(measured: Measured, name: str) -> str:
-    return "" if measured.facts[name].get("streams", True) else " (first token: a call for one)"
-
-
 def throughput(measured: Measured) -> str:
     """A line a level: pace, percentiles and refusals of every target."""
     levels, names = good_levels(measured.of("throughput")), measured.targets("throughput")
@@ -182,7 +180,8 @@ def throughput(measured: Measured) -> str:
         row = [str(level), str(cell)]
         for name in names:
             key = (name, cell, level)
-            row += _level(levels[key]) if key in levels else [_why_none(key in tried), NOTHING, NOTHING]
+            missing = [FAILED if key in tried else NOTHING, NOTHING, NOTHING]
+            row += _level(levels[key]) if key in levels else missing
         rows.append(row)
     return table(head, rows)
 
@@ -251,10 +250,6 @@ def failures(measured: Measured) -> str:
     return table(head, rows) if rows else ""
 
 
-def _versions(versions: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {number}" for name, number in versions.items()) or UNKNOWN
-
-
 def _median(own: Sequence[Mapping[str, Mapping[str, float]]], kind: str, part: str) -> str:
     found = [one[kind][part] for one in own if part in one[kind]]
     return f"{plain.median(found):.2f}" if found else NOTHING
@@ -270,10 +265,6 @@ def _percent_range(shares: Sequence[float]) -> str:
         return NOTHING
     low, high = f"{min(shares):.2f}", f"{max(shares):.2f}"
     return low if low == high else f"{low} to {high}"
-
-
-def _why_none(was_tried: bool) -> str:
-    return FAILED if was_tried else NOTHING
 
 
 def _usd(wanted: Wanted, name: str, pace: float) -> str:

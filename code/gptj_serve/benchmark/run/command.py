@@ -6,7 +6,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -60,13 +60,11 @@ def _interruptible() -> Iterator[None]:
     """
 
     def interrupt(*_: object) -> None:
-        for number in before:
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -105,7 +103,6 @@ def measure(options: Options) -> int:
 def _head(options: Options) -> dict[str, Any]:
     """All of a file of results that is known before anything is measured."""
     known = surroundings()
-    known["commit"] = options.overrides.get("commit", known["commit"])
     targets: dict[str, Any] = {
         name: {"kind": "url", "url": url, **engine_facts(url), **_runs_on(options, _unknown_host(url))}
         for name, url in options.urls.items()
@@ -115,10 +112,10 @@ def _head(options: Options) -> dict[str, Any]:
         for name, endpoint in options.endpoints.items()
     }
     targets |= {spawn.name: spawn.facts(os.environ) for spawn in options.spawns}
-    model = None if options.model is None else model_facts(options.model, options.model_as_given)
     return {
         **known,
-        "model": model,
+        "commit": options.overrides.get("commit", known["commit"]),
+        "model": None if options.model is None else model_facts(options.model, options.model_as_given),
         "seed": options.seed,
         "read_bytes_per_s": _read_bytes_per_s(options),
         "targets": targets,
@@ -150,22 +147,14 @@ def _read_bytes_per_s(options: Options) -> float | None:
     return measure_in_child() if options.spawns else None
 
 
-@dataclass(frozen=True, slots=True)
-class Up:
-    """Targets that run.
-
-    Attributes:
-        targets: By name.
-        spawned: Those that we started.
-    """
-
-    targets: Mapping[str, Target]
-    spawned: Mapping[str, Spawned]
-
-
 @contextlib.contextmanager
-def _up(turn: Turn, options: Options, results: ResultsFile, progress: Progress) -> Iterator[Up]:
-    """Start what has to be started, one after the other: each looks at how much memory is left."""
+def _running(
+    turn: Turn, options: Options, results: ResultsFile, progress: Progress
+) -> Iterator[tuple[dict[str, Target], dict[str, Spawned]]]:
+    """A turn's targets by name, and those of them that are started here.
+
+    They are started one after the other, because each looks at how much memory is left.
+    """
     targets: dict[str, Target] = {
         name: HttpTarget(name, url, options.timeout_s) for name, url in turn.urls.items()
     }
@@ -185,7 +174,7 @@ def _up(turn: Turn, options: Options, results: ResultsFile, progress: Progress) 
                 if "load" in options.loads and len(turn.spawns) == 1:
                     results.starts.append({"target": spawn.name, **one.start})
                 targets[spawn.name] = one.target
-            yield Up(targets, started)
+            yield targets, started
         finally:
             for one in started.values():  # all end at the same time
                 with contextlib.suppress(ProcessLookupError):
@@ -228,33 +217,38 @@ def _start(
 
 
 def _take_turn(turn: Turn, wanted: Left, options: Options, results: ResultsFile, progress: Progress) -> None:
-    with _up(turn, options, results, progress) as up:
+    with _running(turn, options, results, progress) as (targets, started):
         try:
-            uvloop.run(_measure_all(wanted, up, options, results, progress))
+            uvloop.run(_measure_all(wanted, targets, started, options, results, progress))
         except TargetGone as error:
-            said = up.spawned[error.name].last_words() if error.name in up.spawned else ""
+            said = started[error.name].last_words() if error.name in started else ""
             raise TargetGone(error.name, f"{error}{said}") from None
 
 
 async def _measure_all(
-    wanted: Left, up: Up, options: Options, results: ResultsFile, progress: Progress
+    wanted: Left,
+    targets: Mapping[str, Target],
+    started: Mapping[str, Spawned],
+    options: Options,
+    results: ResultsFile,
+    progress: Progress,
 ) -> None:
-    streaming = await _first_requests(up, results)
-    words = await vocabularies(up.targets)
-    session = Session(up.targets, words, results, progress, options.seed)
+    streaming = await _first_requests(targets, results)
+    words = await vocabularies(targets)
+    session = Session(targets, words, results, progress, options.seed)
     await warm_up(session, sorted({step.cell for step in wanted.steps}))
     await one_by_one(session, wanted.steps, streaming)
     await throughput(session, wanted.bursts, streaming)
     for name in wanted.memory:
-        await _memory(session, name, up, options)
-    for target in up.targets.values():
+        await _memory(session, name, started[name], options)
+    for target in targets.values():
         await target.close()
 
 
-async def _first_requests(up: Up, results: ResultsFile) -> list[str]:
+async def _first_requests(targets: Mapping[str, Target], results: ResultsFile) -> list[str]:
     """What the very first request takes; returns the targets that stream."""
     streaming = []
-    for name, target in up.targets.items():
+    for name, target in targets.items():
         number = sum(run.is_first and run.target == name for run in results.runs)
         run, can_stream = await first_request(target, number)
         results.add([run])
@@ -263,27 +257,27 @@ async def _first_requests(up: Up, results: ResultsFile) -> list[str]:
     return streaming
 
 
-async def _memory(session: Session, name: str, up: Up, options: Options) -> None:
+async def _memory(session: Session, name: str, server: Spawned, options: Options) -> None:
     """The most that is held with the longest request alone, and with several."""
-    one = up.spawned[name]
     cells = (*options.cells, options.throughput_cell)
     longest = max(cells, key=lambda cell: cell.input_tokens + cell.output_tokens)
     bursts = [
         Burst(name, longest, Level(concurrency=1), 1),
         Burst(name, options.throughput_cell, Level(concurrency=MEMORY_CONCURRENCY), MEMORY_CONCURRENCY),
     ]
-    with MemoryWatch(one.pid, one.start_peaks.get("gpu_before_bytes")) as watch:
+    with MemoryWatch(server.pid, server.start_peaks.get("gpu_before_bytes")) as watch:
         runs = [run for burst in bursts for run in await run_burst(session, burst, stream=False)]
     if problems := [run.problem for run in runs if run.problem]:
         session.progress.say(f"memory of {name} under load was not measured: {problems[0]}")
         return
-    found = {
-        "target": name,
-        "start": one.start_peaks,
-        "load": watch.peaks,
-        "cells": [f"{burst.level} {burst.cell}" for burst in bursts],
-    }
-    session.results.memory.append(found)
+    session.results.memory.append(
+        {
+            "target": name,
+            "start": server.start_peaks,
+            "load": watch.peaks,
+            "cells": [f"{burst.level} {burst.cell}" for burst in bursts],
+        }
+    )
     session.results.save()
 
 

@@ -181,8 +181,8 @@ def _bounded(parser: argparse.ArgumentParser, options: Options) -> Options:
 
 
 def _overrides(args: argparse.Namespace) -> dict[str, Any]:
-    bandwidth = None if args.bandwidth_gb_s is None else args.bandwidth_gb_s * 1e9
-    found = {"commit": args.commit, "hardware": args.hardware, "read_bytes_per_s": bandwidth}
+    read_bytes_per_s = None if args.bandwidth_gb_s is None else args.bandwidth_gb_s * 1e9
+    found = {"commit": args.commit, "hardware": args.hardware, "read_bytes_per_s": read_bytes_per_s}
     return {name: value for name, value in found.items() if value is not None}
 
 

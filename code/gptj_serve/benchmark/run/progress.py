@@ -25,9 +25,11 @@ class Progress:
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._said_s = 0.0
         layout = "{percentage:3.0f}% |{bar}| {elapsed} gone{postfix}"
-        self._bar: tqdm[Any] | None = None
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=self._total, bar_format=layout, postfix="", dynamic_ncols=True)
+        self._bar: tqdm[Any] | None = (
+            tqdm(total=self._total, bar_format=layout, postfix="", dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else None
+        )
 
     def advance(self, target: str, tokens: int, seconds: float, what: str) -> None:
         """So many more are done.

@@ -56,12 +56,10 @@ async def calibrate(count_tokens: CountTokens) -> Vocabulary:
     Raises:
         StartupError: None is.
     """
-    once = "".join(f" {word}" for word in WORDS)
-    found = await _vocabulary(count_tokens, WORDS, once)
-    if found:
-        return found
-    for word in WORDS:  # another tokenizer than GPT-2's: one word is enough
-        if found := await _vocabulary(count_tokens, (word,), f" {word}" * REPEATS):
+    # all of them for GPT-2's tokenizer; for another one word is enough
+    for words, repeats in ((WORDS, 1), *(((word,), REPEATS) for word in WORDS)):
+        text = "".join(f" {word}" for word in words) * repeats
+        if found := await _vocabulary(count_tokens, words, text):
             return found
     raise StartupError("none of the words that prompts are made of is one token for this server")
 

@@ -101,23 +101,17 @@ def left(turn: Turn, options: Options, results: ResultsFile) -> Left:
         numbers = turn.share(options.latency_runs)
         wanted += schedule.steps("latency", options.latency_cells, numbers, options.seed)
     runs = [run for run in results.runs if not run.is_first]
-    is_last = turn.number == turn.num_turns - 1  # throughput and memory are measured once
+    once = options.loads if turn.number == turn.num_turns - 1 else ()  # throughput and memory
     known = {one["target"] for one in results.memory}
     return Left(
         steps=tuple(schedule.left(wanted, runs)),
-        bursts=tuple(_bursts(turn, options, results)) if is_last else (),
-        memory=tuple(
-            spawn.name
-            for spawn in turn.spawns
-            if is_last and "memory" in options.loads and spawn.name not in known
-        ),
+        bursts=tuple(_bursts(turn, options, results)) if "throughput" in once else (),
+        memory=tuple(spawn.name for spawn in turn.spawns if "memory" in once and spawn.name not in known),
     )
 
 
 def _bursts(turn: Turn, options: Options, results: ResultsFile) -> list[Burst]:
     """Level after level, in each one target after the other."""
-    if "throughput" not in options.loads:
-        return []
     done = {(run.target, run.cell, run.level) for run in results.runs if run.load == LOAD}
     cell = options.throughput_cell
     return [

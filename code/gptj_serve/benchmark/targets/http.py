@@ -7,7 +7,6 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,8 +14,6 @@ from gptj_serve.benchmark.targets import completions
 from gptj_serve.benchmark.targets.event_client import Connection, TimedExchange
 from gptj_serve.benchmark.targets.target import Query, TimedAnswer, document
 from gptj_serve.errors import StartupError
-
-DEFAULT_PATH = "/invocations"
 
 
 class HttpTarget:
@@ -39,7 +36,7 @@ class HttpTarget:
         name: str,
         url: str,
         timeout_s: float,
-        fields: Mapping[str, Any] = MappingProxyType({}),
+        fields: Mapping[str, Any] | None = None,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -48,9 +45,9 @@ class HttpTarget:
         self._host = parts.hostname
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._path = parts.path if parts.path.strip("/") else DEFAULT_PATH
+        self._path = parts.path if parts.path.strip("/") else "/invocations"
         self._timeout_s = timeout_s
-        self._fields = dict(fields)
+        self._fields = fields or {}
         self._idle: list[Connection] = []
 
     async def ask(self, ask: Query) -> TimedAnswer:
@@ -59,7 +56,7 @@ class HttpTarget:
         try:
             connection = await asyncio.wait_for(self._connection(), self._timeout_s)
             try:
-                asked = connection.exchange(document(ask) | self._fields, uuid.uuid4().hex, self._path)
+                asked = connection.exchange({**document(ask), **self._fields}, uuid.uuid4().hex, self._path)
                 exchange = await asyncio.wait_for(asked, self._timeout_s)
             except BaseException:
                 connection.close()

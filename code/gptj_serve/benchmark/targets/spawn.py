@@ -56,10 +56,9 @@ class Spawn:
         own = {
             name: environment[name]
             for name in environment
-            if name.startswith("GPTJ_") or name in self.settings
+            if name not in ("GPTJ_MODEL_DIR", "GPTJ_PORT")
+            and (name.startswith("GPTJ_") or name in self.settings)
         }
-        own.pop("GPTJ_MODEL_DIR", None)
-        own.pop("GPTJ_PORT", None)
         return {"kind": "spawn", "settings": dict(sorted(own.items()))}
 
 
@@ -106,9 +105,15 @@ def spawned(
         if forget_kernels:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
             env |= {"TORCH_EXTENSIONS_DIR": folder, "XDG_CACHE_HOME": folder}
-        command, out = [sys.executable, "-m", "gptj_serve"], subprocess.PIPE
-        running = processes.running(command, env, stdout=out, stderr=subprocess.STDOUT, end_timeout_s=30)
-        process = stack.enter_context(running)
+        process = stack.enter_context(
+            processes.running(
+                [sys.executable, "-m", "gptj_serve"],
+                env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                end_timeout_s=30,
+            )
+        )
         log = _ServerLog(process)
         watch = MemoryWatch(process.pid)
         with watch if watch_memory else contextlib.nullcontext():

@@ -36,7 +36,7 @@ def texts(body: bytes) -> list[str]:
 
 
 class EventReader:
-    """Puts server-sent events together from pieces that may end anywhere, also inside a character."""
+    """Puts server-sent events together from pieces, which may end in the middle of an event or a character."""
 
     def __init__(self) -> None:
         self._line = b""

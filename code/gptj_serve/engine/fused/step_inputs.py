@@ -1,7 +1,7 @@
-"""What the device has to know of a step, as numbers in one upload.
+"""Packs a step's inputs into one host-to-device copy.
 
-The host side of an upload is pinned. PyTorch's allocator gives such memory out again only when its copies
-are over, so none has to be kept track of here. Shape suffixes as in `kernels`; R rows that choose a token.
+The host side of the copy is pinned. PyTorch's allocator reuses pinned memory only when its copies are over,
+so none has to be kept track of here. Shape suffixes are those of `kernels`; R is rows that choose a token.
 """
 
 from collections.abc import Sequence

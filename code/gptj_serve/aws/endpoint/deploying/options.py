@@ -154,7 +154,7 @@ def _add_update(group: argparse._ArgumentGroup) -> None:
         type=values.whole(0, 3600),
         default=300,
         metavar="S",
-        help="an update is watched so long (default: 300)",
+        help="seconds to watch an update before the old instances end (default: 300)",
     )
     group.add_argument(
         "--rollback-latency-s",

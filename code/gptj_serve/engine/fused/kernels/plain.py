@@ -1,6 +1,6 @@
-"""The kernels' twin in plain PyTorch: the same results on any device, for tests and as their description.
+"""The kernels' counterpart in plain PyTorch: it gives the same results on any device and describes them.
 
-It has no `decode`, so every batch goes the way of the large ones. Shape suffixes as in `kernels`.
+It has no `decode`, so every batch takes the cuBLAS path. Shape suffixes are those of `kernels`.
 """
 
 import torch

@@ -24,7 +24,7 @@ MANY_PREFILLS = 3
 """When more prompts than that could start, those that decode wait for them."""
 
 LARGE_BATCH = 24
-"""From this many sequences on, a step takes long by itself, and bears two chunks of prompts."""
+"""From this many sequences on, steps are slow anyway, so two prompt chunks fit into one."""
 
 PATIENCE_S = 1.0
 """A call of which nothing runs, and which is next, waits no longer for a call that holds several slots."""

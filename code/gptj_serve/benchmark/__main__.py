@@ -1,4 +1,4 @@
-"""``scripts/benchmark``: one command for all that is measured."""
+"""``scripts/benchmark``: one command that runs every measurement."""
 
 import importlib
 import sys
@@ -13,7 +13,7 @@ COMMANDS = {
     "offline": ("engine.offline", "the fused engine with its scheduler, without serving"),
     "bandwidth": ("facts.bandwidth", "how fast this GPU reads its memory"),
 }
-"""Names, their modules, and what they do."""
+"""The commands: their names, their modules below this package, and what they do."""
 
 
 def main() -> int:

@@ -36,7 +36,7 @@ def texts(body: bytes) -> list[str]:
 
 
 class EventReader:
-    """Puts server-sent events together from pieces, which may end in the middle of an event or a character."""
+    """Joins pieces to server-sent events; a piece may end in the middle of an event or of a character."""
 
     def __init__(self) -> None:
         self._line = b""

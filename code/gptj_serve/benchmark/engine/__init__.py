@@ -1,1 +1,1 @@
-"""The fused engine measured without serving, and a model of random weights for it."""
+"""Measures the fused engine without serving, and writes a model of random weights for it."""

@@ -1,10 +1,10 @@
-"""The fused engine's forward passes alone, on random weights of GPT-J-6B's shape: no scheduler, no HTTP.
+"""Times the fused engine's forward passes, on random weights of GPT-J-6B's shape: no scheduler, no HTTP.
 
 Usage: scripts/benchmark decode --out F [--contexts 50,500] [--batches 1,2] [--prompts 50]
 
-Milliseconds are medians over CUDA events around many replays of one CUDA graph. ``share`` is that of the
-limit: the weights (embedding aside) and the cache of the context read once, at the speed at which this GPU
-sums 6.6 GB.
+Milliseconds are medians over CUDA events around many replays of one CUDA graph. ``share`` is how much of the
+limit is reached. At the limit, the weights (without the embedding) and the context's cache are read once, at
+the speed at which this GPU sums 6.6 GB.
 """
 
 import argparse
@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All figures that the arguments ask for."""
-    # before the model and its cache take the memory
+    """Measure everything that the arguments ask for; returns the figures."""
+    # the buffer for this needs the memory that the model and its cache take afterwards
     read_speed = read_bytes_per_s()
     torch.cuda.empty_cache()
     bench = Bench(torch.device("cuda", 0))
@@ -81,7 +81,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 class Bench:
-    """The model on random weights, and ways to time it."""
+    """The model with random weights, and ways to time it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -97,7 +97,7 @@ class Bench:
     def decode(
         self, size: int, context: int, read_speed: float, *, through_cublas: bool = False
     ) -> dict[str, float]:
-        """One token for each of ``size`` sequences after ``context`` tokens."""
+        """Time a step that decodes one token for each of ``size`` sequences after ``context`` tokens."""
         seconds = _time_graph(self._graph(size, context, through_cublas))
         share = self._bytes(size, context) / read_speed / seconds
         return {
@@ -107,7 +107,7 @@ class Bench:
         }
 
     def prefill(self, num_tokens: int) -> float:
-        """A prompt's forward pass, launched from Python as the engine does, in ms."""
+        """Time a prompt's forward pass, launched from Python as the engine does it; returns milliseconds."""
         positions = list(range(num_tokens))
         tokens = self._tokens(positions, [0] * num_tokens)
         last_R = torch.tensor([num_tokens - 1], device=self._device)
@@ -119,7 +119,7 @@ class Bench:
         return round(gpu_seconds(lambda: self._model.prefill(step), 3) * 1e3, 3)
 
     def profile(self, size: int, context: int) -> dict[str, Any]:
-        """Each kernel's time in one step, in microseconds, none overlapping another."""
+        """Time each kernel of one step, in microseconds, with no kernel overlapping another."""
         self.kernels.overlap = False
         graph = self._graph(size, context)
         self.kernels.overlap = True
@@ -149,7 +149,7 @@ class Bench:
         return found
 
     def memory_gib(self) -> dict[str, float]:
-        """GPU memory by purpose; the rest includes CUDA's own."""
+        """How much GPU memory serves which purpose, in GiB; ``rest`` includes what CUDA itself takes."""
         free, total = torch.cuda.mem_get_info(self._device)
         weights, cache = self.state.weights.num_bytes, 2 * self.state.cache.keys_LNHSE.nbytes
         parts = {"weights": weights, "cache": cache, "rest": total - free - weights - cache}
@@ -166,7 +166,7 @@ class Bench:
         return graph
 
     def _tokens(self, positions: Sequence[int], slots: Sequence[int]) -> Tokens:
-        """Tokens of sequences that each have blocks of their own, one after the other."""
+        """Tokens of sequences whose cache blocks follow each other and are not shared."""
         width = MAX_CONTEXT // BLOCK_SIZE
         stride, num_blocks = self.state.history_SC.shape[1], self.state.cache.keys_LNHSE.shape[1]
         tables = [[(slot * width + i) % num_blocks for i in range(width)] for slot in slots]
@@ -202,5 +202,5 @@ def _time_graph(graph: torch.cuda.CUDAGraph) -> float:
 
 
 def numbers(raw: str) -> list[int]:
-    """For an option: numbers with commas between them."""
+    """Read an option's whole numbers, which have commas between them."""
     return [int(part) for part in raw.split(",")] if raw else []

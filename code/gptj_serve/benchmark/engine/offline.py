@@ -1,11 +1,11 @@
-"""The fused engine without serving: its scheduler and its step loop, on random weights of GPT-J-6B's shape.
+"""Measures the fused engine without serving: scheduler and step loop, on random weights of GPT-J-6B's shape.
 
 Usage: scripts/benchmark offline --out F [--together 4,16,64] [--runs 5]
 
-What other engines call offline: all requests are there at once, in one process, and the time is taken until
+Other engines call this offline: all requests are there at once, in one process, and the time is taken until
 the last token is known on the host. Then one sequence is decoded while long prompts come in, and the time
-between its tokens is taken, several times; how fast the host launches a prompt's kernels has a part in it.
-The first run of each does not count.
+between its tokens is taken; it also depends on how fast the host launches a prompt's kernels. Both are
+repeated, and the first run of each does not count.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _together(runner: FusedRunner, number: int, num_runs: int) -> dict[str, Any]:
-    """Tokens per second of so many sequences that come at the same moment."""
+    """Measure tokens per second when ``number`` sequences come at the same moment."""
     seconds = []
     for _ in range(num_runs + 1):
         loop, add = _engine(runner)
@@ -85,7 +85,7 @@ def _together(runner: FusedRunner, number: int, num_runs: int) -> dict[str, Any]
 
 
 def _disturbed(runner: FusedRunner) -> dict[str, Any]:
-    """Milliseconds between a sequence's tokens while long prompts come in, one after the other."""
+    """Measure the milliseconds between a sequence's tokens while long prompts come in one by one."""
     loop, add = _engine(runner)
     add(PROMPT_TOKENS, DISTURBED_TOKENS)
     times_s: list[float] = []
@@ -108,7 +108,7 @@ def _disturbed(runner: FusedRunner) -> dict[str, Any]:
 
 
 def _engine(runner: FusedRunner) -> tuple[StepLoop[ContinuousStep], Callable[[int, int], None]]:
-    """A fresh scheduler before the runner, and what gives it a request of so many tokens, in and out."""
+    """A step loop with a fresh scheduler, and a function that adds a request of given lengths."""
     scheduler = ContinuousScheduler(runner.limits, max_queue=1000)
     names = iter(range(1000))
 

@@ -1,9 +1,9 @@
-"""Writes a GPT-J-6B-shaped model directory with random weights: it costs exactly what the real one costs.
+"""Writes a model directory with random weights of GPT-J-6B's shape, which costs what the real model costs.
 
 Usage: scripts/benchmark random-6b DIR
 
-The tokenizer is the demo model's: prompts of any length can be made with it, and most answers, ids
-beyond its vocabulary, have no text. There is no end-of-sequence token: answers have the length asked for.
+The tokenizer is the demo model's. Prompts of any length can be made with it; most generated ids are beyond
+its vocabulary, so they have no text. There is no end-of-sequence token, so answers have the length asked for.
 """
 
 import argparse
@@ -45,7 +45,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 
 def write(directory: Path) -> None:
-    """Write the model directory, one shard a block; 12.1 GB."""
+    """Write the model directory, 12.1 GB, with one shard for each block."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(GPT_J_6B, indent=1))
     for name in TOKENIZER_FILES:
@@ -71,7 +71,7 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> to
 
 
 def _shards() -> Iterator[dict[str, tuple[int, ...]]]:
-    """The model's tensors: one shard a block, the others in the order in which files have them."""
+    """The shapes of the model's tensors by shard: one for each block, the others in their files' order."""
     parts = tensors_of(read_architecture(GPT_J_6B, Path("config.json")))
     for _, shard in groupby(parts, key=lambda name: parts[name].layer):
         yield {name: parts[name].shape for name in shard}

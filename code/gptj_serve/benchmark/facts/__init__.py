@@ -1,1 +1,1 @@
-"""What a file of results says beside the runs: machine, model, memory, phases of a start."""
+"""Finds out what a file of results says beside the runs: machine, model, memory, phases of a start."""

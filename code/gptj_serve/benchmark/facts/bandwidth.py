@@ -16,13 +16,13 @@ from typing import Any, cast
 from gptj_serve import safe_path
 
 BUFFER_BYTES = 6_600_000_000
-"""As much as the GPU has free, if that is less."""
+"""Size of the buffer that is read; half of the GPU's free memory where that is less."""
 
 REPEATS = 5
 
 
 def measure_in_child() -> float | None:
-    """Bytes per second that this machine's first GPU reads; None without a GPU."""
+    """How many bytes this machine's first GPU reads in a second; None without a GPU."""
     command = [sys.executable, "-m", "gptj_serve.benchmark", "bandwidth"]
     with contextlib.suppress(subprocess.CalledProcessError):
         done = subprocess.run(
@@ -38,7 +38,7 @@ def measure_in_child() -> float | None:
 
 
 def read_bytes_per_s() -> float:
-    """The speed at which the GPU sums a large buffer, median of several."""
+    """How many bytes a second the GPU reads while it sums a large buffer; the median of several runs."""
     import torch
 
     free_bytes, _ = torch.cuda.mem_get_info()
@@ -47,7 +47,7 @@ def read_bytes_per_s() -> float:
 
 
 def gpu_seconds(work: Callable[[], Any], repeats: int) -> float:
-    """Seconds that work takes on the GPU: the median of so many runs, after one that does not count."""
+    """How many seconds work takes on the GPU: the median of several runs, after one that does not count."""
     import torch
 
     def once() -> float:

@@ -1,4 +1,4 @@
-"""How much memory a server's processes hold, and the most they held while somebody watched."""
+"""Watches how much memory a server's processes hold, and keeps the peaks."""
 
 import contextlib
 import threading
@@ -13,16 +13,16 @@ INTERVAL_S = 0.25
 
 
 class MemoryWatch:
-    """Looks at a process and all its descendants again and again; a context manager.
+    """Looks at a process and all its descendants at intervals while it is entered as a context manager.
 
     Args:
-        pid: Of the first process.
-        gpu_before: What the whole GPU held before that process; None: what it holds now.
+        pid: Id of the first process.
+        gpu_before: Bytes that the whole GPU held before that process; None takes what it holds now.
 
     Attributes:
-        peaks: Most bytes at one moment. ``rss`` counts what processes share once a process, ``pss`` once;
-            ``gpu`` is what the driver counts for these processes, or, where it does not see them (in some
-            containers), what the whole GPU holds more than before (``gpu_counts`` says which).
+        peaks: The most bytes at one moment. ``rss`` counts shared pages once for each process, ``pss`` once
+            in all; ``gpu`` is what the driver counts for these processes or, where it does not see them (in
+            some containers), how much more the whole GPU holds than before (``gpu_counts`` says which).
     """
 
     def __init__(self, pid: int, gpu_before: int | None = None) -> None:
@@ -77,7 +77,7 @@ def _gpu_bytes(pids: Sequence[int]) -> int:
 
 
 def _whole_gpu_bytes() -> int | None:
-    """What all GPUs hold; None without a GPU."""
+    """Bytes that all GPUs hold; None without a GPU."""
     rows = _nvidia_smi("--query-gpu=memory.used")
     return sum(_mib(used) for (used,) in rows) if rows else None
 

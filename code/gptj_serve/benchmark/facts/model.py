@@ -1,4 +1,4 @@
-"""What a file of results says of the model: enough to know it again and to compute its limits."""
+"""What a file of results says of the model: enough to recognise it and to compute its limits."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a start's log says: when each phase was over, and what took how long."""
+"""Reads the log of a start: when each phase was over, and what took how long."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -7,11 +7,11 @@ from typing import Any
 
 PHASES = ("starting", "engine_chosen", "kernels_loaded", "model_loaded", "engine_ready", "ready")
 PARTS = {"imports": "imported", "kernels": "kernels_loaded", "load": "model_loaded", "warm_up": "warmed_up"}
-"""Names of the parts of a start, and the events whose ``seconds`` they are."""
+"""Names of the parts of a start, and the log events whose ``seconds`` they are."""
 
 
 def records(log: Iterable[str]) -> list[dict[str, Any]]:
-    """The log's records; other lines are left out."""
+    """The records of a log; lines that are no records are left out."""
     return [json.loads(line) for line in log if line.startswith("{")]
 
 
@@ -37,7 +37,7 @@ def phases(log: Iterable[str]) -> dict[str, Any]:
 
 
 def parts(known: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Seconds by what they were spent on: those that the log names, the front, and all the rest."""
+    """How many seconds each part of a start took: those that the log names, the front, and the rest."""
     took = {name: _sum(known, event) for name, event in PARTS.items()}
     ready = {record["event"]: record for record in known if record.get("event") in ("engine_ready", "ready")}
     if len(ready) < 2:

@@ -1,4 +1,4 @@
-"""Where and when a measurement is made: machine, versions, commit, date."""
+"""Finds out where and when a measurement is made: machine, versions, commit, date."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ UNKNOWN = "unknown"
 
 
 def surroundings() -> dict[str, Any]:
-    """All of it, for a file of results.
+    """Everything about where and when, for a file of results.
 
     Returns:
         ``when`` (ISO 8601), ``commit``, ``hardware`` and ``versions``.
@@ -29,7 +29,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def hardware() -> dict[str, Any]:
-    """This machine: ``gpu`` (name, driver, memory; of each), ``cpu``, ``num_cpus``, ``memory_gib``."""
+    """This machine: ``gpu`` (name, driver and memory of each), ``cpu``, ``num_cpus``, ``memory_gib``."""
     found = output_of(["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"])
     return {
         "gpu": "; ".join(found.splitlines()) or "none",
@@ -40,7 +40,7 @@ def hardware() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that matter and are installed."""
+    """Versions of Python and of the packages that matter, as far as they are installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -51,11 +51,11 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """The commit that this package was checked out from, ``-dirty`` if files differ from it; or "unknown"."""
     git = ["git", "-C", str(Path(gptj_serve.__file__).parent)]
-    # installed somewhere below another project's repository, it is none of its files
+    # the package may be installed somewhere below another project's repository
     if not output_of([*git, "ls-files", "__init__.py"]):
         return UNKNOWN
     described = output_of([*git, "rev-parse", "HEAD"])
-    # other files do not count: the results themselves may lie in the tree
+    # untracked files do not count, because the results themselves may lie in the tree
     changed = output_of([*git, "status", "--porcelain", "--untracked-files=no"])
     return f"{described}-dirty" if changed else described or UNKNOWN
 
@@ -69,7 +69,7 @@ def _cpu_name() -> str:
 
 
 def output_of(command: Sequence[str]) -> str:
-    """What a command prints; nothing when it fails or is not there."""
+    """What a command prints; an empty string when it fails or is not there."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

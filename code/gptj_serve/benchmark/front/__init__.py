@@ -1,1 +1,1 @@
-"""What the fronts add, over an engine without a model."""
+"""Measures what the fronts add, over an engine without a model."""

@@ -1,10 +1,10 @@
-"""An engine process without a model: every sequence gets its tokens at a fixed rate, and it keeps when.
+"""An engine process without a model: sequences get tokens at a fixed rate, and it records when.
 
 Usage: python -m gptj_serve.benchmark.front.fake_engine --socket PATH --model DIR --tokens-per-s N --log FILE
     [--prompt-s S]
 
-It speaks to fronts as the engine does: all sequences' next tokens in one message a step. At SIGTERM it
-writes a `Kept` for every sequence as JSON, by request id, and ends.
+It speaks to fronts as the engine does: one message a step has the next tokens of all sequences. At SIGTERM it
+writes what it has recorded of every sequence (`Kept`) as JSON, by request id, and ends.
 """
 
 import argparse
@@ -30,7 +30,7 @@ TEXT = " The king went up to the mountain, and all the people of the land were w
 
 @dataclass(slots=True)
 class Kept:
-    """What is kept of a sequence; times in seconds of the machine's monotonic clock.
+    """What is recorded of a sequence; times are in seconds of the machine's monotonic clock.
 
     Attributes:
         received_s: When it was submitted.
@@ -42,16 +42,16 @@ class Kept:
 
 
 class FakeEngine:
-    """Runs until `stop`.
+    """Gives every sequence its tokens until `stop` is called.
 
     Args:
         server: Where fronts connect.
-        tokens_per_s: Steps per second, one token a sequence each.
+        tokens_per_s: Steps per second; each step has one token for every sequence.
         token_ids: What every sequence says, over and over.
         prompt_s: How long every prompt takes before the first token.
 
     Attributes:
-        kept: Every sequence there was, by request id.
+        kept: What is recorded of every sequence so far, by request id.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class FakeEngine:
         self._is_stopped = False
 
     def stop(self) -> None:
-        """Let `run` return. May be called from a signal handler."""
+        """Make `run` return; may be called from a signal handler."""
         self._is_stopped = True
         self._server.inbox.put(None)
 
     def run(self) -> None:
-        """One step after the other, at the times that the rate sets."""
+        """Make one step after the other, at the times that the rate sets."""
         start_s = time.monotonic()
         for number in itertools.count(1):
             self._listen_until(start_s + number * self._step_s)

@@ -1,4 +1,4 @@
-"""A front over the engine without a model, started as ``serve`` would start it."""
+"""Starts a front over the engine without a model, as ``serve`` would start it."""
 
 import contextlib
 import os
@@ -24,11 +24,11 @@ START_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class FakeService:
-    """What runs.
+    """A front and an engine without a model that are running.
 
     Attributes:
-        directory: Private directory, with the engine's socket.
-        port: Of this machine, where the front listens.
+        directory: The private directory, which has the engine's socket.
+        port: Where the front listens on this machine.
         front_process: The front's (first) process.
     """
 
@@ -39,12 +39,12 @@ class FakeService:
 
 @contextlib.contextmanager
 def running(front: str, tokens_per_s: float, log: Path, *, prompt_s: float = 0.0) -> Iterator[FakeService]:
-    """An engine without a model and a front. The file ``log`` is there when both have ended.
+    """Run an engine without a model and a front. The file ``log`` is there when both have ended.
 
     Args:
         front: Name for ``GPTJ_FRONT``.
-        tokens_per_s: What every sequence gets.
-        log: Where the engine writes what it has kept.
+        tokens_per_s: How many tokens every sequence gets in a second.
+        log: Where the engine writes what it has recorded.
         prompt_s: How long every prompt takes before the first token.
     """
     port = processes.free_port()

@@ -1,12 +1,12 @@
-"""What a front adds to the engine's own time, and whether it keeps up, with an engine that has no model.
+"""Measures what a front adds to the engine's time and whether it keeps up, with an engine that has no model.
 
 Usage: scripts/benchmark front [--out front.json]
 
-Each front runs over an engine process that gives every sequence its tokens at a fixed rate and keeps when
-(`gptj_serve.benchmark.front.fake_engine`); this process is the client. What a whole call adds is its client's
-time less the engine's, from the submission to the last token; the engine's socket alone is measured in the
-same way. Of streams, each token's lateness is counted from the engine's message to the client's read.
-All clocks are the machine's monotonic one.
+Each front runs over an engine process that gives every sequence its tokens at a fixed rate and records when
+(`gptj_serve.benchmark.front.fake_engine`); this process is the client. What a front adds to a whole call is
+the client's time less the engine's, from the submission to the last token; the engine's socket alone is
+measured in the same way. A token of a stream is late by the time from the engine's message to the client's
+read. All times are taken from the machine's monotonic clock.
 """
 
 import argparse
@@ -41,11 +41,11 @@ class Plan:
     """How much is measured.
 
     Attributes:
-        num_calls: Whole calls one after the other.
-        num_rounds: Rounds of `num_together` whole calls at the same time.
-        num_tokens: Of each whole call.
-        num_together: Whole calls, or streams, at the same time.
-        stream_s: Seconds that streams last.
+        num_calls: How many whole calls are made one after the other.
+        num_rounds: How often `num_together` whole calls are made at the same time.
+        num_tokens: Tokens of each whole call.
+        num_together: How many whole calls, or streams, run at the same time.
+        stream_s: How many seconds streams last.
     """
 
     num_calls: int = 50
@@ -65,7 +65,7 @@ class Called:
 
 Ask = Callable[[str, int], Awaitable[Called]]
 Times = dict[str, Any]
-"""What the fake engine kept of each sequence, by the part of its id that the client knows."""
+"""What the fake engine recorded of each sequence, by the part of its id that the client knows."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -91,8 +91,9 @@ def measure(front: str, plan: Plan) -> dict[str, Any]:
         plan: How much is measured.
 
     Returns:
-        ``alone`` and ``together``: what whole calls add by path (``socket`` and the front); ``streams``, of
-        the front that has them: how late tokens are. In milliseconds.
+        ``alone`` and ``together``: the milliseconds that are added to sequential and to concurrent whole
+        calls, by path (``socket`` and the front); ``streams``, for the front that has them: how late tokens
+        are.
     """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log.json")
@@ -112,7 +113,7 @@ def measure(front: str, plan: Plan) -> dict[str, Any]:
 
 
 def summary(values_ms: Sequence[float]) -> dict[str, float]:
-    """Median, 99th percentile and maximum, and of how many values; in milliseconds."""
+    """Median, 99th percentile and maximum in milliseconds, and the number of values."""
     percentiles = statistics.quantiles(values_ms, n=100, method="inclusive")
     return {
         "num": len(values_ms),
@@ -123,18 +124,18 @@ def summary(values_ms: Sequence[float]) -> dict[str, float]:
 
 
 def _known(engine_id: str) -> str:
-    """The call's id in a sequence's: the HTTP front puts ``#`` and a number behind it, both ``/``."""
+    """The call's id within a sequence's: the HTTP front appends ``#N``, and both fronts append ``/N``."""
     return engine_id.rsplit("/", 1)[0].split("#")[0]
 
 
 def added_ms(call: Called, times: Times) -> float:
-    """What a call took beyond the engine's time, from the submission to the last token."""
+    """How much longer a call took than the engine did, from the submission to the last token."""
     kept = times[call.request_id]
     return 1000 * float(call.seconds - (kept["sent_s"][-1] - kept["received_s"]))
 
 
 def lateness(exchanges: Sequence[TimedExchange], times: Times) -> dict[str, float]:
-    """How long after the engine's message each token of streams was with the client.
+    """How long after the engine's message the client had each token of streams.
 
     Raises:
         RuntimeError: An answer has fewer events than tokens.
@@ -144,7 +145,7 @@ def lateness(exchanges: Sequence[TimedExchange], times: Times) -> dict[str, floa
         sent_s = times[exchange.request_id]["sent_s"]
         if len(exchange.event_s) < len(sent_s):
             raise RuntimeError(f"{len(exchange.event_s)} events came of {len(sent_s)} tokens")
-        # OpenAI's end is an event of its own, after those of the tokens
+        # OpenAI's streams end with an event of its own, after those of the tokens
         pairs = zip(sent_s, exchange.event_s, strict=False)
         late_ms += [1000 * (arrived_s - token_s) for token_s, arrived_s in pairs]
     return summary(late_ms)
@@ -159,7 +160,7 @@ def _openai(num_tokens: int) -> Any:
 
 
 STREAMS = {"tgi": _tgi, "openai": _openai}
-"""How a stream of so many tokens is asked for, by schema."""
+"""By schema, how a stream of a number of tokens is asked for."""
 
 
 async def _run(front: str, plan: Plan, service: FakeService) -> Any:
@@ -179,7 +180,7 @@ async def _run(front: str, plan: Plan, service: FakeService) -> Any:
 
 @contextlib.asynccontextmanager
 async def _connected(port: int, number: int) -> AsyncIterator[list[Connection]]:
-    """New connections: a front closes those that nothing comes on."""
+    """New connections, because a front closes those on which nothing comes."""
     connections = [await Connection.connect(port) for _ in range(number)]
     yield connections
     for connection in connections:
@@ -187,7 +188,7 @@ async def _connected(port: int, number: int) -> AsyncIterator[list[Connection]]:
 
 
 async def _sequential(asks: Mapping[str, Ask], plan: Plan) -> dict[str, list[Called]]:
-    """One call at a time, in turns, so that all paths meet the same moments."""
+    """Make one call at a time, in turns, so that all paths meet the same conditions."""
     called: dict[str, list[Called]] = {path: [] for path in asks}
     for number in range(plan.num_calls):
         for path, ask in asks.items():
@@ -232,7 +233,7 @@ async def _stream(
     plan: Plan,
     process: psutil.Process,
 ) -> tuple[list[TimedExchange], float]:
-    """Streams at the same time, and the front's microseconds of processor time for each of their tokens."""
+    """Run streams at the same time; also returns the front's processor time a token, in microseconds."""
     num_tokens = int(plan.stream_s * TOKENS_PER_S)
     names = [f"{schema}-s{number}" for number in range(len(connections))]
     pairs = zip(names, connections, strict=True)

@@ -1,4 +1,4 @@
-"""``scripts/benchmark report``: one page of tables and figures from files of results."""
+"""``scripts/benchmark report``: writes one page of tables and figures from files of results."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ from gptj_serve.benchmark.report.tables import Wanted
 from gptj_serve.errors import StartupError
 
 BASELINES = ("hf", "deepspeed")
-"""What others are compared with unless said otherwise: the first of these that was measured."""
+"""Targets are compared with the first of these that was measured, unless another is named."""
 
 Figure = tuple[str, str, Callable[[Measured], str | None]]
 FIGURES: dict[str, tuple[Figure, ...]] = {
@@ -20,7 +20,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
     "latency": (("distribution", "Distribution of latencies", figures.distribution),),
     "throughput": (("throughput", "Tokens/s by number of clients", figures.tokens_by_concurrency),),
 }
-"""By load: the name of the file, what it shows, and what draws it."""
+"""By load: the name of each figure's file, what it shows, and the function that draws it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,14 +70,14 @@ def _prices(parser: argparse.ArgumentParser, raw: Sequence[str], names: Sequence
 
 
 def _folder(out: Path, place: int) -> Path:
-    """Where the figures of one kind of machine go; the first one's lie beside the page."""
+    """The folder for the figures of one kind of machine; those of the first one lie beside the page."""
     folder = out if place == 0 else out / f"machine-{place + 1}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def _page(measured: Measured, folder: Path, args: argparse.Namespace, prices: dict[str, float]) -> str:
-    """Everything about one kind of machine, and its figures written."""
+    """Write the figures about one kind of machine; returns its part of the page."""
     baseline = args.baseline or next((name for name in BASELINES if name in measured.targets("grid")), None)
     wanted = Wanted(baseline if baseline in measured.targets("grid") else None, prices)
     name = measured.hardware.get("target") or measured.hardware["gpu"].split(",")[0]
@@ -95,7 +95,7 @@ def _page(measured: Measured, folder: Path, args: argparse.Namespace, prices: di
 
 
 def _sections(measured: Measured, wanted: Wanted) -> Iterator[tuple[str, str, list[str]]]:
-    """Load, heading and texts of what was measured."""
+    """The load, heading and texts of each section about something that was measured."""
     if measured.of("grid"):
         note = f"{GRID_NOTE} {PRICE_NOTE}" if wanted.usd_per_hour else GRID_NOTE
         texts = [tables.grid_summary(measured, wanted), note, tables.grid_cells(measured)]

@@ -1,8 +1,8 @@
-"""The report's figures, as SVG: legible on white and on dark, and without telling colours apart.
+"""Draws the report's figures as SVG: legible on white and on dark, and without telling colours apart.
 
-Nothing is filled behind them; text and axes are a grey that stands out from both. Each target has a colour
-(Okabe and Ito's, the pale ones darker and the dark one paler, for the same reason), a marker, dashes, and its
-name beside its line.
+Nothing is filled behind them; text and axes are a grey that stands out from both. Each target has a colour, a
+marker, dashes, and its name beside its line. The colours are Okabe and Ito's, the pale ones darker and the
+dark one paler for the same reason.
 """
 
 import io
@@ -25,7 +25,7 @@ from gptj_serve.benchmark.results import Cell, Run
 INK = "#7a7a7a"
 COLOURS = ("#1f86c9", "#d55e00", "#009e73", "#c8679d", "#b98500", "#8c6bd8")
 ENGINES = ("fused", "deepspeed", "hf", "vllm", "transformers-compiled", "ctranslate2")
-"""Who has which of the colours, markers and dashes."""
+"""These engines have the colour, marker and dashes of their place; other targets get those that are left."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES: tuple[Any, ...] = (
     "-",
@@ -55,13 +55,13 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 6,
 }
 LABEL_GAP = 0.075
-"""Between two names at the ends of lines, as a part of the height of the axes."""
+"""The gap between two names at the ends of lines, as a part of the height of the axes."""
 
 USUAL = (1, 2, 5)
-"""What numbers on a logarithmic axis begin with."""
+"""The digits that numbers on a logarithmic axis begin with."""
 
 WIDE = 4.0
-"""Values that differ by more than this get a logarithmic axis."""
+"""Values that differ by more than this factor get a logarithmic axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Look:
 
 
 def looks(measured: Measured) -> dict[str, Look]:
-    """The look of each target: an engine's own in every report, or one that no engine of this report has."""
+    """Each target's look: an engine's own in every report, else one that no engine of this report has."""
     places: dict[str, int] = {}
     for name, facts in measured.facts.items():
         engine = facts.get("engine", name)
@@ -92,7 +92,7 @@ def _name_axis(axis: Axis, text: str) -> None:
 
 
 def latency_by_length(measured: Measured) -> str | None:
-    """Mean whole call by output length, a panel an input length; None without a grid."""
+    """Mean whole call by output length, with a panel for each input length; None without a grid."""
     cells, names = good_cells(measured.of("grid")), measured.targets("grid")
     seconds = {name: statistics.mean_seconds(cells, name) for name in names}
     inputs = sorted({cell.input_tokens for found in seconds.values() for cell in found})
@@ -127,7 +127,7 @@ def tokens_by_concurrency(measured: Measured) -> str | None:
     levels = good_levels(run for run in measured.of("throughput") if run.concurrency is not None)
     if not levels:
         return None
-    shown = next(iter(levels))[1]  # a pace with other lengths is another matter
+    shown = next(iter(levels))[1]  # a pace with other lengths cannot be compared
     lines: dict[str, dict[float, float]] = {name: {} for name in measured.targets("throughput")}
     for (name, cell, level), runs in levels.items():
         if cell == shown:
@@ -148,11 +148,11 @@ def tokens_by_concurrency(measured: Measured) -> str | None:
 
 
 def distribution(measured: Measured) -> str | None:
-    """Which part of requests took no longer than a time, of streams; None where they were not measured."""
+    """Which part of the streams took no longer than a time; None where they were not measured."""
     cells = good_cells(measured.of("latency"))
     if not cells:
         return None
-    shown = next(iter(cells))[1]  # times of different cells have nothing to do with each other
+    shown = next(iter(cells))[1]  # times of different cells cannot be compared
     runs = [run for (_, cell), found in cells.items() for run in found if cell == shown]
     names = [name for name in measured.targets("latency") if any(run.target == name for run in runs)]
     kinds = {"to the first token, ms": "ttft_s", "between tokens, ms": "tpot_s", "end to end, ms": "seconds"}
@@ -201,7 +201,7 @@ def _steps(axes: Axes, measured: Measured, values: Mapping[str, Sequence[float]]
 
 
 def _readable(axis: Axis, digits: Sequence[float] = USUAL) -> None:
-    """Plain numbers on a logarithmic axis, at these multiples of powers of ten."""
+    """Write plain numbers on a logarithmic axis, at these multiples of powers of ten."""
     axis.set_major_locator(LogLocator(subs=digits))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
@@ -221,18 +221,18 @@ def _draw(
     values: Sequence[float],
     id: str,
 ) -> None:
-    """One line a target.
+    """Draw a line for each target.
 
     Args:
-        axes: Where.
-        measured: For the looks.
+        axes: Where to draw.
+        measured: The looks are made from it.
         lines: Points by target.
-        values: All there are in panels that share an axis.
-        id: For the names of the SVG's elements.
+        values: All values in the panels that share an axis.
+        id: Part of the names of the SVG's elements.
     """
     if max(values) > WIDE * min(values):
         axes.set_yscale("log")
-        # a short axis would have but two numbers; there is room for more beside it, not below
+        # a short axis would have only two numbers; there is room for more beside an axis, not below one
         _readable(axes.yaxis, (1, 1.5, 2, 3, 5, 7) if max(values) < 10 * min(values) else USUAL)
     else:
         axes.set_ylim(0, 1.08 * max(values))
@@ -246,7 +246,7 @@ def _draw(
 
 
 def _name_ends(axes: Axes, measured: Measured, lines: Mapping[str, Mapping[float, float]]) -> None:
-    """Write each name beside its line's end, apart from the others."""
+    """Write each name beside the end of its line, at a distance from the others."""
     ends = {name: (max(points), points[max(points)]) for name, points in lines.items() if points}
     axes.get_ylim()  # sets the scale, which `transData` alone does not
     to_axes = axes.transData + axes.transAxes.inverted()
@@ -257,7 +257,7 @@ def _name_ends(axes: Axes, measured: Measured, lines: Mapping[str, Mapping[float
 
 
 def _apart(heights: Mapping[str, float]) -> dict[str, float]:
-    """Heights that differ enough for text, moved as little as that takes."""
+    """Move heights apart by as little as text beside text needs."""
     moved = dict(sorted(heights.items(), key=lambda item: item[1]))
     for _ in range(50):
         for low, high in itertools.pairwise(moved):

@@ -1,4 +1,4 @@
-"""Runs of several files, put together where they may be compared: on the same hardware, of the same model."""
+"""Merges the runs of several files where they may be compared: same hardware and same model."""
 
 import json
 from collections import defaultdict
@@ -18,14 +18,14 @@ class Measured:
     """What was measured on one kind of machine.
 
     Attributes:
-        hardware: What it is.
-        model: Its facts; None where they are not known.
-        heads: Of the files, by their names.
-        facts: Of targets, by name.
+        hardware: The machine.
+        model: The model's facts; None where they are not known.
+        heads: The heads of the files, by the files' names.
+        facts: The facts of targets, by name.
         runs: All requests, under the names that the report uses.
-        starts, memory: The same of these.
-        read_bytes_per_s: Of the GPU's memory, by load: each file has its own. Of several files the most, so
-            that no share of the limit flatters.
+        starts, memory: All starts and peaks of memory, under the same names.
+        read_bytes_per_s: How fast the GPU's memory is read, by load, since each file has its own figure. Of
+            several files the highest counts, so that no share of the limit is flattered.
     """
 
     hardware: Mapping[str, Any]
@@ -38,17 +38,17 @@ class Measured:
     read_bytes_per_s: dict[str, float] = field(default_factory=dict)
 
     def of(self, load: str) -> list[Run]:
-        """The runs of a load, those to be averaged and those not; no very first requests."""
+        """The runs of a load, failed ones included, without the very first requests to servers."""
         return [run for run in self.runs if run.load == load and not run.is_first]
 
     def targets(self, load: str) -> list[str]:
-        """Who has runs of a load, in the order of the files."""
+        """The targets that have runs of a load, in the order of the files."""
         found = {run.target for run in self.of(load)}
         return [name for name in self.facts if name in found]
 
 
 def merge(files: Mapping[Path, ResultsFile]) -> list[Measured]:
-    """Put files together, what was measured on different machines or of different models apart.
+    """Merge files; what was measured on different machines or of different models stays apart.
 
     A target that several files have under one name, measured in the same way, is one target; measured in
     different ways (another commit, version or setting) it is told apart by the file's name in each load that
@@ -67,7 +67,7 @@ def merge(files: Mapping[Path, ResultsFile]) -> list[Measured]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Short names of files; those of one name in different folders keep their folders."""
+    """Short names of files; files that share a name keep their folders."""
     stems = [path.name.removesuffix(".json") for path in paths]
     return [
         stem if stems.count(stem) == 1 else str(path.with_name(stem))
@@ -76,14 +76,14 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _by_machine(results: ResultsFile) -> list[tuple[Mapping[str, Any], ResultsFile]]:
-    """A file's measurements by what the servers run on: the machine that measured, or another one."""
+    """A file's measurements by the machine that the servers run on: the one that measured, or another."""
     machines: dict[str | None, list[str]] = {}
     for name, facts in results.head["targets"].items():
         machines.setdefault(facts.get("hardware"), []).append(name)
     parts = []
     for other, names in machines.items():
         part = results.of(names)
-        if other is not None:  # how fast our memory is says nothing of that machine
+        if other is not None:  # this machine's memory says nothing about that one
             part.head |= {"read_bytes_per_s": None, "skipped": {}}
         if len(machines) == 1 or not part.is_empty:
             parts.append((results.head["hardware"] if other is None else {"target": other}, part))
@@ -104,7 +104,7 @@ def _fill(measured: Measured, named: Sequence[tuple[str, ResultsFile]]) -> None:
             return found
 
         own = _measurements(results)
-        for target in results.head["targets"]:  # their order is that of the command line
+        for target in results.head["targets"]:  # they are in the order of the command line
             for load in LOADS:
                 if (load, target) in own:
                     name(load, target)
@@ -119,7 +119,7 @@ def _fill(measured: Measured, named: Sequence[tuple[str, ResultsFile]]) -> None:
 
 
 def _measurements(results: ResultsFile) -> set[tuple[str, str]]:
-    """Loads and targets that there is something of."""
+    """Pairs of loads and targets for which something was measured."""
     runs = {(run.load, run.target) for run in results.runs if not run.is_first}
     starts = {("load", one["target"]) for one in results.starts}
     return runs | starts | {("memory", one["target"]) for one in results.memory}

@@ -1,4 +1,4 @@
-"""What runs add up to. All of it is arithmetic that can be done by hand."""
+"""Statistics over runs, all of them arithmetic that can be done by hand."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from gptj_serve.benchmark.results import Cell, Run
 
 BYTES_OF_CACHE = 2
-"""Of a number in the KV cache."""
+"""Bytes of a number in the KV cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +20,12 @@ class Spread:
 
     @staticmethod
     def of(values: Sequence[float]) -> "Spread":
-        """Of at least one value."""
+        """The spread of at least one value."""
         return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """With linear interpolation between the two nearest of the sorted values."""
+    """A percentile, interpolated linearly between the two nearest of the sorted values."""
     ordered = sorted(values)
     place = (len(ordered) - 1) * percent / 100
     low = int(place)
@@ -34,14 +34,14 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def tokens_per_s(runs: Sequence[Run]) -> Spread:
-    """Output tokens over the whole call, of each run."""
+    """Mean and deviation of each run's output tokens over its whole call."""
     return Spread.of([run.output_tokens / run.seconds for run in runs])
 
 
 def pace(runs: Sequence[Run]) -> float:
-    """All output tokens over all their seconds: what a machine that only does this gets done, and costs.
+    """All output tokens over all seconds: what a machine that only does this gets done, and what it costs.
 
-    Less than the mean of `tokens_per_s`, in which slow runs count as much as fast ones.
+    This is less than the mean of `tokens_per_s`, in which slow runs count as much as fast ones.
     """
     return sum(run.output_tokens for run in runs) / sum(run.seconds for run in runs)
 
@@ -84,7 +84,7 @@ def weight_bytes_read(model: Mapping[str, Any], facts: Mapping[str, Any]) -> flo
 def limit_seconds(
     model: Mapping[str, Any], weight_bytes: float, cell: Cell, read_bytes_per_s: float
 ) -> float:
-    """What a call takes at least: for each token weights and cache are read once."""
+    """The least time that a call can take: weights and cache are read once for each token."""
     per_position: float = 2 * model["num_layers"] * model["width"] * BYTES_OF_CACHE
     inputs, outputs = cell.input_tokens, cell.output_tokens
     num_read = outputs * inputs + outputs * (outputs + 1) / 2
@@ -92,5 +92,5 @@ def limit_seconds(
 
 
 def usd_per_million_tokens(usd_per_hour: float, tokens_per_s: float) -> float:
-    """The price of a million tokens at so many a second."""
+    """The price of a million tokens at a given pace."""
     return usd_per_hour / 3600 / tokens_per_s * 1e6

@@ -1,4 +1,4 @@
-"""The report's tables, in Markdown."""
+"""Writes the report's tables in Markdown."""
 
 import statistics as plain
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ class Wanted:
     """What the reader wants to know besides.
 
     Attributes:
-        baseline: Target that others are compared with; None: nobody.
-        usd_per_hour: Price of the machine, by target; may be empty.
+        baseline: Target that others are compared with; None compares nobody.
+        usd_per_hour: Price of the machine by target; may be empty.
     """
 
     baseline: str | None
@@ -35,7 +35,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def surroundings(measured: Measured) -> str:
-    """On what, with what and when it was measured."""
+    """On which machine, with which versions and when it was measured."""
     hardware, parts = measured.hardware, ("target", "gpu", "cpu")
     machine = [str(hardware[part]) for part in parts if hardware.get(part, "none") != "none"]
     if "num_cpus" in hardware:
@@ -55,7 +55,7 @@ def surroundings(measured: Measured) -> str:
 
 
 def grid_summary(measured: Measured, wanted: Wanted) -> str:
-    """A line a target: pace, reduction, share of the limit, cost."""
+    """A row for each target: pace, reduction, share of the limit, cost."""
     cells = good_cells(measured.of("grid"))
     head = ["target", "cells", "runs", "tokens/s, mean", "SD"]
     if wanted.baseline:
@@ -110,7 +110,7 @@ def _limit_s(measured: Measured, load: str, name: str, cell: Cell) -> float | No
 
 
 def grid_cells(measured: Measured) -> str:
-    """A line a cell: mean whole call and tokens/s of every target."""
+    """A row for each cell: mean whole call and tokens/s of every target."""
     cells, names = good_cells(measured.of("grid")), measured.targets("grid")
     tried = {(run.target, run.cell) for run in measured.of("grid")}
     head = ["input x output", *(f"`{name}`: ms (SD)" for name in names)]
@@ -134,7 +134,7 @@ def _milliseconds(runs: Sequence[Run]) -> str:
 
 
 def latency(measured: Measured) -> str:
-    """A line a target and cell: percentiles of streams."""
+    """A row for each target and cell: percentiles of streams."""
     marks = "/".join(f"P{percent}" for percent in PERCENTILES)
     head = ["target", "input x output", "runs", f"first token, ms: {marks}", f"a token, ms: {marks}"]
     head += [f"end to end, ms: {marks}", "very first request: first token, ms"]
@@ -169,7 +169,7 @@ def _decode_share(measured: Measured, name: str, cell: Cell, token_s: float) -> 
 
 
 def throughput(measured: Measured) -> str:
-    """A line a level: pace, percentiles and refusals of every target."""
+    """A row for each level: pace, percentiles and refusals of every target."""
     levels, names = good_levels(measured.of("throughput")), measured.targets("throughput")
     tried = {(run.target, run.cell, run.level) for run in measured.of("throughput")}
     head = ["requests", "input x output"]
@@ -195,7 +195,7 @@ def _level(runs: Sequence[Run]) -> list[str]:
 
 
 def best_levels(measured: Measured, wanted: Wanted) -> str:
-    """A line a target: what a million tokens cost with as many clients as is best."""
+    """A row for each target: what a million tokens cost with the number of clients that is best."""
     rows = []
     for name in measured.targets("throughput"):
         paces = {
@@ -210,7 +210,7 @@ def best_levels(measured: Measured, wanted: Wanted) -> str:
 
 
 def starts(measured: Measured) -> str:
-    """A line a target: seconds from start to ready, medians and the slowest."""
+    """A row for each target: seconds from start to ready, as medians and the slowest."""
     parts = list(dict.fromkeys(part for one in measured.starts for part in one["parts"]))
     loading = list(dict.fromkeys(part for one in measured.starts for part in one["loading"]))
     head = ["target", "starts", "ready, s: P50", "most", *(part.replace("_", " ") for part in parts)]
@@ -225,7 +225,7 @@ def starts(measured: Measured) -> str:
 
 
 def memory(measured: Measured) -> str:
-    """A line a target: most memory, while starting and under load."""
+    """A row for each target: the most memory while starting and under load."""
     kinds = {"gpu_bytes": "GPU", "pss_bytes": "host (shared pages once)", "rss_bytes": "host (RSS)"}
     head = ["target", *(f"{what}, GiB: {when}" for what in kinds.values() for when in ("start", "load"))]
     rows = [
@@ -239,7 +239,7 @@ def memory(measured: Measured) -> str:
 
 
 def failures(measured: Measured) -> str:
-    """A line a cell or level in which something went wrong; nothing of it is in any average."""
+    """A row for each cell or level in which something went wrong; no average includes those."""
     rows = []
     for failed in bad_cells(measured.runs):
         one = failed[0]

@@ -1,4 +1,4 @@
-"""Makes the calls that lead to a goal and waits for what they start, so that an interrupted run can resume."""
+"""Makes the calls that lead to a goal and waits for their effects; an interrupted run can resume."""
 
 import itertools
 from collections.abc import Sequence

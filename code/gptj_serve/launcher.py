@@ -31,6 +31,7 @@ from gptj_serve.models.model_dir import find_directory
 from gptj_serve.request import ModelInfo
 from gptj_serve.serving import mms
 from gptj_serve.serving.http import front as http_front
+from gptj_serve.serving.start import is_listening
 from gptj_serve.serving.templates.files import names_template
 from gptj_serve.serving.templates.limits import MAX_WAITING
 from gptj_serve.serving.tokenizing import prepare
@@ -91,7 +92,7 @@ class Launcher:
             loading, said = self._start_engine()
             go = None
             if self._has_tokenizer(tokenizer, loading) and self._front.CAN_WAIT:
-                go = self._start_waiting_front(model_dir)
+                go = self._start_waiting_front()
             info = self._wait_for_engine(loading, said)
             engine = loading
             self._start_front(info, go)
@@ -182,10 +183,10 @@ class Launcher:
             return error
         return None
 
-    def _start_waiting_front(self, model_dir: Path) -> int:
+    def _start_waiting_front(self) -> int:
         """Let the front load beside the engine; it listens when it reads from the pipe whose end this is."""
         reader, go = os.pipe()
-        command, env = self._front.prepare(self._settings, model_dir, reader, self._directory, self._env)
+        command, env = self._front.prepare(reader, self._directory, self._env)
         self._children.start("front", command, env, pass_fds=[reader])
         os.close(reader)
         return go
@@ -209,7 +210,7 @@ class Launcher:
 
     def _wait_for_front(self, info: ModelInfo) -> None:
         give_up_s = time.monotonic() + FRONT_START_TIMEOUT_S
-        while not self._front.is_listening(self._settings):
+        while not is_listening(self._settings):
             self._look_at_front(0.05)
             if time.monotonic() > give_up_s:
                 raise StartupError(f"the front did not answer within {FRONT_START_TIMEOUT_S:g} s")

@@ -83,11 +83,6 @@ def check(env: Mapping[str, str]) -> None:
     find_java(env)
 
 
-def is_listening(settings: Settings) -> bool:
-    """The server answers ``GET /ping``. It does so before its workers are up: `warm_up` waits for them."""
-    return answer_status(settings, "GET", "/ping") == 200
-
-
 def has_lost_its_workers(directory: Path) -> bool:
     """The process that the workers are forked from is gone; the server itself would go on without."""
     try:
@@ -100,7 +95,8 @@ def has_lost_its_workers(directory: Path) -> bool:
 def warm_up(settings: Settings, info: ModelInfo, directory: Path, wait: Callable[[], None]) -> None:
     """Send requests through the whole front: proof that it works, and the first client finds it compiled.
 
-    Each is refused by a worker before it reaches the engine, and logged by nobody.
+    The server listens before its workers are up; here they are waited for. Each request is refused by a
+    worker before it reaches the engine, and logged by nobody.
 
     Args:
         settings: The service's settings.

@@ -47,6 +47,11 @@ def answer_status(
             return None
 
 
+def is_listening(settings: Settings) -> bool:
+    """Whether the front answers ``GET /ping`` with 200."""
+    return answer_status(settings, "GET", "/ping") == 200
+
+
 @contextlib.contextmanager
 def start_failures(directory: Path) -> Iterator[None]:
     """Leave the launcher the reason when what is entered fails, and end the process with exit code 1.

@@ -16,6 +16,7 @@ from gptj_serve.benchmark.targets import processes
 from gptj_serve.serving import mms
 from gptj_serve.serving.client import EngineClient
 from gptj_serve.serving.http import front as http_front
+from gptj_serve.serving.start import is_listening
 from gptj_serve.serving.tokenizing.prepare import prepare
 from gptj_serve.settings import Settings
 
@@ -75,12 +76,12 @@ def _start_http(
     settings: Settings, directory: Path, env: Mapping[str, str]
 ) -> Iterator["subprocess.Popen[bytes]"]:
     reader, go = os.pipe()
-    command, front_env = http_front.prepare(settings, demo.MODEL_DIR, reader, directory, env)
+    command, front_env = http_front.prepare(reader, directory, env)
     with processes.running(command, front_env, pass_fds=[reader]) as process:
         os.close(reader)
         os.write(go, b"\n")
         os.close(go)
-        _wait_for(process, lambda: http_front.is_listening(settings))
+        _wait_for(process, lambda: is_listening(settings))
         yield process
 
 
@@ -92,7 +93,7 @@ def _start_mms(
         info = client.info
     command, front_env = mms.prepare(settings, info, directory, env)
     with processes.running(command, front_env) as process:
-        _wait_for(process, lambda: mms.is_listening(settings))
+        _wait_for(process, lambda: is_listening(settings))
         mms.warm_up(settings, info, directory, lambda: None)
         yield process
 

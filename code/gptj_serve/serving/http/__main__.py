@@ -1,6 +1,6 @@
 """The HTTP front's process.
 
-Usage: python -m gptj_serve.serving.http --model-dir DIR --go-fd N
+Usage: python -m gptj_serve.serving.http --go-fd N
 
 Started by ``serve``, which names its private directory in the environment, while the engine still loads. It
 listens only when a byte comes on the descriptor: a front that answers means an engine that can.
@@ -88,7 +88,6 @@ async def serve(settings: Settings, directory: Path, tokenizer: Tokenizer, forks
 def main() -> int:
     """Load what the front needs, wait until the engine is ready, then run; returns the exit code."""
     parser = argparse.ArgumentParser(prog="gptj_serve.serving.http")
-    parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--go-fd", type=int, required=True)
     args = parser.parse_args()
     settings = Settings.from_env(os.environ)

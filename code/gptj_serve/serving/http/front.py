@@ -19,26 +19,16 @@ def check(env: Mapping[str, str]) -> None:
     """Nothing outside the package is needed."""
 
 
-def prepare(
-    settings: Settings, model_dir: Path, go_fd: int, directory: Path, env: Mapping[str, str]
-) -> tuple[list[str], dict[str, str]]:
+def prepare(go_fd: int, directory: Path, env: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """The command and the environment to start it with.
 
     Args:
-        settings: The service's settings.
-        model_dir: Where its tokenizer is.
         go_fd: Descriptor of the pipe that tells it to listen.
         directory: Private directory of this service.
         env: Environment to start from.
     """
-    command = [sys.executable, "-m", "gptj_serve.serving.http"]
-    command += ["--model-dir", str(model_dir), "--go-fd", str(go_fd)]
+    command = [sys.executable, "-m", "gptj_serve.serving.http", "--go-fd", str(go_fd)]
     return command, environment(env, directory)
-
-
-def is_listening(settings: Settings) -> bool:
-    """It answers ``GET /ping`` with 200."""
-    return answer_status(settings, "GET", "/ping") == 200
 
 
 def warm_up(settings: Settings, info: ModelInfo, directory: Path, wait: Callable[[], None]) -> None:

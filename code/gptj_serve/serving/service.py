@@ -435,10 +435,12 @@ def render_error(
 
 def _log(call: Call | None, now_s: float, **fields: Any) -> None:
     if call is not None:
-        fields["schema"] = call.ask.schema
-        fields["prompt_tokens"] = call.num_prompt_tokens
-        fields["num_sequences"] = call.num_sequences
-        fields["total_s"] = now_s - call.arrived_s
+        fields.update(
+            schema=call.ask.schema,
+            prompt_tokens=call.num_prompt_tokens,
+            num_sequences=call.num_sequences,
+            total_s=now_s - call.arrived_s,
+        )
     known: dict[str, Any] = {
         name: round(value, 6) if isinstance(value, float) else value
         for name, value in fields.items()

@@ -16,7 +16,7 @@ from gptj_serve.errors import BadRequest
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1000
 MAX_TOKENS = 1 << 20
-MAXTOKEN_IDS = 128
+MAX_TOKEN_IDS = 128
 NEAR = 0.82
 """How alike (0 to 1) a wrong name and a suggestion are: a slip of the pen, not ``top_n`` and ``top_p``."""
 MAX_LISTED = 8
@@ -204,16 +204,16 @@ def temperature(high: float) -> Check:
 
 def _token_ids(value: Any) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [value]
-    if len(ids) > MAXTOKEN_IDS or not all(type(one) is int and 0 <= one <= MAX_TOKENS for one in ids):
+    if len(ids) > MAX_TOKEN_IDS or not all(type(one) is int and 0 <= one <= MAX_TOKENS for one in ids):
         raise ValueError(
-            f"must be a token id, 0 to {MAX_TOKENS}, or a list of at most {MAXTOKEN_IDS} of them"
+            f"must be a token id, 0 to {MAX_TOKENS}, or a list of at most {MAX_TOKEN_IDS} of them"
         )
     return tuple(ids)
 
 
 TOKEN_ID = {"type": "integer", "minimum": 0, "maximum": MAX_TOKENS}
 token_ids = Check(
-    _token_ids, {"anyOf": [TOKEN_ID, {"type": "array", "items": TOKEN_ID, "maxItems": MAXTOKEN_IDS}]}
+    _token_ids, {"anyOf": [TOKEN_ID, {"type": "array", "items": TOKEN_ID, "maxItems": MAX_TOKEN_IDS}]}
 )
 """Check for one token id or a list of them. The vocabulary may lack some: the model never chooses those."""
 

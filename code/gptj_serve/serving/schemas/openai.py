@@ -388,31 +388,24 @@ def _best_of(fields: Mapping[str, Any]) -> int | None:
 
 def _read_prompts(value: Any) -> tuple[tuple[str | tuple[int, ...], ...], bool]:
     """The prompts, and whether they were a list: token ids alone are one prompt."""
-    if isinstance(value, str):
-        return (value,), False
     if value is None:
         raise BadRequest("prompt: is missing; must be a string, a list of strings, or token ids")
-    if not isinstance(value, list):
-        raise BadRequest(f"prompt={shown(value)}: must be a string, a list of strings, or token ids")
-    if not value:
-        raise BadRequest("prompt: must not be an empty list")
-    if type(value[0]) is int:
-        return (_read_ids(value, "prompt"),), False
-    return tuple(_read_prompt(one, f"prompt[{index}]") for index, one in enumerate(value)), True
+    if isinstance(value, list) and value and type(value[0]) is not int:
+        allowed = "a string or a list of token ids"
+        return tuple(_read_prompt(one, f"prompt[{i}]", allowed) for i, one in enumerate(value)), True
+    return (_read_prompt(value, "prompt", "a string, a list of strings, or token ids"),), False
 
 
-def _read_prompt(value: Any, where: str) -> str | tuple[int, ...]:
+def _read_prompt(value: Any, where: str, allowed: str) -> str | tuple[int, ...]:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise BadRequest(f"{where}={shown(value)}: must be a string or a list of token ids")
+        raise BadRequest(f"{where}={shown(value)}: must be {allowed}")
     if not value:
         raise BadRequest(f"{where}: must not be an empty list")
-    return _read_ids(value, where)
-
-
-def _read_ids(values: list[Any], where: str) -> tuple[int, ...]:
-    for index, value in enumerate(values):
-        if type(value) is not int or value < 0:
-            raise BadRequest(f"{where}[{index}]={shown(value)}: must be a token id, a whole number from 0 on")
-    return tuple(values)
+    for index, token_id in enumerate(value):
+        if type(token_id) is not int or token_id < 0:
+            raise BadRequest(
+                f"{where}[{index}]={shown(token_id)}: must be a token id, a whole number from 0 on"
+            )
+    return tuple(value)

@@ -27,10 +27,10 @@ from itertools import cycle, islice
 import torch
 
 from gptj_serve.engine.device_errors import batch_errors
-from gptj_serve.engine.sampling.packing import Field, PickedRows, Upload
+from gptj_serve.engine.sampling.packing import PickedRows, Upload
 from gptj_serve.engine.sampling.profile import Profile, profile
 from gptj_serve.engine.sampling.results import WHAT, Choice, ResultLayout, Results
-from gptj_serve.engine.sampling.score_plan import EVERY_FILTER, PlannedRow, ScorePlan, plan_scores
+from gptj_serve.engine.sampling.score_plan import EVERY_FILTER, PlannedRow, plan_scores
 from gptj_serve.request import GenerationRequest, SamplingParams
 
 
@@ -48,48 +48,6 @@ class SamplerRow:
     request: GenerationRequest
     slot: int
     end: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """One step, planned on the host.
-
-    Attributes:
-        upload: All numbers that the device needs.
-        places: Where each row's token goes in the flat history, int64 [B].
-        plan: What happens to the scores of the rows below; None if they are none.
-        scored: Those rows.
-        layout: What the results are.
-        reported: The rows that report log-probabilities.
-    """
-
-    upload: Upload
-    places: Field
-    plan: ScorePlan | None
-    scored: PickedRows
-    layout: ResultLayout
-    reported: PickedRows
-
-    @staticmethod
-    def of(
-        rows: Sequence[SamplerRow],
-        planned: Sequence[PlannedRow],
-        num_positions: int,
-        dtype: torch.dtype,
-        vocab_size: int,
-    ) -> "_Step":
-        upload = Upload()
-        places = upload.add([row.slot * num_positions + row.end for row in rows], torch.int64)
-        scored = [b for b, row in enumerate(planned) if not row.takes_argmax]
-        layout = ResultLayout([row.request for row in rows], scored, dtype, vocab_size)
-        return _Step(
-            upload,
-            places,
-            plan_scores([planned[b] for b in scored], vocab_size, upload) if scored else None,
-            PickedRows.of(scored, len(rows), upload),
-            layout,
-            PickedRows.of(layout.reported, len(rows), upload),
-        )
 
 
 class Sampler:
@@ -130,8 +88,7 @@ class Sampler:
             raise ValueError(f"{len(rows)} rows for logits of shape {tuple(logits_BV.shape)}")
         planned = [self._planned(row) for row in rows]
         with batch_errors(WHAT):
-            step = _Step.of(rows, planned, self._history_SC.shape[1], logits_BV.dtype, self._vocab_size)
-            return self._choose(logits_BV, step)
+            return self._choose(logits_BV, rows, planned)
 
     def _planned(self, row: SamplerRow) -> PlannedRow:
         num_slots, num_positions = self._history_SC.shape
@@ -146,30 +103,40 @@ class Sampler:
             known = self._profiles[slot] = (request, profile(request, self._vocab_size))
         return PlannedRow(known[1], slot, end)
 
-    def _choose(self, logits_BV: torch.Tensor, step: _Step) -> Choice:
-        words_W = step.upload.to(logits_BV.device)
-        result_words_W = torch.empty(step.layout.num_words, dtype=torch.int64, device=logits_BV.device)
-        results = step.layout.views(result_words_W)
+    def _choose(
+        self, logits_BV: torch.Tensor, rows: Sequence[SamplerRow], planned: Sequence[PlannedRow]
+    ) -> Choice:
+        upload, num_positions, device = Upload(), self._history_SC.shape[1], logits_BV.device
+        places = upload.add([row.slot * num_positions + row.end for row in rows], torch.int64)
+        scored = [b for b, row in enumerate(planned) if not row.takes_argmax]
+        plan = plan_scores([planned[b] for b in scored], self._vocab_size, upload) if scored else None
+        layout = ResultLayout([row.request for row in rows], scored, logits_BV.dtype, self._vocab_size)
+        scored_rows, reported_rows = (
+            PickedRows.of(picked, len(rows), upload) for picked in (scored, layout.reported)
+        )
+        words_W = upload.to(device)
+        result_words_W = torch.empty(layout.num_words, dtype=torch.int64, device=device)
+        results = layout.views(result_words_W)
         # max takes a NaN for the largest, so it tells of NaN, +inf and a row of -inf alike
         torch.max(logits_BV, dim=-1, out=(results.best_B, results.ids_B))
-        if step.plan is not None:
-            scores_RV = step.scored.select(logits_BV, words_W).float()
-            best_R, ids_R = step.plan.choose(scores_RV, words_W, self._history_SC)
+        if plan is not None:
+            scores_RV = scored_rows.select(logits_BV, words_W).float()
+            best_R, ids_R = plan.choose(scores_RV, words_W, self._history_SC)
             results.scored_R.copy_(best_R)
-            results.ids_B.copy_(step.scored.replace(results.ids_B, ids_R, words_W))
-        if step.layout.reported:
-            _report(logits_BV, step, words_W, results)
+            results.ids_B.copy_(scored_rows.replace(results.ids_B, ids_R, words_W))
+        if layout.reported:
+            logits_LV = reported_rows.select(logits_BV, words_W)
+            _report(logits_LV, reported_rows.select(results.ids_B, words_W), layout.num_top, results)
         tokens_B = results.ids_B.to(self._history_SC.dtype)
-        self._history_SC.view(-1).scatter_(0, step.places.of(words_W), tokens_B)
-        return Choice(step.layout, result_words_W)
+        self._history_SC.view(-1).scatter_(0, places.of(words_W), tokens_B)
+        return Choice(layout, result_words_W)
 
 
-def _report(logits_BV: torch.Tensor, step: _Step, words_W: torch.Tensor, results: Results) -> None:
-    logprobs_LV = step.reported.select(logits_BV, words_W).float().log_softmax(dim=-1)
-    ids_L1 = step.reported.select(results.ids_B, words_W).unsqueeze(1)
-    torch.gather(logprobs_LV, 1, ids_L1, out=results.logprobs_L.unsqueeze(1))
-    if step.layout.num_top:
-        torch.topk(logprobs_LV, step.layout.num_top, out=(results.top_values_LK, results.top_ids_LK))
+def _report(logits_LV: torch.Tensor, ids_L: torch.Tensor, num_top: int, results: Results) -> None:
+    logprobs_LV = logits_LV.float().log_softmax(dim=-1)
+    torch.gather(logprobs_LV, 1, ids_L.unsqueeze(1), out=results.logprobs_L.unsqueeze(1))
+    if num_top:
+        torch.topk(logprobs_LV, num_top, out=(results.top_values_LK, results.top_ids_LK))
 
 
 def warm_up(device: torch.device, dtype: torch.dtype, max_rows: int, vocab_size: int) -> None:

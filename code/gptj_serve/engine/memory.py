@@ -1,7 +1,5 @@
 """Is there room for the model, on the GPU or in the host's memory. Asked before anything is read."""
 
-import resource
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,9 +135,3 @@ def _too_little_memory(needed_bytes: int, memory: GpuMemory) -> StartupError:
         f"{memory.free_bytes / GIB:.2f} GiB of {memory.total_bytes / GIB:.2f} GiB are free; "
         "use a larger GPU, or end the other processes that hold its memory"
     )
-
-
-def host_peak_bytes() -> int:
-    """The process's largest resident size so far, mapped files included."""
-    unit_bytes = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes

@@ -2,8 +2,11 @@
 
 import contextlib
 import logging
+import resource
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from gptj_serve.logs import log_event
 
@@ -28,6 +31,35 @@ def logged_warm_up() -> Iterator[None]:
     started_s = time.monotonic()
     yield
     log_event(logger, "warmed_up", "the model is warmed up", seconds=_since_s(started_s))
+
+
+def log_loaded(
+    logger: logging.Logger, seconds: Mapping[str, float], device: str, device_bytes: int, **more: Any
+) -> None:
+    """Log that a model's weights are in place.
+
+    Args:
+        logger: That of who loaded it.
+        seconds: What each phase took.
+        device: Where they are.
+        device_bytes: What they take there.
+        more: Other fields.
+    """
+    fields: dict[str, Any] = {
+        "seconds": round(sum(seconds.values()), 3),
+        **{f"{phase}_seconds": round(one, 3) for phase, one in seconds.items()},
+        **more,
+        "device": device,
+        "device_bytes": device_bytes,
+        "host_peak_bytes": _host_peak_bytes(),
+    }
+    log_event(logger, "model_loaded", "the model is loaded", **fields)
+
+
+def _host_peak_bytes() -> int:
+    """The process's largest resident size so far, mapped files included."""
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
 
 
 def _since_s(started_s: float) -> float:

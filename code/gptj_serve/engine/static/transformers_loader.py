@@ -7,7 +7,6 @@ a CPU the mapped pages are the weights. Weights of another type are converted on
 
 import logging
 import time
-from collections.abc import Mapping
 from pickle import UnpicklingError
 from typing import Any
 
@@ -16,10 +15,10 @@ from transformers import GPTJConfig, GPTJForCausalLM
 from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
-from gptj_serve.engine.memory import host_peak_bytes, room_for_weights, weights_need
+from gptj_serve.engine.memory import room_for_weights, weights_need
+from gptj_serve.engine.start_log import log_loaded
 from gptj_serve.errors import StartupError
 from gptj_serve.host.regular_files import some
-from gptj_serve.logs import log_event
 from gptj_serve.models.checkpoint_files import SAFETENSORS
 from gptj_serve.models.config import CONFIG
 from gptj_serve.models.model_dir import Checkpoint
@@ -50,7 +49,10 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
     except (OSError, UnpicklingError) as error:
         raise StartupError(f"{checkpoint.directory}: changed since it was checked; not loaded") from error
     model.requires_grad_(False)
-    _log(model, device, {"read": read_s, "upload": time.monotonic() - started_s - read_s})
+    # files are only mapped, unless weights are converted: then uploading reads them
+    seconds = {"read": read_s, "upload": time.monotonic() - started_s - read_s}
+    num_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    log_loaded(logger, seconds, str(device), num_bytes)
     return model
 
 
@@ -117,16 +119,3 @@ def _from_files(checkpoint: Checkpoint, dtype: torch.dtype) -> GPTJForCausalLM:
     if broken:
         raise StartupError(f"{checkpoint.directory}: changed since it was checked: {some(sorted(broken))}")
     return model
-
-
-def _log(model: GPTJForCausalLM, device: torch.device, phases: Mapping[str, float]) -> None:
-    tensors = [*model.parameters(), *model.buffers()]
-    fields: dict[str, Any] = {
-        "seconds": round(sum(phases.values()), 3),
-        # files are only mapped, unless weights are converted: then uploading reads them
-        **{f"{phase}_seconds": round(seconds, 3) for phase, seconds in phases.items()},
-        "device": str(device),
-        "device_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-        "host_peak_bytes": host_peak_bytes(),
-    }
-    log_event(logger, "model_loaded", "the model is loaded", **fields)

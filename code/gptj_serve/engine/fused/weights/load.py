@@ -7,15 +7,14 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from gptj_serve.engine.fused.weights.formats.plain import PlainMatrix
 from gptj_serve.engine.fused.weights.pack import PackedWeights, empty_weights, slots
 from gptj_serve.engine.fused.weights.upload import CHUNK_BYTES, NUM_READERS, Uploaded, upload
-from gptj_serve.engine.memory import host_peak_bytes, room_for_weights, weights_need
-from gptj_serve.logs import log_event
+from gptj_serve.engine.memory import room_for_weights, weights_need
+from gptj_serve.engine.start_log import log_loaded
 from gptj_serve.models.architecture import TIED_HEAD
 from gptj_serve.models.model_dir import Checkpoint
 from gptj_serve.models.sources import open_sources
@@ -67,7 +66,8 @@ def load_weights(
         "allocate": allocated_s - sources_s,
         "upload": time.monotonic() - allocated_s,
     }
-    _log(weights, device, seconds, uploaded)
+    rates = _upload_fields(uploaded, seconds["upload"])
+    log_loaded(logger, seconds, str(device), weights.num_bytes, **rates)
     return weights
 
 
@@ -86,19 +86,11 @@ def _give_buffers_back(device: torch.device) -> None:
             torch.accelerator.empty_host_cache()
 
 
-def _log(
-    weights: PackedWeights, device: torch.device, phases: Mapping[str, float], uploaded: Uploaded
-) -> None:
-    fields: dict[str, Any] = {
-        "seconds": round(sum(phases.values()), 3),
-        **{f"{phase}_seconds": round(seconds, 3) for phase, seconds in phases.items()},
+def _upload_fields(uploaded: Uploaded, seconds: float) -> dict[str, float]:
+    return {
         # reading, copying and converting overlap: what a reader spent on each, on average
         "reader_read_seconds": round(uploaded.read_s, 3),
         "reader_put_seconds": round(uploaded.put_s, 3),
         "file_bytes": uploaded.num_bytes,
-        "gb_per_second": float(f"{uploaded.num_bytes / phases['upload'] / 1e9:.3g}"),
-        "device": str(device),
-        "device_bytes": weights.num_bytes,
-        "host_peak_bytes": host_peak_bytes(),
+        "gb_per_second": float(f"{uploaded.num_bytes / seconds / 1e9:.3g}"),
     }
-    log_event(logger, "model_loaded", "the model is loaded", **fields)

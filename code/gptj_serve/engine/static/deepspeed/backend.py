@@ -146,7 +146,8 @@ class DeepSpeedBackend:
         return mask_BM.masked_fill_(is_pad_BM, torch.finfo(dtype).min)[:, None, None]
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
-        self._check_rows(len(prompts))
+        if not 1 <= len(prompts) <= self.limits.max_batch_size:
+            raise ValueError(f"{len(prompts)} rows; a batch has 1 to {self.limits.max_batch_size}")
         if not all(prompts):
             raise ValueError("every prompt needs at least one token")
         self._check_columns(max(map(len, prompts)))
@@ -158,10 +159,6 @@ class DeepSpeedBackend:
             raise ValueError(f"{len(token_ids)} tokens for a batch of {batch.num_rows} rows")
         self._check_columns(batch.num_columns + 1)
         self._check_ids(token_ids)
-
-    def _check_rows(self, num_rows: int) -> None:
-        if not 1 <= num_rows <= self.limits.max_batch_size:
-            raise ValueError(f"{num_rows} rows; a batch has 1 to {self.limits.max_batch_size}")
 
     def _check_columns(self, num_columns: int) -> None:
         if num_columns > self.limits.max_context:
@@ -193,8 +190,10 @@ def load_deepspeed(
     extension = ensure_kernels()
     check_extension(extension, model.dtype)
     check_first(model)
+    num_probes = min(max_context, NUM_PROBE_TOKENS)
+    probe_ids = [(7919 * index + 11) % shape.vocab_size for index in range(num_probes)]
     with _start_failures():
-        probe = _Probe.of(model, min(max_context, NUM_PROBE_TOKENS))
+        expected_2V = _last_two_logits(model, probe_ids)
         blocks = inject(model, extension, max_context)
         batch_size = choose_batch_size(shape, _free_bytes(model.device), max_batch_size, max_context)
         limits = Limits(batch_size, max_context, shape.vocab_size)
@@ -202,7 +201,7 @@ def load_deepspeed(
         _take_workspace(backend, blocks)
         with logged_warm_up():
             _warm_up(backend)
-        error = probe.check(backend)
+        error = _check_logits(backend, probe_ids, expected_2V)
     message = "the model runs on DeepSpeed's kernels"
     log_event(logger, "deepspeed_loaded", message, relative_error=error, max_batch_size=batch_size)
     return backend
@@ -268,36 +267,30 @@ def _warm_up(backend: DeepSpeedBackend) -> None:
             backend.reset()
 
 
-@dataclass(frozen=True, slots=True)
-class _Probe:
-    """A few tokens and what the plain model makes of them, taken before its blocks are gone.
+@torch.inference_mode()
+def _last_two_logits(model: GPTJForCausalLM, ids: Sequence[int]) -> torch.Tensor:
+    """What the plain model makes of a few tokens, before its blocks are gone: logits_2V, float32."""
+    logits_1TV: torch.Tensor = model(torch.tensor([ids], device=model.device), use_cache=False).logits
+    return logits_1TV[0, -2:].float().clone()
 
-    Kernels that fail often fail silently, so nothing is served before they agree with the model.
+
+def _check_logits(backend: DeepSpeedBackend, ids: Sequence[int], expected_2V: torch.Tensor) -> float:
+    """The kernels' relative error: they often fail silently, so nothing is served before they are compared.
+
+    Raises:
+        StartupError: The error is too large, or not a number.
     """
-
-    ids: tuple[int, ...]
-    logits: torch.Tensor
-
-    @staticmethod
-    @torch.inference_mode()
-    def of(model: GPTJForCausalLM, num_tokens: int) -> "_Probe":
-        ids = tuple((7919 * index + 11) % model.config.vocab_size for index in range(num_tokens))
-        logits_1TV = model(torch.tensor([ids], device=model.device), use_cache=False).logits
-        return _Probe(ids, logits_1TV[0, -2:].float().clone())
-
-    def check(self, backend: DeepSpeedBackend) -> float:
-        """The kernels' relative error. Raises StartupError when it is too large (or not a number)."""
-        prefill_1V = backend.prefill([self.ids[:-1]])
-        decode_1V = backend.decode(self.ids[-1:])
-        backend.reset()
-        error = _relative_error(torch.cat([prefill_1V, decode_1V]), self.logits)
-        if not error <= MAX_RELATIVE_ERROR:
-            raise StartupError(
-                f"DeepSpeed's kernels disagree with the plain model (relative error {error:.4f}, at most "
-                f"{MAX_RELATIVE_ERROR} is right): build them again for this GPU and this PyTorch, or set "
-                "GPTJ_ENGINE=hf"
-            )
-        return error
+    prefill_1V = backend.prefill([ids[:-1]])
+    decode_1V = backend.decode(ids[-1:])
+    backend.reset()
+    error = _relative_error(torch.cat([prefill_1V, decode_1V]), expected_2V)
+    if not error <= MAX_RELATIVE_ERROR:
+        raise StartupError(
+            f"DeepSpeed's kernels disagree with the plain model (relative error {error:.4f}, at most "
+            f"{MAX_RELATIVE_ERROR} is right): build them again for this GPU and this PyTorch, or set "
+            "GPTJ_ENGINE=hf"
+        )
+    return error
 
 
 def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:

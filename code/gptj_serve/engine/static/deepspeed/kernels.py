@@ -185,7 +185,8 @@ def check_extension(extension: ModuleType, dtype: torch.dtype) -> None:
     Raises:
         StartupError: Names the ops.
     """
-    missing = [name for name in _op_names(dtype) if not hasattr(extension, name)]
+    names = [*(f"{name}_{SUFFIXES[dtype]}" for name in TEMPLATED_OPS), *PLAIN_OPS]
+    missing = [name for name in names if not hasattr(extension, name)]
     if missing:
         raise StartupError(f"DeepSpeed's kernels were built without {', '.join(missing)}: build them again")
 
@@ -205,10 +206,6 @@ def check_bound(blocks: Iterable[Any], extension: ModuleType, dtype: torch.dtype
                 fallen_back.add(name)
     if fallen_back:
         raise StartupError(f"DeepSpeed fell back to Python for {', '.join(sorted(fallen_back))}")
-
-
-def _op_names(dtype: torch.dtype) -> list[str]:
-    return [f"{name}_{SUFFIXES[dtype]}" for name in TEMPLATED_OPS] + list(PLAIN_OPS)
 
 
 def _bound_ops(block: Any) -> dict[str, Any]:

@@ -16,6 +16,11 @@ def is_failure(error: BaseException) -> bool:
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without the compiler's pages or PyTorch's advice after it."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def release_frames(error: BaseException) -> None:
     """Let go of what the functions held that an error has passed through: bodies of megabytes, for example.
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from gptj_serve.engine.failures import BackendDead, BatchLost
+from gptj_serve.errors import first_line
 
 _DEVICE_MARKS = ("CUDA error", "CUBLAS_STATUS", "cuDNN error", "CUDNN_STATUS", "device-side assert")
 _MEMORY_MARKS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory", "CUDA error: out of memory")
@@ -35,17 +36,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(mark in str(error) for mark in _MEMORY_MARKS)
 
 
-def is_device_broken(error: BaseException) -> bool:
-    """A CUDA error other than memory: every later call of this process would fail as well."""
-    return not is_out_of_memory(error) and (
-        isinstance(error, torch.AcceleratorError) or any(mark in str(error) for mark in _DEVICE_MARKS)
-    )
-
-
 def _sorted(error: Exception, what: str) -> Exception:
     if is_out_of_memory(error):
         torch.cuda.empty_cache()  # pieces that fit nothing are of no use to the next batch
         return BatchLost(f"the GPU ran out of memory: {what}")
-    if is_device_broken(error):
-        return BackendDead(f"{what}: {str(error).splitlines()[0]}")
+    # after another CUDA error every later call of this process would fail as well
+    if isinstance(error, torch.AcceleratorError) or any(mark in str(error) for mark in _DEVICE_MARKS):
+        return BackendDead(f"{what}: {first_line(error)}")
     return BatchLost(f"the model failed: {what}")

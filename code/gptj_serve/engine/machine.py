@@ -10,7 +10,8 @@ import torch
 
 from gptj_serve.engine.choose import Machine
 from gptj_serve.engine.fused.kernels import library as compiler
-from gptj_serve.engine.static.deepspeed.kernels import first_line, kernels_missing
+from gptj_serve.engine.static.deepspeed.kernels import kernels_missing
+from gptj_serve.errors import first_line
 from gptj_serve.host.cgroup import cpu_limit
 from gptj_serve.host.driver import driver_version
 

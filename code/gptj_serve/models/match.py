@@ -41,7 +41,8 @@ def check_tensors(
             type; names them.
     """
     named = _by_full_name(found, expected, directory)
-    if is_tied(expected) and EMBEDDING not in named and TIED_HEAD in named:
+    is_tied = TIED_HEAD not in expected
+    if is_tied and EMBEDDING not in named and TIED_HEAD in named:
         named[EMBEDDING] = named.pop(TIED_HEAD)
     missing = [name for name in expected if name not in named]
     if missing:
@@ -63,11 +64,6 @@ def check_tensors(
             "these weights, or the whole model again from where both were saved"
         )
     return {name: tensor for name, tensor in named.items() if name in expected or name == TIED_HEAD}
-
-
-def is_tied(expected: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a model of such tensors shares its head with the embedding."""
-    return TIED_HEAD not in expected
 
 
 def ignored(found: Mapping[str, TensorInfo], expected: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gptj_serve.errors import StartupError
+from gptj_serve.errors import StartupError, first_line
 from gptj_serve.host.regular_files import check_regular, some
 from gptj_serve.models.headers import not_weights, truncated
 from gptj_serve.models.remedies import extract_command
@@ -127,8 +127,7 @@ def _why_refused(error: Exception) -> str:
             f"refused: it asks for code to be run{what}, which weights never need; nothing was run. Where "
             "it was made: model.save_pretrained(DIRECTORY) saves the weights alone"
         )
-    first_line = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"the PyTorch checkpoint is corrupt: {first_line}; copy it again"
+    return f"the PyTorch checkpoint is corrupt: {first_line(error)}; copy it again"
 
 
 def _contents(path: Path, content: Mapping[Any, Any]) -> Contents[PickledTensor]:

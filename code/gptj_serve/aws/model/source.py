@@ -9,6 +9,7 @@ from typing import Any
 
 from gptj_serve.aws.common.console import Console
 from gptj_serve.aws.common.errors import CommandError, UsageError
+from gptj_serve.errors import first_line
 from gptj_serve.models.checkpoint_files import NAMES
 from gptj_serve.models.config import CONFIG
 from gptj_serve.models.model_dir import BESIDE_THE_WEIGHTS
@@ -212,7 +213,7 @@ def _explained(repository: str, revision: str) -> Iterator[None]:
             f"{repository} has no revision {revision}", "--revision takes a branch, a tag or a commit"
         ) from None
     except (httpx.TransportError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
-        raise _Unreachable(_first_line(error)) from None
+        raise _Unreachable(first_line(error)) from None
     except errors.HfHubHTTPError as error:
         raise _http_error(repository, error, login) from None
 
@@ -221,11 +222,4 @@ def _http_error(repository: str, error: Any, login: str) -> CommandError:
     status = error.response.status_code
     if status in (401, 403):
         return CommandError(f"the hub refuses {repository} (HTTP {status})", login)
-    return CommandError(
-        f"the hub answered {status}: {_first_line(error)}", "run this again later: it goes on"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return CommandError(f"the hub answered {status}: {first_line(error)}", "run this again later: it goes on")

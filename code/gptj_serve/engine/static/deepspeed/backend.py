@@ -27,7 +27,6 @@ from gptj_serve.engine.static.deepspeed.inject import RunBlock, bind_block, chec
 from gptj_serve.engine.static.deepspeed.kernels import (
     check_extension,
     ensure_kernels,
-    first_line,
     stdout_to_stderr,
 )
 from gptj_serve.engine.static.deepspeed.rules import (
@@ -37,7 +36,7 @@ from gptj_serve.engine.static.deepspeed.rules import (
     choose_batch_size,
     choose_context,
 )
-from gptj_serve.errors import StartupError
+from gptj_serve.errors import StartupError, first_line
 from gptj_serve.logs import log_event
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from gptj_serve.errors import StartupError
+from gptj_serve.errors import StartupError, first_line
 from gptj_serve.logs import log_event
 
 logger = logging.getLogger(__name__)
@@ -99,11 +99,6 @@ def ensure_kernels() -> ModuleType:
     origin = _origin(extension, started_at)
     log_event(logger, "kernels_loaded", "DeepSpeed's kernels are loaded", origin=origin, seconds=seconds)
     return extension
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without the compiler's pages or PyTorch's advice after it."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _origin(extension: ModuleType, started_at: float) -> str:

@@ -1,4 +1,4 @@
-"""The file of results: every single run, and where it was made. Written so that no interrupt can harm it."""
+"""The file of results: every single run and where it was made. No interrupt can harm the file."""
 
 import contextlib
 import json
@@ -14,10 +14,10 @@ from gptj_serve.errors import StartupError
 SCHEMA = 1
 SAVE_INTERVAL_S = 1.0
 REFUSED = (429, 503)
-"""Statuses that say: too much at once."""
+"""Statuses with which a server says that it has too much to do."""
 
 SAME = ("commit", "hardware", "versions", "model", "seed")
-"""Parts of a file's head that have to be the same for runs to be comparable."""
+"""Parts of a file's head that have to be the same for its runs to be comparable."""
 
 HEAD: Mapping[str, Any] = {
     "when": str,
@@ -29,18 +29,18 @@ HEAD: Mapping[str, Any] = {
     "seed": int,
     "read_bytes_per_s": int | float | None,
 }
-"""Parts that every file's head has, and what they are."""
+"""Parts that every file's head has, and their types."""
 
 FIELDS: Mapping[str, Mapping[str, Any]] = {
     "starts": {"seconds": int | float, "parts": dict, "loading": dict},
     "memory": {"start": dict, "load": dict},
 }
-"""The same of a start, and of peaks of memory."""
+"""Parts that every start and every peak of memory has, and their types."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cell:
-    """What a request is of: tokens of its prompt and of its answer."""
+    """The size of a request: tokens of its prompt and of its answer."""
 
     input_tokens: int
     output_tokens: int
@@ -50,12 +50,12 @@ class Cell:
 
 
 FIRST_CELL = Cell(50, 50)
-"""What the very first request to a server is of."""
+"""The size of the very first request to a server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How many requests come at once: of so many clients that wait for their answers, or so many a second."""
+    """How requests come: from a number of clients that wait for their answers, or at a rate a second."""
 
     concurrency: int | None = None
     rate: float | None = None
@@ -69,21 +69,21 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One request. Times are as its client saw them.
+    """One request, with the times that its client saw.
 
     Attributes:
         load: "grid", "latency" or "throughput".
-        target: Who answered.
-        input_tokens, output_tokens: What was asked for.
+        target: The target that answered.
+        input_tokens, output_tokens: The lengths that were asked for.
         number: Counts the runs of a cell, or of a level.
-        started_s: When it was sent, or should have been where that came first (seconds since 1970).
-        seconds: From then to the whole answer.
-        status: Of the HTTP answer; 0 if there was none.
-        ttft_s: From sending to the first token.
-        tpot_s: Between two tokens, on average, from the first on.
-        prompt_tokens, completion_tokens: The server's own usage.
+        started_s: When it was sent, or should have been sent if that was earlier (seconds since 1970).
+        seconds: Time from then to the whole answer.
+        status: Status of the HTTP answer; 0 if there was none.
+        ttft_s: Time from sending to the first token.
+        tpot_s: Mean time between two tokens, from the first on.
+        prompt_tokens, completion_tokens: The usage that the server reports.
         concurrency, rate: The `Level` of a throughput run.
-        is_first: The very first request to a server.
+        is_first: It is the very first request to a server.
         problem: Why it measures nothing: an error, or a wrong length.
     """
 
@@ -106,33 +106,33 @@ class Run:
 
     @property
     def cell(self) -> Cell:
-        """What was asked for."""
+        """The size that was asked for."""
         return Cell(self.input_tokens, self.output_tokens)
 
     @property
     def level(self) -> Level:
-        """Of a throughput run."""
+        """The level of a throughput run."""
         return Level(self.concurrency, self.rate)
 
     @property
     def is_refused(self) -> bool:
-        """The server had no room for it."""
+        """Whether the server had no room for it."""
         return self.status in REFUSED
 
     @property
     def has_failed(self) -> bool:
-        """Its cell or level measures nothing: open loops may be refused, nothing else may go wrong."""
+        """Whether it spoils its cell or level: an open loop may be refused, nothing else may go wrong."""
         return self.problem is not None and not (self.rate is not None and self.is_refused)
 
 
 class ResultsFile(contextlib.AbstractContextManager["ResultsFile"]):
-    """A file of results that is being written; made by `Results.open`. Use it as a context manager.
+    """A file of results that is being written, made by `open`. Use it as a context manager.
 
     Attributes:
-        head: All but the measurements.
-        runs: Of requests.
-        starts: What `gptj_serve.benchmark.facts.phases` found of each start, with its ``target``.
-        memory: Peaks, each with its ``target``.
+        head: Everything but the measurements.
+        runs: The requests that were made.
+        starts: What `gptj_serve.benchmark.facts.phases` found out about each start, with its ``target``.
+        memory: Peaks of memory, each with its ``target``.
     """
 
     def __init__(self, path: Path, head: dict[str, Any]) -> None:
@@ -145,16 +145,16 @@ class ResultsFile(contextlib.AbstractContextManager["ResultsFile"]):
 
     @staticmethod
     def open(path: Path, head: Mapping[str, Any], *, retry_failed: bool = False) -> "ResultsFile":
-        """Begin a file, or go on with one that is there.
+        """Begin a file, or continue one that is there.
 
         Args:
             path: The file.
-            head: With the keys of `SAME`, ``targets`` (facts by name) and more.
+            head: Has the keys of `SAME`, ``targets`` (facts by name) and more.
             retry_failed: Forget runs that failed, and levels in which one did, so that they are made again.
 
         Raises:
-            StartupError: The file is none of ours, or what it has was measured elsewhere or of something
-                else; says what differs.
+            StartupError: The file is no file of results, or was measured elsewhere or of something else; says
+                what differs.
         """
         results = ResultsFile(path, {"schema": SCHEMA, **head})
         if path.exists() and not (old := read(path)).is_empty:
@@ -163,19 +163,19 @@ class ResultsFile(contextlib.AbstractContextManager["ResultsFile"]):
             results.head["when"] = old.head["when"]
             results.runs = _without_failures(old.runs) if retry_failed else old.runs
             results.starts, results.memory = old.starts, old.memory
-        results.save()  # better known now than after an hour that it cannot be written
+        results.save()  # that it cannot be written is better known now than after an hour
         return results
 
     @property
     def is_empty(self) -> bool:
-        """Nothing was measured yet."""
+        """Whether nothing was measured yet."""
         return not (self.runs or self.starts or self.memory)
 
     def __exit__(self, *_: object) -> None:
         self.save()
 
     def of(self, targets: Sequence[str]) -> "ResultsFile":
-        """What there is of these targets alone, to be read."""
+        """The part about some of the targets, for reading only."""
         facts = {name: self.head["targets"][name] for name in targets}
         part = ResultsFile(self._path, {**self.head, "targets": facts})
         part.runs = [run for run in self.runs if run.target in targets]
@@ -184,13 +184,13 @@ class ResultsFile(contextlib.AbstractContextManager["ResultsFile"]):
         return part
 
     def add(self, runs: Iterable[Run]) -> None:
-        """Keep runs; a second later at most they are in the file."""
+        """Keep runs; they are in the file at most a second later."""
         self.runs += runs
         if time.monotonic() - self._saved_s > SAVE_INTERVAL_S:
             self.save()
 
     def save(self) -> None:
-        """Write the file anew, all or nothing.
+        """Write the whole file anew, or leave it as it is.
 
         Raises:
             StartupError: It cannot be written.
@@ -206,7 +206,7 @@ class ResultsFile(contextlib.AbstractContextManager["ResultsFile"]):
         self._saved_s = time.monotonic()
 
     def _text(self) -> str:
-        """JSON, a run a line."""
+        """The file's JSON, with a line for each run."""
         lists = {
             "starts": self.starts,
             "memory": self.memory,
@@ -288,12 +288,12 @@ def _check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> N
 def _joined(
     old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Facts of targets: what a server said of itself stays, for it may not be started this time."""
+    """Merge facts of targets; what a server said of itself stays, as it may not be started this time."""
     return {name: {**old.get(name, {}), **new.get(name, {})} for name in {**old, **new}}
 
 
 def _without_failures(runs: Sequence[Run]) -> list[Run]:
-    """Of a level none is left where one has failed: it is measured as a whole."""
+    """Leave out failed runs, and all runs of a level in which one failed: it is measured as a whole."""
     failed = {(run.target, run.cell, run.level) for run in runs if run.has_failed and run.level != Level()}
     return [run for run in runs if not run.has_failed and (run.target, run.cell, run.level) not in failed]
 

@@ -1,17 +1,17 @@
-"""Many clients, for a long time, doing everything at once: is every answer the one its prompt gets alone?
+"""Runs many clients for a long time, and compares every answer with the one that its prompt gets alone.
 
 Usage: scripts/benchmark soak --url URL [--clients 64] [--seconds 600] [--pid PID] [--attacks tests] [--out F]
 
 Each client mixes short, long, streamed, abandoned and bad requests against a running HTTP front. Greedy
-answers are compared with those that the prompts got alone before. What an overloaded server refuses or
-does not finish in time is counted, not wrong: a longer GPTJ_REQUEST_TIMEOUT_S lets it finish. With the pid
-of ``serve``, memory and open files of all its processes are looked at before, meanwhile and after. Exit
-code 0: nothing was lost or crossed, and no sequence and no open file is left.
+answers are compared with those that the prompts got alone before. What an overloaded server refuses or does
+not finish in time is counted, but it is not wrong: a longer GPTJ_REQUEST_TIMEOUT_S lets it finish. With the
+pid of ``serve``, memory and open files of all its processes are looked at before, meanwhile and after. The
+exit code is 0 if nothing was lost or crossed, and no sequence and no open file is left.
 
-With ``--attacks``, the folder that holds the package of attacks, a tenth of what clients do in the second
-half are attacks; then ``/ping``, measured by a process of its own, must take at most twice as long there
-(99th percentile) as in the first half, and memory must not grow. Attackers have processes of their own, which
-leave the processors to the service: elsewhere they would have machines of their own.
+``--attacks`` names the folder that holds the package of attacks. Then a tenth of what clients do in the
+second half are attacks. ``/ping``, which a process of its own measures, must take at most twice as long in
+that half (99th percentile) as in the first, and memory must not grow. Attackers have processes of low
+priority, which leave the processors to the service: outside of a test they would have machines of their own.
 """
 
 import argparse
@@ -51,16 +51,16 @@ BAD = (
 
 KINDS = {"whole": 4.0, "stream": 4.0, "abandoned": 2.0, "bad": 1.0}
 ATTACKS_WEIGHT = sum(KINDS.values()) / 9
-"""Of all that clients do, a tenth."""
+"""With this weight, a tenth of all that clients do are attacks."""
 PING_EVERY_S = 0.05
 MAX_PING_RATIO = 2.0
 MAX_GROWTH_MIB = 128.0
-"""Between the end of the first half and the end: buffers, and the allocator's ways."""
+"""From the end of the first half to the end; buffers and the allocator may take so much."""
 REST_S = 60.0
-"""For what attacks leave behind: limits on silent connections take half a minute."""
+"""How long the server has to end what attacks leave behind: silent connections may take half a minute."""
 
 TIMEOUT_S = 600.0
-"""An answer that takes longer is lost."""
+"""An answer that takes longer counts as lost."""
 
 NUM_ATTACKERS = 6
 ATTACKERS_NICENESS = 19
@@ -72,13 +72,13 @@ class SoakState:
     """What all clients work with.
 
     Attributes:
-        alone: Answers by prompt and number of tokens.
-        until_s: When no client begins anything more, on the monotonic clock.
-        counts: What was asked, by kind; and what was refused or late.
+        alone: The answers that prompts get alone, by prompt and number of tokens.
+        until_s: When clients begin nothing more, on the monotonic clock.
+        counts: How many requests of each kind were made, and how many were refused or late.
         wrong: What was lost or crossed, in words.
-        samples: Of the server's processes.
-        attack: Makes one of the attacks, by a number drawn by chance; None if there are none.
-        attacks_from_s: When they begin.
+        samples: Memory and open files of the server's processes at intervals.
+        attack: Makes the attack that a random number chooses; None if there are no attacks.
+        attacks_from_s: When attacks begin, on the monotonic clock.
         got_through: What attacks found, in words.
     """
 
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def is_right(report: dict[str, Any]) -> bool:
-    """Nothing was lost or crossed, no sequence or open file is left, and attacks cost little."""
+    """Whether nothing was lost or crossed, no sequence or open file is left, and attacks cost little."""
     before, after = report["resources_before"], report["resources_after"]
     has_leak = before is not None and after["open_files"] > before["open_files"]
     ping, growth_mib = report.get("ping_p99_ms"), report.get("growth_mib")
@@ -123,11 +123,11 @@ def is_right(report: dict[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def attackers(url: str, folder: Path) -> Iterator[Attack]:
-    """While it is entered, there are processes that attack.
+    """Have processes that attack, while this is entered.
 
     Args:
-        url: The service.
-        folder: Holds the package ``attacks``.
+        url: The service's address.
+        folder: The folder that holds the package ``attacks``.
     """
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(NUM_ATTACKERS, spawn, _be_nice) as pool:
@@ -144,17 +144,17 @@ def _be_nice() -> None:
 
 
 def try_attack(url: str, folder: str, chance: float) -> None:
-    """Try one of the attacks that take no longer than a second or so, without its own bound on memory.
+    """Try one of the attacks that take about a second, without its own bound on memory.
 
     Others attack at the same time, and their memory would count.
 
     Args:
-        url: The service.
-        folder: Holds the package ``attacks``.
-        chance: Which one, 0..1 (1 excluded).
+        url: The service's address.
+        folder: The folder that holds the package ``attacks``.
+        chance: Chooses the attack, 0..1 (1 excluded).
 
     Raises:
-        GotThrough: It found that a promise is broken.
+        GotThrough: The attack found that a promise is broken.
     """
     target, chosen = _attacks_on(url, folder)
     one = chosen[int(chance * len(chosen))]
@@ -213,7 +213,7 @@ async def soak(
 
 
 def _of_attacks(run: SoakState, split: dict[str, float], after: dict[str, Any] | None) -> dict[str, Any]:
-    """What the attacks came to; ``got_through`` also has bounds on time that a busy machine broke."""
+    """What the attacks achieved; ``got_through`` also has bounds on time that a busy machine broke."""
     growth_mib = None
     if after is not None and len(run.samples) >= 5:
         half_mib = sum(run.samples[4]["rss_mib"].values())  # the fifth of ten is the end of the first half
@@ -223,7 +223,7 @@ def _of_attacks(run: SoakState, split: dict[str, float], after: dict[str, Any] |
 
 
 def _pings(url: str, until_s: float) -> list[tuple[float, float]]:
-    """When ``/ping`` was asked, on the monotonic clock of all processes, and how long each answer took."""
+    """When each ``/ping`` was asked, on the clock that all processes share, and how long it took."""
     found = []
     with httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
         while (asked_s := time.monotonic()) < until_s:
@@ -253,7 +253,7 @@ async def _answers_alone(url: str) -> dict[tuple[str, int], str]:
 
 
 async def _watch(run: SoakState, pid: int | None, seconds: float) -> None:
-    """Look at the processes now and then."""
+    """Look at the processes nine times, at equal intervals."""
     for _ in range(0 if pid is None else 9):
         await asyncio.sleep(seconds / 10)
         run.samples.append(_resources(pid))
@@ -345,8 +345,8 @@ async def _abandon(client: httpx.AsyncClient, prompt: str, after_s: float) -> No
 
 
 async def _resources_at_rest(pid: int | None, before: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """Once it is quiet: with ``before``, as soon as no more files are open than there were."""
-    # the front has to see the ends of connections, and the engine tells its figures four times a second
+    """Look when it is quiet; with ``before``, wait until no more files are open than there were then."""
+    # the front has to notice that connections ended, and the engine reports its figures four times a second
     await asyncio.sleep(2)
     give_up_s = time.monotonic() + REST_S
     while (now := _resources(pid)) and before and now["open_files"] > before["open_files"]:
@@ -363,9 +363,8 @@ def _resources(pid: int | None) -> dict[str, Any] | None:
     rss: collections.Counter[str] = collections.Counter()
     num_files = 0
     for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
-        with contextlib.suppress(
-            psutil.NoSuchProcess, IndexError
-        ):  # one that lives for a body alone has ended
+        # a process that parses one body may have ended meanwhile
+        with contextlib.suppress(psutil.NoSuchProcess, IndexError):
             rss[_name(one.cmdline())] += one.memory_info().rss
             num_files += one.num_fds()
     return {
@@ -375,7 +374,7 @@ def _resources(pid: int | None) -> dict[str, Any] | None:
 
 
 def _name(command: Sequence[str]) -> str:
-    """The launcher, the engine and the front by their modules; what is started otherwise by its file."""
+    """Launcher, engine and front are named by their modules, other programs by their files."""
     if "-m" in command[:-1]:
         return command[command.index("-m") + 1]
     scripts = [Path(word).name for word in command[1:] if not word.startswith("-")]

@@ -1,12 +1,12 @@
-"""Other ways to run GPT-J, measured beside ours where they are installed."""
+"""Other ways to run GPT-J, which are measured beside ours where they are installed."""
 
 import importlib.util
 
 PEERS = {"transformers-compiled": "transformers", "ctranslate2": "ctranslate2", "vllm": "vllm"}
-"""Names, and the packages that they need."""
+"""The peers' names and the packages that they need."""
 
 ONE_AT_A_TIME = ("transformers-compiled", "ctranslate2")
-"""Those that run in a process of ours, without HTTP."""
+"""The peers that run in a process of ours, without HTTP: they take one request at a time."""
 
 
 def missing(peer: str) -> str | None:

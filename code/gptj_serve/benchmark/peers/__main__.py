@@ -1,10 +1,10 @@
-"""A peer's process: one JSON object a line, requests on stdin, answers on stdout.
+"""A peer's process: it reads requests from stdin and writes answers to stdout, a JSON object a line.
 
 Usage: python -m gptj_serve.benchmark.peers --peer NAME --model DIR --work DIR --max-context N [--type TYPE]
 
-The first line says that the model is loaded, and has the peer's facts. A request has ``prompt_ids``,
-``num_tokens`` and ``stream``; its answer ``completion_tokens`` and, of a stream, ``token_s``: after how many
-seconds each token was there.
+The first line says that the model is loaded and has the peer's facts. A request has ``prompt_ids``,
+``num_tokens`` and ``stream``. Its answer has ``completion_tokens`` and, for a stream, ``token_s``: after how
+many seconds each token was there.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def _answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
     try:
         stream = on_token if request["stream"] else None
         ids = peer.generate(request["prompt_ids"], request["num_tokens"], stream)
-    except Exception as error:  # whatever a peer raises is its answer
+    except Exception as error:  # whatever a peer raises is told in its answer
         return {"error": _said(error)}
     return {"completion_tokens": len(ids), "token_s": times_s}
 

@@ -1,4 +1,4 @@
-"""CTranslate2: the model is converted once, into a folder that later measurements use again."""
+"""CTranslate2 as a peer; the model is converted once, into a folder that later measurements use again."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ class CTranslate2:
     Args:
         model_dir: Model directory.
         work: Where converted models are kept.
-        compute_type: Of CTranslate2; None: float16 on a GPU, float32 on a CPU.
+        compute_type: CTranslate2's name of a type; None takes float16 on a GPU, float32 on a CPU.
     """
 
     def __init__(self, model_dir: Path, work: Path, compute_type: str | None) -> None:
@@ -52,10 +52,10 @@ class CTranslate2:
 
 
 class _Converter(TransformersConverter):  # type: ignore[misc]  # its package has no types
-    """Converts models that have more rows of the embedding than their tokenizer has tokens, too."""
+    """Also converts models whose embedding has more rows than their tokenizer has tokens."""
 
     def load_tokenizer(self, tokenizer_class: Any, model_name_or_path: str, **kwargs: Any) -> Any:
-        """Names the others, much as the tokenizer that was published with GPT-J does."""
+        """Load the tokenizer and name the rows without a token as GPT-J's published tokenizer does."""
         tokenizer = super().load_tokenizer(tokenizer_class, model_name_or_path, **kwargs)
         num_rows = find_checkpoint(Path(model_name_or_path)).architecture.vocab_size
         tokenizer.add_tokens([f"<|extratoken_{row}|>" for row in range(len(tokenizer), num_rows)])
@@ -63,7 +63,7 @@ class _Converter(TransformersConverter):  # type: ignore[misc]  # its package ha
 
 
 def _converted(model_dir: Path, work: Path, compute_type: str) -> Path:
-    """The folder with the model in CTranslate2's format, made if it is not there."""
+    """The folder with the model in CTranslate2's format, which is made if it is not there."""
     folder = work / f"ctranslate2-{model_facts(model_dir)['fingerprint']}-{compute_type}"
     if not folder.exists():
         new = folder.with_name(f"{folder.name}.new")

@@ -1,27 +1,27 @@
-"""What peers that run in a process of ours have in common."""
+"""The protocol of peers that run in a process of ours."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 OnToken = Callable[[], None]
-"""Called when there is one more token."""
+"""A function that is called when there is one more token."""
 
 
 class Peer(Protocol):
-    """A model that is loaded.
+    """A model that a peer has loaded.
 
     Attributes:
-        facts: For the file of results: ``bytes_per_weight`` and what else matters.
+        facts: What the file of results says of it: ``bytes_per_weight`` and what else matters.
     """
 
     facts: dict[str, Any]
 
     def generate(self, prompt_ids: Sequence[int], num_tokens: int, on_token: OnToken | None) -> list[int]:
-        """The greedy continuation, of exactly so many tokens whatever the model says of its end.
+        """Generate the greedy continuation, without stopping at an end of text.
 
         Args:
             prompt_ids: The prompt.
-            num_tokens: How many to add.
-            on_token: Wants to hear of each; None where nobody listens.
+            num_tokens: Exactly how many tokens to generate.
+            on_token: Called for each of them; None where nobody listens.
         """
         ...

@@ -1,4 +1,4 @@
-"""A peer in a process of its own, as a target."""
+"""A target that is a peer in a process of its own."""
 
 import contextlib
 import json
@@ -18,16 +18,16 @@ from gptj_serve.errors import StartupError
 from gptj_serve.serving.text import Tokenizer
 
 TYPE = "COMPUTE_TYPE"
-"""Name of `--set` for the type of a peer's weights."""
+"""The name that `--set` gives the type of a peer's weights."""
 
 
 class ProcessTarget:
     """Meets `gptj_serve.benchmark.targets.target.Target`; one request at a time, without HTTP.
 
     Args:
-        name: In results.
-        process: Of `gptj_serve.benchmark.peers`, with its answers on stdout.
-        tokenizer: The model's.
+        name: The target's name in results.
+        process: A process of `gptj_serve.benchmark.peers`, with its answers on stdout.
+        tokenizer: The model's tokenizer.
     """
 
     def __init__(self, name: str, process: "subprocess.Popen[bytes]", tokenizer: Tokenizer) -> None:
@@ -36,7 +36,7 @@ class ProcessTarget:
         self._tokenizer = tokenizer
 
     async def ask(self, ask: Query) -> TimedAnswer:
-        """See `Target`. Waits without giving way: there is nobody to give way to."""
+        """See `Target`. It blocks the event loop, on which nothing else runs meanwhile."""
         prompt_ids = self._tokenizer.encode(ask.prompt)
         asked_s = time.monotonic()
         answer = self._exchange(
@@ -54,7 +54,7 @@ class ProcessTarget:
         """See `Target`."""
 
     def first_line(self) -> dict[str, Any]:
-        """What it says when it is ready.
+        """The line that the peer writes when it is ready.
 
         Raises:
             StartupError: It could not load the model, or has ended; says why.

@@ -15,7 +15,7 @@ class TransformersCompiled:
 
     Args:
         model_dir: Model directory.
-        max_context: Length of the cache: each step attends to all of it.
+        max_context: Length of the cache; each step attends to all of it.
     """
 
     def __init__(self, model_dir: Path, max_context: int) -> None:
@@ -36,10 +36,10 @@ class TransformersCompiled:
         chosen = [token_11.clone()]
         for _ in range(num_tokens - 1):
             if on_token is not None:
-                chosen[-1].item()  # a client would see it only then
+                chosen[-1].item()  # a client would not see it before
                 on_token()
             token_11 = self._decode(token_11)
-            chosen.append(token_11.clone())  # the graph writes the next one to the same place
+            chosen.append(token_11.clone())  # the graph writes the next token to the same place
             token_11 = chosen[-1]
         found = [int(token_11) for token_11 in torch.cat(chosen).flatten().tolist()]
         if on_token is not None:
@@ -47,7 +47,7 @@ class TransformersCompiled:
         return found
 
     def _step(self, ids_1T: torch.Tensor) -> torch.Tensor:
-        """The next token, 11. The cache knows how far it is."""
+        """The next token, shaped 11. The cache keeps the position."""
         output = self._model(ids_1T, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         logits_11V: torch.Tensor = output.logits
         return logits_11V[:, -1].argmax(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""vLLM's own server, as a target: it speaks OpenAI's completions."""
+"""A target that is vLLM's own server, which speaks OpenAI's completions."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ MODEL = "gptj"
 
 
 def command(model: Path, port: int, max_context: int) -> list[str]:
-    """How it is started. What it remembers of earlier prompts is switched off: ours is, too."""
+    """The command that starts it, with its prefix cache off, as ours has none."""
     return [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
         *("--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)),

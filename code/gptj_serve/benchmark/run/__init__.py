@@ -1,1 +1,1 @@
-"""Measures servers: what is asked of them, in which order, and what comes of it."""
+"""Measures servers: decides what is asked of them and in which order, asks, and keeps the answers' times."""

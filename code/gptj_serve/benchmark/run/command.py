@@ -1,4 +1,4 @@
-"""``scripts/benchmark run``: starts what has to be started, measures, keeps every run."""
+"""``scripts/benchmark run``: starts servers where that is needed, measures, and keeps every run."""
 
 import contextlib
 import os
@@ -33,7 +33,7 @@ from gptj_serve.errors import StartupError
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 MEMORY_CONCURRENCY = 8
-"""Requests at once under which memory is looked at."""
+"""How many requests run at once while memory is watched."""
 
 MAX_NAMED = 10
 
@@ -54,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """The first SIGINT or SIGTERM is a `KeyboardInterrupt`; then both are ignored until we have ended.
+    """Turn the first SIGINT or SIGTERM into a `KeyboardInterrupt`, and ignore both from then on.
 
-    `timeout` sends its signal twice, and people press Ctrl-C again: neither may disturb clearing up.
+    `timeout` sends its signal twice, and people press Ctrl-C again; neither may disturb the clean-up.
     """
 
     def interrupt(*_: object) -> None:
@@ -74,7 +74,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _present(options: Options) -> Options:
-    """Without the peers that are not installed."""
+    """The options without the peers that are not installed."""
     absent = {
         spawn.name: why
         for spawn in options.spawns
@@ -101,7 +101,7 @@ def measure(options: Options) -> int:
 
 
 def _head(options: Options) -> dict[str, Any]:
-    """All of a file of results that is known before anything is measured."""
+    """The head of a file of results, as far as it is known before anything is measured."""
     known = surroundings()
     targets: dict[str, Any] = {
         name: {"kind": "url", "url": url, **engine_facts(url), **_runs_on(options, _unknown_host(url))}
@@ -124,24 +124,24 @@ def _head(options: Options) -> dict[str, Any]:
 
 
 def _runs_on(options: Options, found: str | None) -> dict[str, str]:
-    """What a server runs on that we do not start; nothing where that is this machine."""
+    """The hardware of a server that we do not start; nothing where that is this machine."""
     known = options.overrides.get("hardware", found)
     return {} if known is None else {"hardware": known}
 
 
 def _unknown_host(url: str) -> str | None:
-    """Another machine's name, whose hardware nobody has told; None for this one."""
+    """What to call the unknown hardware of another machine; None for this machine."""
     host = urlsplit(url).hostname or ""
     return None if host in ("localhost", "::1") or host.startswith("127.") else f"unknown hardware ({host})"
 
 
 def _read_bytes_per_s(options: Options) -> float | None:
-    """Given, measured before, or measured now, while the GPU has room."""
+    """The memory's speed: as given, as measured before, or measured now, while the GPU has room."""
     if "read_bytes_per_s" in options.overrides:
         return float(options.overrides["read_bytes_per_s"])
     if options.out.exists():
         before = read(options.out)
-        # what has nothing measured may be another machine's
+        # a file in which nothing was measured may be another machine's
         if not before.is_empty and (known := before.head.get("read_bytes_per_s")):
             return float(known)
     return measure_in_child() if options.spawns else None
@@ -176,13 +176,17 @@ def _running(
                 targets[spawn.name] = one.target
             yield targets, started
         finally:
-            for one in started.values():  # all end at the same time
+            for one in started.values():  # so that all of them end at the same time
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(one.pid, signal.SIGTERM)
 
 
 def _add_facts(results: ResultsFile, name: str, facts: Mapping[str, Any]) -> None:
-    """Keep what a server says of itself. Raises StartupError if it is another engine than before."""
+    """Keep what a server says of itself.
+
+    Raises:
+        StartupError: It runs another engine than before.
+    """
     known = results.head["targets"][name]
     before, now = known.get("engine"), facts.get("engine")
     if before and now and before != now:
@@ -193,7 +197,7 @@ def _add_facts(results: ResultsFile, name: str, facts: Mapping[str, Any]) -> Non
 def _start(
     spawn: Spawn, options: Options, *, watch: bool = False
 ) -> contextlib.AbstractContextManager[Spawned]:
-    """Start a server or a peer; ``watch``: its memory, too."""
+    """Start a server or a peer; with ``watch`` its memory is watched."""
     assert options.model is not None
     if spawn.engine == "vllm":
         return vllm_server.started(
@@ -246,7 +250,7 @@ async def _measure_all(
 
 
 async def _first_requests(targets: Mapping[str, Target], results: ResultsFile) -> list[str]:
-    """What the very first request takes; returns the targets that stream."""
+    """Measure the very first request to each target; returns the names of those that stream."""
     streaming = []
     for name, target in targets.items():
         number = sum(run.is_first and run.target == name for run in results.runs)
@@ -258,7 +262,7 @@ async def _first_requests(targets: Mapping[str, Target], results: ResultsFile) -
 
 
 async def _memory(session: Session, name: str, server: Spawned, options: Options) -> None:
-    """The most that is held with the longest request alone, and with several."""
+    """Measure the most memory under the longest request alone and under several requests."""
     cells = (*options.cells, options.throughput_cell)
     longest = max(cells, key=lambda cell: cell.input_tokens + cell.output_tokens)
     bursts = [
@@ -282,7 +286,7 @@ async def _memory(session: Session, name: str, server: Spawned, options: Options
 
 
 def _starts(options: Options, results: ResultsFile, progress: Progress) -> None:
-    """Start every server until there are as many starts of it as wanted, one server after the other."""
+    """Start the servers in turn until each has been started as often as wanted."""
     for number in range(options.starts):
         for spawn in options.spawns:
             if sum(start["target"] == spawn.name for start in results.starts) > number:
@@ -299,7 +303,7 @@ def _counted(runs: Sequence[Run]) -> str:
 
 
 def _sum_up(options: Options, results: ResultsFile) -> int:
-    """Say what there is now, and what went wrong; returns the exit code."""
+    """Say what has been measured and what went wrong; returns the exit code."""
     failed = [run for run in results.runs if run.has_failed]
     for run in failed[:MAX_NAMED]:
         print(f"{run.load} {run.cell} {run.target}, run {run.number}: {run.problem}", file=sys.stderr)

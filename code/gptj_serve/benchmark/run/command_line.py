@@ -37,7 +37,7 @@ examples (B is scripts/benchmark):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser; what depends on several options is checked elsewhere."""
+    """The parser; `options.parse` checks what depends on several options."""
     parser = argparse.ArgumentParser(
         prog="scripts/benchmark run",
         description=DESCRIPTION,

@@ -1,4 +1,4 @@
-"""Many requests at once: clients that wait for their answers, or arrivals that wait for nobody."""
+"""Makes many requests at once: closed loops of clients that wait for answers, or open loops of arrivals."""
 
 import asyncio
 import itertools
@@ -13,13 +13,13 @@ from gptj_serve.benchmark.run.session import Session, as_run, check_alive
 from gptj_serve.benchmark.targets.target import Query
 
 MIN_REQUESTS = 8
-"""Of a level: a few clients ask more often."""
+"""How many requests a level has at least: a few clients ask more often."""
 
 LOAD = "throughput"
 
 
 def num_requests(level: Level, per_client: int, seconds: float) -> int:
-    """How many requests a level has: expected arrivals, or those of all clients."""
+    """How many requests a level has: the expected arrivals, or those of all clients."""
     if level.rate is not None:
         return max(1, round(level.rate * seconds))
     assert level.concurrency is not None
@@ -27,7 +27,7 @@ def num_requests(level: Level, per_client: int, seconds: float) -> int:
 
 
 def arrivals(level: Level, number: int, seed: int) -> list[float]:
-    """Seconds after the beginning at which requests arrive, as a Poisson process of a rate does."""
+    """When requests arrive, in seconds after the beginning: a Poisson process with the level's rate."""
     assert level.rate is not None
     rng = random.Random(f"{seed}/{level.rate}")
     return list(itertools.accumulate(rng.expovariate(level.rate) for _ in range(number)))
@@ -35,12 +35,12 @@ def arrivals(level: Level, number: int, seed: int) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """Requests to one target, as a level has them.
+    """The requests of a level to one target.
 
     Attributes:
-        target: Who is asked.
-        cell: What each request is of.
-        level: How they come.
+        target: The target's name.
+        cell: The size of each request.
+        level: How the requests come.
         number: How many there are.
     """
 
@@ -51,19 +51,19 @@ class Burst:
 
     @property
     def tokens(self) -> int:
-        """To be generated."""
+        """How many tokens are to be generated."""
         return self.number * self.cell.output_tokens
 
 
 async def throughput(session: Session, bursts: Sequence[Burst], streaming: Collection[str]) -> None:
-    """One after the other. A level counts as a whole or not at all."""
+    """Make one burst after the other; the runs of a burst are kept all together or not at all."""
     for burst in bursts:
         started_s, name = time.monotonic(), burst.target
         runs = await run_burst(session, burst, stream=name in streaming)
         took_s = time.monotonic() - started_s
         session.progress.advance(name, burst.tokens, took_s, f"{LOAD} {burst.level} {name}")
         session.results.add(runs)
-        check_alive(name, runs)  # all of them: a full queue answers 503, too
+        check_alive(name, runs)  # it looks at all of them, because a full queue answers 503, too
 
 
 async def run_burst(session: Session, burst: Burst, *, stream: bool) -> list[Run]:
@@ -77,7 +77,7 @@ async def run_burst(session: Session, burst: Burst, *, stream: bool) -> list[Run
         answer = await target.ask(Query(prompt, cell.output_tokens, stream))
         runs.append(as_run(step, answer, level=level, late_s=late_s))
 
-    # connections are there before the clock runs
+    # these requests open the connections before the clock runs
     warm = min(burst.number, level.concurrency or MIN_REQUESTS)
     await asyncio.gather(*(target.ask(Query(" the", 1)) for _ in range(warm)))
     if level.rate is None:
@@ -102,7 +102,7 @@ async def open_loop(ask: Callable[[int, float], Awaitable[None]], times_s: Seque
 
     Args:
         ask: Takes a request's number and how many seconds late it is sent.
-        times_s: Seconds from now.
+        times_s: When to ask, in seconds from now.
     """
     begun_s = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""What ``scripts/benchmark run`` was asked for, checked."""
+"""Reads and checks what ``scripts/benchmark run`` was asked for."""
 
 import argparse
 import os
@@ -20,29 +20,29 @@ class Options:
     """What was asked for.
 
     Attributes:
-        loads: Of `LOADS`.
+        loads: Which of `LOADS` are made, in their order.
         urls, endpoints: Addresses and SageMaker endpoints by the target's name.
         spawns: Servers to start.
         together: All servers are up at once.
         rounds: How often servers take turns otherwise.
-        model: Directory that they serve.
+        model: The directory of the model that they serve.
         model_as_given: How the user wrote it; None if nobody did.
-        cells: The grid.
-        runs: Of each cell, by target.
-        latency_cells: What streams are of.
-        latency_runs: Of each of them, by target.
-        levels: How many requests come at once.
-        throughput_cell: What each is of.
-        per_client: Requests of each client.
+        cells: The sizes of the grid's requests.
+        runs: How often each cell is measured, by target.
+        latency_cells: The sizes of streams.
+        latency_runs: How often each of them is measured, by target.
+        levels: How the requests of throughput come.
+        throughput_cell: The size of each of them.
+        per_client: How many requests each client makes.
         open_s: How long requests arrive at a rate, in seconds.
         starts: How many starts are measured.
         forget_kernels: Each start compiles kernels that are not prebuilt.
-        seed: Of prompts, orders and arrivals.
-        out: File of results.
-        retry_failed: Make failed runs again.
-        timeout_s: For an answer.
+        seed: The seed of prompts, orders and arrivals.
+        out: The file of results.
+        retry_failed: Failed runs are made again.
+        timeout_s: How long an answer may take, in seconds.
         work: Where peers keep converted models.
-        overrides: Of what is found out: ``commit``, ``hardware``, ``read_bytes_per_s``.
+        overrides: Given in place of what would be found out: ``commit``, ``hardware``, ``read_bytes_per_s``.
         skipped: Why targets that were asked for are left out, by name.
     """
 
@@ -74,13 +74,13 @@ class Options:
 
     @property
     def longest(self) -> int:
-        """Positions of the longest request."""
+        """How many positions the longest request takes."""
         cells = (*self.cells, *self.latency_cells, self.throughput_cell, FIRST_CELL)
         return max(cell.input_tokens + cell.output_tokens for cell in cells)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All targets."""
+        """The names of all targets."""
         return (*self.urls, *self.endpoints, *(spawn.name for spawn in self.spawns))
 
 
@@ -144,7 +144,7 @@ def _check_targets(
 
 
 def _model(given: Path | None, spawns: Sequence[Spawn]) -> Path | None:
-    # what is started runs in another directory
+    # servers are started in another directory
     if given is not None:
         return given.expanduser().absolute()
     return demo.MODEL_DIR if spawns else None
@@ -167,7 +167,7 @@ def _with_settings(
 
 
 def _bounded(parser: argparse.ArgumentParser, options: Options) -> Options:
-    """With several servers in one GPU's memory none may take all that is left."""
+    """Bound each server, as none of several may take all that is left of one GPU's memory."""
     bounds = {"GPTJ_MAX_BATCH_SIZE": TOGETHER_BATCH_SIZE, "GPTJ_MAX_CONTEXT": str(options.longest)}
     given = {name: value for name, value in os.environ.items() if name in bounds}
     for spawn in options.spawns:
@@ -187,7 +187,7 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _named(parser: argparse.ArgumentParser, option: str, raw: Sequence[Any]) -> list[tuple[str, str]]:
-    """Names and values; a value without a name is its own (of a URL: host and port)."""
+    """Names and values; a value without a name is its own name (a URL's name is its host and port)."""
     found = []
     for one in raw if option != "--spawn" else [text for texts in raw for text in texts]:
         name, equals, value = one.partition("=")
@@ -203,7 +203,8 @@ def _by_target(
     parser: argparse.ArgumentParser, option: str, raw: Sequence[str], names: Sequence[str], default: int
 ) -> dict[str, int]:
     found = dict.fromkeys(names, default)
-    for one in sorted(raw, key=lambda text: "=" in text):  # what is said of one target counts more
+    # what is said of one target comes last and counts more
+    for one in sorted(raw, key=lambda text: "=" in text):
         name, equals, number = one.rpartition("=")
         if (equals and name not in found) or not number.isascii() or not number.isdigit() or int(number) < 1:
             parser.error(

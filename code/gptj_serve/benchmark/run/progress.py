@@ -1,4 +1,4 @@
-"""How far a measurement is, on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Shows on stderr how far a measurement is: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
 import time
@@ -12,10 +12,10 @@ LINE_INTERVAL_S = 10.0
 
 
 class Progress:
-    """Counts tokens. What is left is reckoned at each target's own pace: some are ten times slower.
+    """Counts tokens, and estimates the time left from each target's own pace: some are ten times slower.
 
     Args:
-        left: Tokens to come, by target.
+        left: How many tokens are still to come, by target.
     """
 
     def __init__(self, left: Mapping[str, int]) -> None:
@@ -32,13 +32,13 @@ class Progress:
         )
 
     def advance(self, target: str, tokens: int, seconds: float, what: str) -> None:
-        """So many more are done.
+        """Count tokens that are done.
 
         Args:
-            target: By whom.
-            tokens: How many.
-            seconds: What they took.
-            what: In a few words.
+            target: The target that generated them.
+            tokens: How many there are.
+            seconds: How long they took.
+            what: What was measured, in a few words.
         """
         self._tokens[target] += tokens
         self._seconds[target] += seconds
@@ -53,7 +53,7 @@ class Progress:
             self.say(f"{done:.0f} %, {text}")
 
     def seconds_left(self) -> float:
-        """Until all is done, as far as paces are known; a target that has not begun is taken for the mean."""
+        """Seconds until all is done, as far as paces are known; a target without a pace has the mean."""
         tokens, seconds = sum(self._tokens.values()), sum(self._seconds.values())
         mean = tokens / seconds if seconds else 0.0
         paces = {
@@ -62,14 +62,14 @@ class Progress:
         return sum(left / paces.get(name, mean) for name, left in self._left.items() if paces.get(name, mean))
 
     def say(self, line: str) -> None:
-        """A line on stderr, beside the bar."""
+        """Write a line on stderr, above the bar."""
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
         else:
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Leave the bar on the screen as it is."""
         if self._bar is not None:
             self._bar.close()
 

@@ -1,4 +1,4 @@
-"""Prompts of an exact number of tokens, made without a tokenizer: the server says how many they have."""
+"""Makes prompts of an exact number of tokens without a tokenizer: the server says how many they have."""
 
 import random
 from collections.abc import Awaitable, Callable
@@ -24,12 +24,12 @@ WORDS = (
     "all",
     "him",
 )
-"""A token each in most vocabularies, a space before them included."""
+"""Words that are one token each in most vocabularies, with the space before them."""
 
 REPEATS = 4
 
 CountTokens = Callable[[str], Awaitable[int]]
-"""The server's own count of a prompt's tokens."""
+"""Asks the server how many tokens a text has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,26 +37,26 @@ class Vocabulary:
     """What prompts are made of.
 
     Attributes:
-        words: Each a token.
-        num_added: Tokens that the server puts to every prompt by itself.
+        words: Each is one token.
+        num_added: How many tokens the server adds to every prompt.
     """
 
     words: tuple[str, ...] = WORDS
     num_added: int = 0
 
     def prompt(self, num_tokens: int, seed: str) -> str:
-        """A prompt of so many tokens, by its seed: a server that remembers prompts would gain nothing."""
+        """A prompt of a number of tokens; prompts differ by seed, so that a prefix cache gains nothing."""
         words = random.Random(seed).choices(self.words, k=num_tokens - self.num_added)
         return "".join(f" {word}" for word in words)
 
 
 async def calibrate(count_tokens: CountTokens) -> Vocabulary:
-    """Find words that are a token each for a server.
+    """Find words that are one token each for a server.
 
     Raises:
-        StartupError: None is.
+        StartupError: There is no such word.
     """
-    # all of them for GPT-2's tokenizer; for another one word is enough
+    # all words are tokens of GPT-2's tokenizer; for another tokenizer one word is enough
     for words, repeats in ((WORDS, 1), *(((word,), REPEATS) for word in WORDS)):
         text = "".join(f" {word}" for word in words) * repeats
         if found := await _vocabulary(count_tokens, words, text):

@@ -1,4 +1,4 @@
-"""Who is measured together with whom, and what is still to be measured. Nothing here measures."""
+"""Plans which targets are up at the same time and what is still to be measured. Nothing is measured here."""
 
 import math
 from collections import Counter
@@ -19,10 +19,10 @@ class Turn:
     """Targets that are up at the same time.
 
     Attributes:
-        urls, endpoints: Those that run already, by name.
-        spawns: Those to start.
+        urls, endpoints: Targets that run already, by name.
+        spawns: Servers to start.
         number: Which of the rounds this is.
-        num_turns: How many there are.
+        num_turns: How many rounds there are.
     """
 
     urls: Mapping[str, str]
@@ -33,11 +33,11 @@ class Turn:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The targets."""
+        """The names of the targets."""
         return (*self.urls, *self.endpoints, *(spawn.name for spawn in self.spawns))
 
     def only(self, names: Collection[str]) -> "Turn":
-        """The same turn of some of its targets."""
+        """The same turn with some of its targets."""
         return replace(
             self,
             urls={name: url for name, url in self.urls.items() if name in names},
@@ -46,12 +46,12 @@ class Turn:
         )
 
     def share(self, runs: Mapping[str, int]) -> dict[str, range]:
-        """The numbers of the runs that fall into it, by target."""
+        """The numbers of the runs that fall into this turn, by target."""
         return {name: schedule.share(runs[name], self.number, self.num_turns) for name in self.names}
 
 
 def turns(options: Options) -> list[Turn]:
-    """Who is up together, one after the other."""
+    """The turns that are taken, one after the other."""
     if options.together or len(options.spawns) < 2:
         return [Turn(options.urls, options.endpoints, options.spawns, 0, 1)]
     running = [Turn(options.urls, options.endpoints, (), 0, 1)] if options.urls or options.endpoints else []
@@ -67,9 +67,9 @@ class Left:
     """What a turn still has to measure.
 
     Attributes:
-        steps: Of the grid and of latency.
-        bursts: Of throughput.
-        memory: Targets.
+        steps: Requests of the grid and of latency.
+        bursts: The bursts of throughput.
+        memory: Targets whose memory is to be measured.
     """
 
     steps: tuple[schedule.PlannedRequest, ...]
@@ -78,7 +78,7 @@ class Left:
 
     @property
     def tokens(self) -> Counter[str]:
-        """To be generated, by target."""
+        """How many tokens are to be generated, by target."""
         found: Counter[str] = Counter()
         for step in self.steps:
             found[step.target] += step.cell.output_tokens
@@ -88,7 +88,7 @@ class Left:
 
     @property
     def names(self) -> set[str]:
-        """Targets that still have something to do: only these need to be up."""
+        """Targets that still have something to do; only these need to be up."""
         return {*self.tokens, *self.memory}
 
 
@@ -101,7 +101,8 @@ def left(turn: Turn, options: Options, results: ResultsFile) -> Left:
         numbers = turn.share(options.latency_runs)
         wanted += schedule.steps("latency", options.latency_cells, numbers, options.seed)
     runs = [run for run in results.runs if not run.is_first]
-    once = options.loads if turn.number == turn.num_turns - 1 else ()  # throughput and memory
+    # throughput and memory are measured once, in the last round
+    once = options.loads if turn.number == turn.num_turns - 1 else ()
     known = {one["target"] for one in results.memory}
     return Left(
         steps=tuple(schedule.left(wanted, runs)),
@@ -111,7 +112,7 @@ def left(turn: Turn, options: Options, results: ResultsFile) -> Left:
 
 
 def _bursts(turn: Turn, options: Options, results: ResultsFile) -> list[Burst]:
-    """Level after level, in each one target after the other."""
+    """One level after the other, and in each level one target after the other."""
     done = {(run.target, run.cell, run.level) for run in results.runs if run.load == LOAD}
     cell = options.throughput_cell
     return [
@@ -123,7 +124,7 @@ def _bursts(turn: Turn, options: Options, results: ResultsFile) -> list[Burst]:
 
 
 def _max_concurrency(options: Options, name: str) -> float:
-    """Requests that a target takes at the same time."""
+    """How many requests a target takes at the same time."""
     if name in options.endpoints:
         return MAX_CONCURRENCY
     is_alone = any(spawn.name == name and spawn.engine in ONE_AT_A_TIME for spawn in options.spawns)

@@ -1,4 +1,4 @@
-"""In which order requests are made. Nothing here measures."""
+"""Plans the order of requests. Nothing is measured here."""
 
 import random
 from collections.abc import Collection, Mapping, Sequence
@@ -14,9 +14,9 @@ class PlannedRequest:
     """One request of a cell.
 
     Attributes:
-        load: "grid" or "latency".
-        target: Who is asked.
-        cell: What for.
+        load: "grid", "latency" or "throughput".
+        target: The target's name.
+        cell: The size of the request.
         number: Counts the cell's requests.
     """
 
@@ -29,15 +29,15 @@ class PlannedRequest:
 def steps(
     load: str, cells: Sequence[Cell], numbers: Mapping[str, Collection[int]], seed: int
 ) -> list[PlannedRequest]:
-    """All requests: each number's cells in an order of their own, in each cell one target after the other.
+    """All requests: each number has its cells in an order of its own, with the targets in turn in each cell.
 
-    So all targets meet the same moments (A B A B), and no cell is always first.
+    So all targets meet the same conditions (A B A B), and no cell is always first.
 
     Args:
-        load: For the steps.
-        cells: What is asked for.
+        load: The load of all requests.
+        cells: The sizes that are asked for.
         numbers: By target, which of a cell's requests it gets.
-        seed: Of the cells' order.
+        seed: The seed of the cells' order.
     """
     found = []
     for number in sorted(set().union(*numbers.values())):
@@ -52,18 +52,18 @@ def steps(
 
 
 def left(wanted: Sequence[PlannedRequest], runs: Sequence[Run]) -> list[PlannedRequest]:
-    """The steps that there are no runs of yet."""
+    """The requests of which there are no runs yet."""
     done = {PlannedRequest(run.load, run.target, run.cell, run.number) for run in runs}
     return [step for step in wanted if step not in done]
 
 
 def share(num_runs: int, turn: int, num_turns: int) -> range:
-    """The numbers that fall into one of several rounds, which get as many as each other."""
+    """The numbers of the runs that fall into one of several rounds; all rounds get equally many."""
     return range(num_runs * turn // num_turns, num_runs * (turn + 1) // num_turns)
 
 
 def warm_up(cells: Sequence[Cell]) -> list[Cell]:
-    """What a server is asked before anything counts: each length of a prompt, for few tokens."""
+    """What a server is asked before anything counts: a few tokens for each length of a prompt."""
     return [
         Cell(num, min(WARM_UP_TOKENS, max(cell.output_tokens for cell in cells if cell.input_tokens == num)))
         for num in sorted({cell.input_tokens for cell in cells})

@@ -1,4 +1,4 @@
-"""One request at a time: the grid of the experiment, and the latency of streams."""
+"""Makes one request at a time: the grid of whole calls, and the latency of streams."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -10,19 +10,19 @@ from gptj_serve.benchmark.targets.target import Query, Target
 
 
 async def first_request(target: Target, number: int) -> tuple[Run, bool]:
-    """The very first request; also tells whether the target streams.
+    """Make the very first request to a target, and find out whether it streams.
 
     Args:
-        target: Whom to ask.
-        number: Of the run.
+        target: The target to ask.
+        number: The number of the run.
 
     Returns:
         The run, and whether tokens came one by one.
 
     Raises:
-        TargetGone: It has no answer.
+        TargetGone: The target does not answer.
     """
-    # nobody has asked it yet how many tokens its words have
+    # the target has not been asked yet how many tokens its words have
     prompt = " the" * FIRST_CELL.input_tokens
     answer = await target.ask(Query(prompt, FIRST_CELL.output_tokens, stream=True))
     can_stream = bool(answer.token_s)
@@ -35,7 +35,7 @@ async def first_request(target: Target, number: int) -> tuple[Run, bool]:
 
 
 async def warm_up(session: Session, cells: Sequence[Cell]) -> None:
-    """Ask every target for a little of everything; nothing of it counts."""
+    """Ask every target for a few tokens of each prompt length; the answers do not count."""
     for cell in schedule.warm_up(cells):
         for name, target in session.targets.items():
             await target.ask(Query(session.prompt(name, cell, 0, load="warm-up"), cell.output_tokens))
@@ -44,13 +44,13 @@ async def warm_up(session: Session, cells: Sequence[Cell]) -> None:
 async def one_by_one(
     session: Session, steps: Sequence[schedule.PlannedRequest], streaming: Collection[str]
 ) -> None:
-    """Whole round trips (the grid), and streams (latency).
+    """Make whole round trips (the grid) and streams (latency).
 
     Args:
         session: The targets.
-        steps: What is asked for, in this order.
-        streaming: Targets that stream. Of the others a call for one token is the time to the first, and what
-            the whole call takes more is that of the others.
+        steps: The requests, in the order in which they are made.
+        streaming: Targets that stream. For the other targets, the time of a call for one token stands for the
+            time to the first token, and the rest of a whole call for the time of the other tokens.
     """
     for step in steps:
         if step.load == "latency" and step.target not in streaming:

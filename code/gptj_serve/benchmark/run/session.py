@@ -1,4 +1,4 @@
-"""Targets that are up at the same time, and single requests to them as runs."""
+"""The targets that are up at the same time, and single requests to them, which become runs."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,14 +14,14 @@ from gptj_serve.errors import StartupError
 NO_LEVEL = Level()
 SILENT = (0, 503)
 MAX_SILENT = 3
-"""Requests in a row without an answer of the engine after which a target is given up."""
+"""A target is given up after so many requests in a row without an answer of the engine."""
 
 
 class TargetGone(Exception):
     """A target does not answer any more.
 
     Attributes:
-        name: The target's.
+        name: The target's name.
     """
 
     def __init__(self, name: str, message: str) -> None:
@@ -31,14 +31,14 @@ class TargetGone(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What loads work with.
+    """What all loads work with.
 
     Attributes:
-        targets: By name, in the order in which they take turns.
-        vocabularies: What each one's prompts are made of.
-        results: Where runs go.
-        progress: What it is told.
-        seed: Of prompts and orders.
+        targets: The targets by name, in the order in which they take turns.
+        vocabularies: What each target's prompts are made of.
+        results: Where runs are kept.
+        progress: Where progress is shown.
+        seed: The seed of prompts and orders.
     """
 
     targets: Mapping[str, Target]
@@ -52,7 +52,7 @@ class Session:
         return self.vocabularies[target].prompt(cell.input_tokens, f"{self.seed}/{load}/{cell}/{number}")
 
     async def run(self, step: PlannedRequest, *, stream: bool) -> Run:
-        """Make a step's request."""
+        """Make a planned request."""
         prompt = self.prompt(step.target, step.cell, step.number, load=step.load)
         answer = await self.targets[step.target].ask(Query(prompt, step.cell.output_tokens, stream))
         run = as_run(step, answer)
@@ -97,13 +97,13 @@ def as_run(
     """A request and its answer as a run.
 
     Args:
-        step: What was asked.
+        step: The request that was planned.
         answer: What came back.
-        level: Of a throughput run.
+        level: The level of a throughput run.
         is_first: See `Run`.
-        late_s: How long after its time it was sent.
+        late_s: How many seconds after its time it was sent.
     """
-    times = answer.token_s[: step.cell.output_tokens]  # the reason of the end may come as an event of its own
+    times = answer.token_s[: step.cell.output_tokens]  # the finish reason may come as an event of its own
     started_s = time.time() - (time.monotonic() - answer.asked_s) - late_s
     return Run(
         load=step.load,
@@ -138,11 +138,11 @@ def check_alive(name: str, last: Sequence[Run]) -> None:
     """Give a target up when none of these runs had an answer, or only that there is no engine any more.
 
     Args:
-        name: The target.
-        last: Its last runs; fewer than `MAX_SILENT` say nothing.
+        name: The target's name.
+        last: Its last runs; fewer than `MAX_SILENT` are not enough to give it up.
 
     Raises:
-        TargetGone: It is.
+        TargetGone: The target is given up.
     """
     if len(last) >= MAX_SILENT and all(run.has_failed and run.status in SILENT for run in last):
         cure = "--retry-failed makes what failed again"

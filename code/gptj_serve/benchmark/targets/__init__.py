@@ -1,1 +1,1 @@
-"""What is measured: servers by URL, endpoints, servers that are started here."""
+"""What is measured: servers at a URL, SageMaker endpoints, and servers that are started here."""

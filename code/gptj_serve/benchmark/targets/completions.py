@@ -10,7 +10,7 @@ MAX_ERROR_CHARS = 300
 
 
 def usage(document: Any) -> tuple[int | None, int | None]:
-    """Tokens of the prompt and of the answer, as the server counts them; None where it does not."""
+    """Tokens of the prompt and of the answer as the server counts them; None where it does not."""
     counts = document.get("usage") if isinstance(document, dict) else None
     counts = counts if isinstance(counts, dict) else {}
     return _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
@@ -41,12 +41,12 @@ def stream_end(body: bytes) -> tuple[Any, int, str | None]:
 
 
 def timed_answer(asked_s: float, ended_s: float, body: bytes, event_s: Sequence[float] | None) -> TimedAnswer:
-    """What came back with status 200.
+    """The answer that came back with status 200.
 
     Args:
         asked_s, ended_s: When the request was sent and when the answer was whole, on the monotonic clock.
-        body: The answer, of a stream all events.
-        event_s: When each event of a stream came, on the same clock; None: it is no stream.
+        body: The whole answer; for a stream, all its events.
+        event_s: When each event of a stream came, on the same clock; None for an answer that is no stream.
     """
     if event_s is None:
         return TimedAnswer(asked_s, ended_s - asked_s, 200, (), *usage(read(body)))
@@ -56,7 +56,7 @@ def timed_answer(asked_s: float, ended_s: float, body: bytes, event_s: Sequence[
 
 
 def read(body: bytes) -> Any:
-    """A JSON document; None if it is none."""
+    """A JSON document; None if the bytes are none."""
     try:
         return json.loads(body)
     except ValueError:
@@ -64,7 +64,7 @@ def read(body: bytes) -> Any:
 
 
 def error_text(document: Any) -> str:
-    """What an error's document says, in few words."""
+    """The message of an error's document, shortened."""
     error = document.get("error") if isinstance(document, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
     return str(message or "an answer that is no JSON object")[:MAX_ERROR_CHARS]

@@ -1,4 +1,4 @@
-"""An HTTP client that costs next to nothing a token: it notes when events come, and parses none of them."""
+"""An HTTP client that costs almost nothing a token: it notes when events come and parses none of them."""
 
 import asyncio
 import json
@@ -14,12 +14,12 @@ NO_HTTP = "the answer is not HTTP"
 
 @dataclass(slots=True)
 class TimedExchange:
-    """One request and what came back; times in seconds of the machine's monotonic clock.
+    """One request and what came back; times are in seconds of the machine's monotonic clock.
 
     Attributes:
         request_id: The answer's ``x-request-id``.
-        status: Its HTTP status.
-        asked_s: When it was sent.
+        status: The answer's HTTP status.
+        asked_s: When the request was sent.
         ended_s: When the answer was whole.
         event_s: When each server-sent event was whole.
     """
@@ -34,16 +34,16 @@ class TimedExchange:
 
     @property
     def body(self) -> bytes:
-        """The answer, of a stream all events. Put together at each use: nobody waits for it meanwhile."""
+        """The answer, or all events of a stream. It is joined only when it is used, after the measurement."""
         raw = b"".join(self._pieces)
         return _without_chunks(raw) if self._is_chunked else raw
 
 
 class Connection(asyncio.Protocol):
-    """One connection that is kept; one request at a time. Made by `connect`.
+    """A connection, made by `connect`, that is kept and takes one request at a time.
 
     Attributes:
-        is_open: The other side has not ended it, and will not after this answer.
+        is_open: The other side has not closed it, and will not close it after this answer.
     """
 
     def __init__(self, host: str) -> None:
@@ -56,14 +56,14 @@ class Connection(asyncio.Protocol):
 
     @staticmethod
     async def connect(port: int, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> "Connection":
-        """Connect to a port, of this machine unless said otherwise."""
+        """Connect to a port of a host, by default of this machine."""
         named = host if port in (80, 443) else f"{host}:{port}"
         loop = asyncio.get_running_loop()
         _, made = await loop.create_connection(lambda: Connection(named), host, port, ssl=tls)
         return made
 
     async def ask(self, document: Any, request_id: str) -> TimedExchange:
-        """POST /invocations.
+        """Send POST /invocations.
 
         Raises:
             ConnectionError: The connection ended before the answer did.
@@ -75,7 +75,7 @@ class Connection(asyncio.Protocol):
         return exchange
 
     async def exchange(self, document: Any, request_id: str, path: str = "/invocations") -> TimedExchange:
-        """POST, whatever the answer's status is.
+        """Send a POST; the answer may have any status.
 
         Raises:
             ConnectionError: The connection ended before the answer did.
@@ -95,7 +95,7 @@ class Connection(asyncio.Protocol):
         return self._exchange
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -109,7 +109,7 @@ class Connection(asyncio.Protocol):
             return
         exchange = self._exchange
         if exchange.status and self._num_left is None and not exchange._is_chunked:
-            self._end(time.monotonic())  # this is how such an answer ends
+            self._end(time.monotonic())  # an answer without a length ends so
         else:
             self._fail(CUT_OFF)
 
@@ -127,9 +127,9 @@ class Connection(asyncio.Protocol):
                 self._fail(NO_HTTP)
                 return
         exchange._pieces.append(data)
-        # an event or the end may come in two pieces
+        # an event, or the end of the answer, may come in two pieces
         joined = self._tail + data
-        if self._is_stream:  # JSON and chunk borders have no two line feeds in a row
+        if self._is_stream:  # neither JSON nor chunk borders have two line feeds in a row
             exchange.event_s += [now_s] * (self._tail[-1:] + data).count(b"\n\n")
         self._tail = joined[-len(LAST_CHUNK) - 2 :]
         if self._num_left is not None:
@@ -150,7 +150,7 @@ class Connection(asyncio.Protocol):
             self._done.set_exception(ConnectionError(why))
 
     def _read_head(self) -> bytes:
-        """Take the answer's head apart; returns what came after it."""
+        """Parse the answer's head; returns what came after it."""
         head, _, rest = self._tail.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}

@@ -1,4 +1,4 @@
-"""A server that speaks our API, by its URL."""
+"""A target that is a server at a URL and speaks our API."""
 
 import asyncio
 import contextlib
@@ -19,16 +19,16 @@ from gptj_serve.errors import StartupError
 class HttpTarget:
     """Meets `gptj_serve.benchmark.targets.target.Target`.
 
-    Connections are kept, and made before the clock runs.
+    Connections are kept, and new ones are made before the clock runs.
 
     Args:
-        name: In results.
-        url: Where it listens; the path is that of `/invocations` unless there is one.
-        timeout_s: For an answer.
-        fields: What each request has besides.
+        name: The target's name in results.
+        url: Where the server listens; without a path, `/invocations` is asked.
+        timeout_s: How many seconds an answer may take.
+        fields: Further fields of every request.
 
     Raises:
-        StartupError: The URL is none.
+        StartupError: The URL is not valid.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ def _answer(exchange: TimedExchange, ask: Query) -> TimedAnswer:
 
 
 def engine_facts(url: str) -> dict[str, str]:
-    """What a server's `/metrics` tell of its engine and build; nothing if it has none."""
+    """What a server's `/metrics` tell about its engine and build; empty if it has none."""
     parts = urlsplit(url)
     facts: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError):

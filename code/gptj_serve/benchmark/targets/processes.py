@@ -1,4 +1,4 @@
-"""Processes that a measurement starts: ended at exit with all that they have started."""
+"""Starts the processes that a measurement needs, and ends them with all that they have started."""
 
 import contextlib
 import os
@@ -19,8 +19,8 @@ TETHER = (
     "import ctypes, os, signal, sys; PR_SET_PDEATHSIG = 1; "
     "ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0); os.execvp(sys.argv[1], sys.argv[1:])"
 )
-"""Becomes the command given to it, with SIGTERM when we die: it would keep its GPU. A function for the child
-to call would do the same, but a process with threads should have none."""
+"""Becomes the command given to it, and gets SIGTERM when we die, since it would keep its GPU. A `preexec_fn`
+would do the same, but is not safe in a process with threads."""
 
 
 @contextlib.contextmanager
@@ -34,14 +34,14 @@ def running(
     pass_fds: Sequence[int] = (),
     end_timeout_s: float = END_TIMEOUT_S,
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process in a session of its own: Ctrl-C reaches us alone, and we end it.
+    """Run a process in a session of its own: Ctrl-C reaches only us, and we end the process.
 
     Args:
         command: Program and arguments.
-        env: Its whole environment, with paths as they are here: the process starts in ``/``.
+        env: The whole environment. Relative paths in it are made absolute, as the process starts in ``/``.
         stdin, stdout, stderr: As `subprocess.Popen` takes them.
-        pass_fds: Descriptors that it inherits.
-        end_timeout_s: After SIGTERM, how long it has before SIGKILL.
+        pass_fds: Descriptors that the process inherits.
+        end_timeout_s: How many seconds it has from SIGTERM to SIGKILL.
     """
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", TETHER, *command],
@@ -69,19 +69,19 @@ def running(
 
 
 def free_port(first: int = 20000, last: int = 32000) -> int:
-    """A port of the loopback interface that nobody listens on, below the ephemeral ones.
+    """A port of the loopback interface, below the ephemeral ones, on which nobody listens.
 
-    It is this process's until it ends: a server takes seconds to listen, and another process that asks
+    It is reserved until this process ends: a server takes seconds to listen, and another process that asks
     meanwhile gets another port.
 
     Args:
-        first: The lowest there may be.
-        last: The highest.
+        first: The lowest port that may be taken.
+        last: The highest port that may be taken.
     """
     while True:
         port = random.randint(first, last)
         with socket.socket(socket.AF_UNIX) as mark, contextlib.suppress(OSError, StartupError):
             mark.bind(f"\0gptj-serve port {port}")
             check_port_is_free("127.0.0.1", port)
-            mark.detach()  # it stays open
+            mark.detach()  # the socket stays open and reserves the port
             return port

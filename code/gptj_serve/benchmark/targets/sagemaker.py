@@ -1,4 +1,4 @@
-"""A SageMaker endpoint, by its name. boto3 is imported here and only when an endpoint is measured."""
+"""A target that is a SageMaker endpoint. boto3 is imported only when an endpoint is measured."""
 
 import asyncio
 import json
@@ -20,9 +20,9 @@ class SageMakerTarget:
     """Meets `gptj_serve.benchmark.targets.target.Target`.
 
     Args:
-        name: In results.
+        name: The target's name in results.
         endpoint: The endpoint's name.
-        client: boto3's for ``sagemaker-runtime``, made by `connect`.
+        client: boto3's client of ``sagemaker-runtime``, made by `connect`.
     """
 
     def __init__(self, name: str, endpoint: str, client: Any) -> None:
@@ -31,7 +31,7 @@ class SageMakerTarget:
         self._client = client
 
     async def ask(self, ask: Query) -> TimedAnswer:
-        """See `Target`. In a thread of its own: none waits for a free one, and our end waits for none."""
+        """See `Target`. Each call has a daemon thread: none waits for a free one, and our end for none."""
         future: Future[TimedAnswer] = Future()
         future.set_running_or_notify_cancel()
 
@@ -58,7 +58,7 @@ class SageMakerTarget:
         except ClientError as error:
             seconds = time.monotonic() - asked_s
             return TimedAnswer(asked_s, seconds, _status(error.response), error=_message(error.response))
-        except (BotoCoreError, HTTPError) as error:  # the latter of a stream that is cut off
+        except (BotoCoreError, HTTPError) as error:  # HTTPError comes of a stream that is cut off
             return TimedAnswer(asked_s, time.monotonic() - asked_s, 0, error=str(error))
 
     def _whole(self, request: dict[str, str], asked_s: float) -> TimedAnswer:
@@ -76,7 +76,7 @@ class SageMakerTarget:
 
 
 def instance_type(endpoint: str) -> str:
-    """What an endpoint runs on, as far as this account may ask.
+    """The instance types of an endpoint, as far as this account may ask.
 
     Raises:
         StartupError: As `connect`.
@@ -93,7 +93,7 @@ def instance_type(endpoint: str) -> str:
 
 
 def connect(timeout_s: float, service: str = "sagemaker-runtime") -> Any:
-    """boto3's client of a service, with the region and credentials of AWS's own configuration.
+    """boto3's client of a service, with region and credentials from AWS's own configuration.
 
     Raises:
         StartupError: boto3 is not installed, or there is no region.
@@ -104,7 +104,7 @@ def connect(timeout_s: float, service: str = "sagemaker-runtime") -> Any:
         from botocore.exceptions import BotoCoreError
     except ImportError:
         raise StartupError("--endpoint needs the package boto3") from None
-    # a call that was retried would be two calls in one measurement
+    # no retries: they would make two calls of one measurement
     config = Config(
         read_timeout=timeout_s, max_pool_connections=MAX_CONCURRENCY, retries={"total_max_attempts": 1}
     )
@@ -115,7 +115,7 @@ def connect(timeout_s: float, service: str = "sagemaker-runtime") -> Any:
 
 
 def _status(response: dict[str, Any]) -> int:
-    """The container's own status where it is told, else SageMaker's; errors in streams have none."""
+    """The container's own status if it is there, else SageMaker's; errors in streams have none."""
     known = response.get("OriginalStatusCode") or response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return int(known or 500)
 

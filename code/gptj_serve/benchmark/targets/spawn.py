@@ -1,4 +1,4 @@
-"""Starts ``serve`` on this machine and measures the start."""
+"""Starts ``serve`` on this machine as a target, and measures the start."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ DEFAULTS = {
 }
 NUM_LAST_LINES = 5
 END_TIMEOUT_S = 5.0
-"""For a server whose engine or front has died to end as a whole."""
+"""How long a server may take to end after its engine or front has died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Spawn:
     """A server to start.
 
     Attributes:
-        name: In results.
+        name: The target's name in results.
         engine: Value for ``GPTJ_ENGINE``, or a peer's name.
-        settings: Further ``GPTJ_*`` and other variables of its environment.
+        settings: Further variables of its environment, ``GPTJ_*`` and others.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Spawn:
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def environment(self, env: Mapping[str, str]) -> dict[str, str]:
-        """What it is started with, but for the port: ours over `DEFAULTS`, its own over both."""
+        """Its environment but for the port: ``env`` goes over `DEFAULTS`, and its own settings over both."""
         return {**DEFAULTS, **env, **self.settings, "GPTJ_ENGINE": self.engine}
 
     def facts(self, env: Mapping[str, str]) -> dict[str, Any]:
-        """For the file of results."""
+        """What the file of results says of it."""
         environment = self.environment(env)
         own = {
             name: environment[name]
@@ -67,12 +67,12 @@ class Spawned:
     """A server, or a peer, that is ready.
 
     Attributes:
-        target: To ask it.
-        pid: Of its first process.
+        target: The target that asks it.
+        pid: Id of its first process.
         start: What `phases.phases` makes of its log, and ``seconds`` until it was ready.
-        start_peaks: Memory while it started; empty unless that was watched.
-        facts: What it says of the model as it runs.
-        last_words: What it said last if it has ended, or does so now; else nothing.
+        start_peaks: Peaks of memory during the start; empty unless that was watched.
+        facts: What it says about the model that it runs.
+        last_words: Gives what it said last if it has ended or is about to end; else an empty string.
     """
 
     target: Target
@@ -87,17 +87,17 @@ class Spawned:
 def spawned(
     spawn: Spawn, model: Path, *, timeout_s: float, watch_memory: bool = False, forget_kernels: bool = False
 ) -> Iterator[Spawned]:
-    """Start ``serve``, wait until it is ready, end it at exit.
+    """Start ``serve``, wait until it is ready, and end it at exit.
 
     Args:
-        spawn: What to start.
+        spawn: The server to start.
         model: Model directory.
-        timeout_s: For an answer.
-        watch_memory: Watch the start's memory.
+        timeout_s: How many seconds an answer may take.
+        watch_memory: Watch memory during the start.
         forget_kernels: Do not use kernels that an earlier start has compiled.
 
     Raises:
-        StartupError: It ended, or was not ready in time; has what it said.
+        StartupError: It ended or was not ready in time; the message has what it said.
     """
     with contextlib.ExitStack() as stack:
         port = processes.free_port()
@@ -129,7 +129,7 @@ def spawned(
 
 
 class _ServerLog:
-    """What a server prints, read by a thread of its own."""
+    """Reads what a server prints, in a thread of its own."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         self.lines: list[str] = []
@@ -157,7 +157,7 @@ class _ServerLog:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        with contextlib.suppress(ValueError):  # closed at the end
+        with contextlib.suppress(ValueError):  # the pipe is closed at the end
             for raw in self._process.stdout:
                 line = raw.decode("utf-8", "replace")
                 self.lines.append(line)

@@ -1,4 +1,4 @@
-"""What is measured: something that answers prompts with an exact number of tokens."""
+"""The protocol of targets, which answer prompts with an exact number of tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ class Query:
     """One request.
 
     Attributes:
-        prompt: Its text.
-        num_tokens: How many new tokens, no fewer and no more.
-        stream: Tokens are wanted as they come.
+        prompt: Text of the prompt.
+        num_tokens: How many new tokens are wanted, no fewer and no more.
+        stream: The tokens are wanted as they come.
     """
 
     prompt: str
@@ -22,15 +22,15 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class TimedAnswer:
-    """What came back; times in seconds.
+    """What came back; times are in seconds.
 
     Attributes:
         asked_s: When the request was sent, on the monotonic clock.
-        seconds: Until the answer was whole.
-        status: Of HTTP; 0 if there was no answer.
-        token_s: After how long each token came; empty unless it was a stream.
-        prompt_tokens, completion_tokens: The server's own usage.
-        error: What it said instead.
+        seconds: Time until the answer was whole.
+        status: HTTP status; 0 if there was no answer.
+        token_s: When each token came, counted from the request; empty unless it was a stream.
+        prompt_tokens, completion_tokens: The usage that the server reports.
+        error: What went wrong; None if nothing did.
     """
 
     asked_s: float
@@ -46,24 +46,24 @@ class Target(Protocol):
     """Answers requests.
 
     Attributes:
-        name: In results.
+        name: The target's name in results.
     """
 
     name: str
 
     async def ask(self, ask: Query) -> TimedAnswer:
-        """Ask once. Errors are answers, too."""
+        """Make one request. An error is returned as an answer, not raised."""
         ...
 
     async def close(self) -> None:
-        """Give connections back."""
+        """Close connections."""
         ...
 
 
 def document(ask: Query) -> dict[str, Any]:
-    """A request in OpenAI's completions schema. An end of text ends nothing."""
+    """A request in OpenAI's completions schema that no end of text ends."""
     length = {"max_tokens": ask.num_tokens, "ignore_eos": True}
     asked: dict[str, Any] = {"prompt": ask.prompt, **length, "temperature": 0}
-    # without counts in every chunk a token whose text is not final yet would have none
+    # with counts in every chunk, a token whose text is not final yet has a chunk of its own, too
     options = {"include_usage": True, "continuous_usage_stats": True}
     return asked | {"stream": True, "stream_options": options} if ask.stream else asked

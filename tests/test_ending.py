@@ -15,6 +15,8 @@ from gptj_serve.engine.failures import MAX_FAILED_STEPS
 from support.server import (
     END_TIMEOUT_S,
     IN_THE_MIDDLE,
+    WITHOUT_MODEL,
+    WITHOUT_MODEL_DIR,
     Answer,
     Server,
     held_in_flight,
@@ -27,7 +29,7 @@ from support.server import (
 )
 
 LONG = {"max_new_tokens": 1500, "min_new_tokens": 1500}
-"""Seconds of work for the demo model on a CPU."""
+"""Seconds for the engine without a model."""
 
 
 def test_when_the_engine_is_killed_clients_are_told_and_all_ends() -> None:
@@ -36,7 +38,7 @@ def test_when_the_engine_is_killed_clients_are_told_and_all_ends() -> None:
 
 def seconds_until_told() -> float:
     """How long a client waits for its answer after the engine was killed."""
-    with serving() as server:
+    with serving(**WITHOUT_MODEL) as server:
         everything = server.descendants()
         with in_flight(server, **LONG, details=True) as request:
             killed_s = time.monotonic()
@@ -54,33 +56,24 @@ def seconds_until_told() -> float:
 
 
 BREAKABLE = """
-import sys
-if "gptj_serve.engine" in sys.orig_argv:
-    import os
-    from gptj_serve.engine.{module} import {backend}
-    whole = {backend}.{method}
+import os
+from engine_without_model import Runner
 
-    def breakable(self, step):
-        if os.path.exists({flag!r}):
-            raise KeyError("on purpose")
-        return whole(self, step)
+whole = Runner.launch
 
-    {backend}.{method} = breakable
+def breakable(self, step):
+    if os.path.exists({flag!r}):
+        raise KeyError("on purpose")
+    return whole(self, step)
+
+Runner.launch = breakable
 """
 
 
-@pytest.mark.parametrize(
-    ("engine", "module", "backend", "method"),
-    [("fused", "fused.runner", "FusedRunner", "launch"), ("hf", "static.hf", "HfBackend", "decode")],
-)
-def test_an_engine_that_only_fails_ends_and_one_that_fails_at_times_does_not(
-    tmp_path: Path, engine: str, module: str, backend: str, method: str
-) -> None:
+def test_an_engine_that_only_fails_ends_and_one_that_fails_at_times_does_not(tmp_path: Path) -> None:
     flag = tmp_path / "broken"
-    (tmp_path / "sitecustomize.py").write_text(
-        BREAKABLE.format(module=module, backend=backend, method=method, flag=str(flag))
-    )
-    with serving(PYTHONPATH=python_path(tmp_path), GPTJ_FRONT="http", GPTJ_ENGINE=engine) as server:
+    (tmp_path / "sitecustomize.py").write_text(BREAKABLE.format(flag=str(flag)))
+    with serving(PYTHONPATH=python_path(tmp_path, WITHOUT_MODEL_DIR), GPTJ_FRONT="http") as server:
         everything = server.descendants()
         for _ in range(2):
             flag.touch()
@@ -101,7 +94,7 @@ def test_an_engine_that_only_fails_ends_and_one_that_fails_at_times_does_not(
 
 def test_sigterm_lets_running_requests_finish_and_refuses_new_ones() -> None:
     long = {"GPTJ_DRAIN_TIMEOUT_S": "100", "GPTJ_REQUEST_TIMEOUT_S": "100"}
-    with serving(GPTJ_ENGINE="hf", **long) as server:
+    with serving(**WITHOUT_MODEL, **long) as server:
         everything = server.descendants()
         with in_flight(server, max_new_tokens=300, min_new_tokens=300, details=True) as request:
             server.signal(signal.SIGTERM)
@@ -129,7 +122,7 @@ def stop_everything(server: Server) -> None:
     ("module", "front"), [("gptj_serve", "mms"), ("gptj_serve", "http"), ("gptj_serve.run_local", "http")]
 )
 def test_a_signal_to_every_process_lets_running_requests_finish(module: str, front: str) -> None:
-    env = {"GPTJ_FRONT": front, "GPTJ_DRAIN_TIMEOUT_S": "100"}
+    env = {**WITHOUT_MODEL, "GPTJ_FRONT": front, "GPTJ_DRAIN_TIMEOUT_S": "100"}
     with contextlib.closing(Server(module, **env)) as server:
         server.wait_until_ready()
         everything = server.descendants()
@@ -145,7 +138,7 @@ def test_a_signal_to_every_process_lets_running_requests_finish(module: str, fro
 
 
 def test_a_request_that_outlasts_the_drain_is_told_so() -> None:
-    with serving(GPTJ_FRONT="http", GPTJ_DRAIN_TIMEOUT_S="1") as server:
+    with serving(**WITHOUT_MODEL, GPTJ_FRONT="http", GPTJ_DRAIN_TIMEOUT_S="1") as server:
         with in_flight(server, **LONG, details=True) as request:
             server.signal(signal.SIGTERM)
             answer = request.result(END_TIMEOUT_S)
@@ -155,13 +148,13 @@ def test_a_request_that_outlasts_the_drain_is_told_so() -> None:
 
 
 def test_when_the_front_dies_all_ends() -> None:
-    with serving() as server:
+    with serving(**WITHOUT_MODEL) as server:
         (front,) = server.processes_of("com.amazonaws.ml.mms.ModelServer")
         all_end_with(front, server)
 
 
 def test_when_the_fronts_workers_are_lost_all_ends() -> None:
-    with serving() as server:
+    with serving(**WITHOUT_MODEL) as server:
         workers = [
             one
             for one in server.descendants()
@@ -179,14 +172,15 @@ def all_end_with(process: psutil.Process, server: Server) -> None:
 
 
 def test_when_serve_is_killed_nothing_stays_behind() -> None:
-    with serving() as server:
+    with serving(**WITHOUT_MODEL) as server:
         everything = server.descendants()
         server.signal(signal.SIGKILL)
         assert nothing_left(everything)
 
 
 def test_the_deadline_of_a_request_is_kept() -> None:
-    with serving(GPTJ_REQUEST_TIMEOUT_S="1", GPTJ_MAX_BATCH_SIZE="1", GPTJ_MAX_QUEUE="0") as server:
+    env = {"GPTJ_REQUEST_TIMEOUT_S": "1", "GPTJ_MAX_BATCH_SIZE": "1", "GPTJ_MAX_QUEUE": "0"}
+    with serving(**WITHOUT_MODEL, **env) as server:
 
         def seconds_until_late() -> float:
             answer = server.generate("And", **LONG)
@@ -220,7 +214,7 @@ def _at_once(server: Server, count: int) -> list[Answer]:
 
 @pytest.mark.parametrize(("signals", "front"), [(1, "mms"), (2, "http")])
 def test_a_stuck_engine_cannot_hold_up_the_end(signals: int, front: str) -> None:
-    with serving(GPTJ_FRONT=front, GPTJ_DRAIN_TIMEOUT_S="1") as server:
+    with serving(**WITHOUT_MODEL, GPTJ_FRONT=front, GPTJ_DRAIN_TIMEOUT_S="1") as server:
         everything = server.descendants()
         with in_flight(server, **LONG, details=True) as request:
             server.engine().suspend()
@@ -251,7 +245,7 @@ def sigint_ignored() -> Iterator[None]:
 )
 def test_in_the_background_a_signal_ends_it(module: str, number: signal.Signals) -> None:
     with sigint_ignored():
-        server = Server(module, GPTJ_FRONT="http")
+        server = Server(module, **WITHOUT_MODEL, GPTJ_FRONT="http")
     with contextlib.closing(server):
         server.wait_until_ready()
         everything = server.descendants()

@@ -145,6 +145,7 @@ class Server(Client):
                 "GPTJ_PORT": str(self.port),
                 "OMP_NUM_THREADS": "1",
                 "GPTJ_ENGINE": "fused",
+                "GPTJ_MAX_BATCH_SIZE": "4",  # the model server has a process for each
                 **env,
             },
             stdout=subprocess.PIPE,
@@ -308,6 +309,15 @@ def stand_in_venv(folder: Path) -> dict[str, str]:
 def python_path(*folders: Path) -> str:
     """``PYTHONPATH`` of a server, with folders before what is there."""
     return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+WITHOUT_MODEL_DIR = Path(__file__).parent / "without_model"
+WITHOUT_MODEL = {"PYTHONPATH": python_path(WITHOUT_MODEL_DIR)}
+"""The environment of a server whose engine process has no model: where the engine's tokens are not tested.
+
+It gives every sequence a token each 4 ms. A folder with a ``sitecustomize.py`` of a test's own goes before it
+in the path, and imports ``engine_without_model``.
+"""
 
 
 STOP = """

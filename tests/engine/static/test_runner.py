@@ -6,8 +6,9 @@ import torch
 
 from gptj_serve.engine.scheduler import HeldSequence, Limits
 from gptj_serve.engine.static.runner import StaticRunner
-from gptj_serve.engine.static.scheduler import Decode, Prefill
-from gptj_serve.request import GenerationRequest, SamplingParams
+from gptj_serve.engine.static.scheduler import Decode, Prefill, StaticScheduler, Step
+from gptj_serve.engine.step_loop import StepLoop
+from gptj_serve.request import EndEvent, GenerationRequest, SamplingParams
 
 VOCAB = 20
 
@@ -21,12 +22,15 @@ class Scripted:
     def __init__(self) -> None:
         self.logits_BV = torch.zeros(3, VOCAB)
         self.fed: list[int] = []
+        self.is_broken = False
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         return self.logits_BV[: len(prompts)]
 
     def decode(self, token_ids: Sequence[int]) -> torch.Tensor:
         self.fed = list(token_ids)
+        if self.is_broken:
+            raise KeyError("on purpose")
         return self.logits_BV[: len(token_ids)]
 
     def reset(self) -> None: ...
@@ -57,6 +61,23 @@ def test_a_batch_from_its_prompts_on() -> None:
         assert [[one.token_id for one in row] for row in chosen] == [[7], [], [7]]
         assert backend.fed == [6, 0, 5]
         backend.logits_BV[1] = backend.logits_BV[0]
+
+
+def test_a_step_that_fails_gives_up_its_batch_and_the_next_is_served() -> None:
+    backend = Scripted()
+    scheduler = StaticScheduler(
+        max_batch_size=3, max_context=16, vocab_size=VOCAB, max_queue=9, batch_wait_s=0.0
+    )
+    loop = StepLoop[Step](scheduler, StaticRunner(backend, torch.device("cpu")), steps_ahead=0)
+    ends = []
+    for is_broken in (True, False):
+        backend.is_broken = is_broken
+        name = f"broken is {is_broken}"
+        scheduler.add([((0, name), held(name, (1,)).request)], 0.0)
+        while not scheduler.is_idle:
+            events, _ = loop.step()
+            ends += [(event.request_id, event.reason) for event in events if isinstance(event, EndEvent)]
+    assert ends == [("broken is True", "failed"), ("broken is False", "length")]
 
 
 def test_a_prompt_with_a_wrong_row_is_told() -> None:

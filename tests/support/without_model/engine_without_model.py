@@ -1,0 +1,95 @@
+"""Whoever imports this as a process starts gets an engine without a model, and so without PyTorch.
+
+All else of the engine process is its own: how it starts and ends, its socket, scheduler and step loop. It is
+for tests of what is around the engine: a service with it takes a third of the processor time.
+"""
+
+import sys
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+STEP_S = 0.004
+"""What a step takes, whatever is in it."""
+TOKEN_IDS = range(300, 400)
+"""What sequences say, over and over. The prompt decides the first: equal texts are of equal prompts."""
+
+
+class Pending:
+    """A step's tokens, which are there when its time is over."""
+
+    def __init__(self, sampled: Sequence[Any]) -> None:
+        self._sampled = sampled
+
+    def results(self) -> Sequence[Any]:
+        time.sleep(STEP_S)
+        return self._sampled
+
+
+class Runner:
+    """Meets `gptj_serve.engine.fused.schedule.plan.ContinuousRunner`."""
+
+    name = "none"
+
+    def __init__(self, limits: Any) -> None:
+        self.limits = limits
+
+    def launch(self, step: Any) -> Pending:
+        return Pending([[choose(row.request, row.end)] for row in step.sampled_rows])
+
+    def release(self) -> None:
+        """Nothing to give up."""
+
+
+def choose(request: Any, position: int) -> Any:
+    """The token of a sequence at a position, with what was asked for beside it."""
+    from gptj_serve.engine.scheduler import Sampled
+
+    first = zlib.crc32(str(request.prompt_ids).encode()) + position
+    token_id = TOKEN_IDS[first % len(TOKEN_IDS)]
+    if not request.logprobs:
+        return Sampled(token_id)
+    likeliest = [(TOKEN_IDS[(first + k) % len(TOKEN_IDS)], -1.0 - k) for k in range(request.num_top_logprobs)]
+    return Sampled(token_id, -1.0, top_logprobs=tuple(likeliest))
+
+
+def build_engine(settings: Any, checkpoint: Any, socket_path: Path) -> tuple[Any, Any]:
+    """What the function of this name in `gptj_serve.engine.build` does, of a runner without a model."""
+    from gptj_serve.engine.engine import Engine
+    from gptj_serve.engine.fused.schedule.plan import RunnerLimits
+    from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
+    from gptj_serve.engine.server import EngineServer
+    from gptj_serve.engine.step_loop import StepLoop
+    from gptj_serve.request import ModelInfo
+
+    limits = RunnerLimits(
+        max_batch_size=settings.max_batch_size or 64,
+        max_context=settings.max_context or checkpoint.architecture.max_positions,
+        vocab_size=checkpoint.architecture.vocab_size,
+        block_size=16,
+        num_blocks=1024,
+        prefill_chunk=512,
+        max_prefill=2048,
+    )
+    scheduler = ContinuousScheduler(limits, max_queue=settings.max_queue)
+    info = ModelInfo(
+        engine=Runner.name,
+        model_dir=str(checkpoint.directory),
+        max_context=limits.max_context,
+        max_batch_size=limits.max_batch_size,
+        vocab_size=limits.vocab_size,
+        eos_token_ids=checkpoint.generation.eos_token_ids,
+        batching="continuous",
+    )
+    server = EngineServer(socket_path, info)
+    step_loop = StepLoop(scheduler, Runner(limits), steps_ahead=1)
+    engine = Engine(server, scheduler, step_loop, settings.drain_timeout_s)
+    server.stats = engine.stats
+    server.start()
+    return engine, info
+
+
+if "gptj_serve.engine" in sys.orig_argv:
+    sys.modules["gptj_serve.engine.build"] = sys.modules[__name__]

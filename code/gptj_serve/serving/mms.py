@@ -13,7 +13,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
 
 from gptj_serve import run_dir
@@ -28,6 +27,7 @@ CAN_WAIT = False
 """The server listens as soon as it starts: it is started when the engine is ready."""
 
 HANDLER = "gptj_serve.serving.mms_handler:handle"
+LOG_CONFIG = Path(__file__).resolve().with_name("log4j2.xml")
 MAX_AUTO_WORKERS = 64
 WARM_UP_ROUNDS = 4
 WORKER_PID_FILE = "worker.pid"
@@ -57,23 +57,22 @@ def prepare(
     run_dir.warm_up_key(directory)  # before several ask for it
     properties = home / "config.properties"
     properties.write_text(_properties(settings, info, home))
-    log_config = home / "log4j2.xml"
-    log_config.write_text(resources.files("gptj_serve.serving").joinpath("log4j2.xml").read_text())
     package = mms_native.package().parent
     java = find_java(env)
-    command = [str(java), *_java_options(java, settings)]
-    command += [f"-Dmodel_server_home={package}", f"-Djava.io.tmpdir={home}", *mms_native.java_options(home)]
-    command += [f"-Dlog4j.configurationFile={log_config.as_uri()}"]
-    command += ["-cp", f"{package}/mms/frontend/*", "com.amazonaws.ml.mms.ModelServer"]
-    command += [
-        "--python",
-        sys.executable,
-        "-f",
-        str(properties),
-        "-s",
-        str(home / "store"),
-        "-m",
-        "model=model",
+    command = [
+        str(java),
+        *_java_options(java, settings),
+        f"-Dmodel_server_home={package}",
+        f"-Djava.io.tmpdir={home}",
+        *mms_native.java_options(home),
+        f"-Dlog4j.configurationFile={LOG_CONFIG.as_uri()}",
+        "-cp",
+        f"{package}/mms/frontend/*",
+        "com.amazonaws.ml.mms.ModelServer",
+        *("--python", sys.executable),
+        *("-f", str(properties)),
+        *("-s", str(home / "store")),
+        *("-m", "model=model"),
     ]
     return command, _worker_env(env, directory, home)
 

@@ -55,7 +55,6 @@ class GptjTransformer(Transformer):  # type: ignore[misc]
         headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
         key = headers.get(run_dir.WARM_UP_HEADER, "").encode("utf-8", "replace")
         is_warm_up = hmac.compare_digest(key, self.warm_up_key)
-        logging.getLogger("gptj_serve.serving.service").disabled = is_warm_up
         about = RequestContext(context.get_request_id(index), headers.get("accept"))
         try:
             body, content_type = self._run(request, headers, about)
@@ -64,7 +63,7 @@ class GptjTransformer(Transformer):  # type: ignore[misc]
             if not is_failure(error):
                 raise
             schema = schemas.guess(bytes(request.get("body") or b""))
-            answer = self._model.render_error(error, about.request_id, about.call, schema)
+            answer = self._model.render_error(error, about.request_id, about.call, schema, not is_warm_up)
         context.set_response_status(code=answer.status, phrase=HTTPStatus(answer.status).phrase, idx=index)
         context.set_response_content_type(index, answer.content_type)
         for name, value in answer.headers.items():

@@ -181,7 +181,7 @@ class Service:
         """
         if ask.stream and not self._streaming:
             raise BadRequest("stream=true: must be false here; GPTJ_FRONT=http is the setting that streams")
-        info = self._info()
+        info = self.info
         ask = replace(ask, parameters=ask.parameters.with_defaults(info))
         ask.parameters.check_against(info, ask.parameters_field)
         self._check_num_sequences(ask, info)
@@ -201,8 +201,16 @@ class Service:
 
     @property
     def info(self) -> ModelInfo:
-        """What runs in the engine. Raises `ServingError` when it is gone."""
-        return self._client.info
+        """What runs in the engine; the token that the tokenizer names as the end of a text ends one too.
+
+        Raises:
+            ServingError: The engine is gone.
+        """
+        info = self._client.info
+        own = self._tokenizer.eos_token_id
+        if own is None or own >= info.vocab_size or own in info.eos_token_ids:
+            return info
+        return replace(info, eos_token_ids=(*info.eos_token_ids, own))
 
     def start(self, call: Call, request_id: str, limit_s: float | None = None) -> Generation:
         """What to ask the engine, and where its events go.
@@ -328,14 +336,6 @@ class Service:
                 f" one request has at most {most}, a batch and the queue"
             )
 
-    def _info(self) -> ModelInfo:
-        """What runs in the engine; the token that the tokenizer names as the end of a text ends one too."""
-        info = self._client.info
-        own = self._tokenizer.eos_token_id
-        if own is None or own >= info.vocab_size or own in info.eos_token_ids:
-            return info
-        return replace(info, eos_token_ids=(*info.eos_token_ids, own))
-
     def _bad_words(self, words: Sequence[str]) -> IdLists:
         """The ids of words that are not to be said, at the beginning of a text and inside it."""
         encode = partial(self._tokenizer.encode, add_special_tokens=False)
@@ -365,21 +365,18 @@ class Service:
     def _encode(self, text: str, ask: Ask, info: ModelInfo, where: str) -> tuple[int, ...]:
         if not text:
             raise BadRequest(f"{where}: is empty; must have at least one character")
+        truncate = ask.parameters.truncate
         try:
             check_text(text)
-        except ValueError as error:
-            raise BadRequest(f"{where}: {error}") from None
-        truncate = ask.parameters.truncate
-        # tokenising megabytes takes seconds and a GB, and would only tell by how much it is too long
-        num_tokens = self._tokenizer.min_num_tokens(text) if truncate is None else 0
-        if num_tokens < info.max_context:
-            try:
+            # tokenising megabytes takes seconds and a GB, and would only tell by how much it is too long
+            num_tokens = self._tokenizer.min_num_tokens(text) if truncate is None else 0
+            if num_tokens < info.max_context:
                 token_ids = self._tokenizer.encode_tail(
                     text, min(truncate or info.max_context, info.max_context), ask.adds_special_tokens
                 )
-            except ValueError as error:
-                raise BadRequest(f"{where}: {error}") from None
-            num_tokens = len(token_ids)
+                num_tokens = len(token_ids)
+        except ValueError as error:
+            raise BadRequest(f"{where}: {error}") from None
         if num_tokens >= info.max_context and (truncate is None or truncate >= info.max_context):
             max_new_tokens = ask.parameters.max_new_tokens or 1
             too_many = f"at least {num_tokens}"

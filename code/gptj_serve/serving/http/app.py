@@ -52,7 +52,6 @@ def build(shared: Shared) -> Starlette:
     generate = Generate(shared, schemas.read)
     name = shared.link.info.model_name
     model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "gptj-serve"}
-    document = openapi.document(shared.settings.page, name)
     endpoints: dict[str, Any] = {
         "/invocations": generate,
         "/generate": Generate(shared, schemas.read_generate),
@@ -60,12 +59,12 @@ def build(shared: Shared) -> Starlette:
         "/info": functools.partial(_info, shared),
         "/v1/completions": Generate(shared, schemas.read_completions, schemas.COMPLETIONS),
         "/v1/chat/completions": Generate(shared, schemas.read_chat, schemas.COMPLETIONS),
-        "/v1/models": functools.partial(_models, model),
+        "/v1/models": functools.partial(_document, {"object": "list", "data": [model]}),
         "/v1/models/{name:path}": functools.partial(_model, model),
         "/ping": functools.partial(_ping, shared),
         "/health": functools.partial(_ping, shared),  # other servers' name for it
         "/metrics": functools.partial(_metrics, shared),
-        "/openapi.json": functools.partial(_openapi, document),
+        "/openapi.json": functools.partial(_document, openapi.document(shared.settings.page, name)),
     }
     routes = [Route(path, endpoint, methods=[PATHS[path]]) for path, endpoint in endpoints.items()]
     root = ["POST", "GET"] if shared.settings.page else ["POST"]
@@ -91,10 +90,6 @@ async def _ping(shared: Shared, _: Request) -> Response:
 async def _metrics(shared: Shared, _: Request) -> Response:
     body, content_type = shared.metrics.render()
     return Response(body, media_type=content_type)
-
-
-async def _models(model: dict[str, Any], _: Request) -> Response:
-    return _json(200, {"object": "list", "data": [model]})
 
 
 async def _model(model: dict[str, Any], request: Request) -> Response:
@@ -134,7 +129,8 @@ async def _info(shared: Shared, _: Request) -> Response:
     return _json(200, told)
 
 
-async def _openapi(document: dict[str, Any], _: Request) -> Response:
+async def _document(document: dict[str, Any], _: Request) -> Response:
+    """What stays the same."""
     return _json(200, document)
 
 

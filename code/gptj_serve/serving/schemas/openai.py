@@ -137,7 +137,11 @@ def read(document: Any) -> Ask:
     """
     fields = read_fields(document, _CHECKS, "body", _ELSEWHERE)
     texts, is_list = _read_prompts(fields.get("prompt"))
-    _check_echo(fields)
+    if fields.get("echo") and "logprobs" in fields:
+        raise BadRequest(
+            "body.echo=true: cannot be combined with logprobs, because the prompt's are not computed;"
+            " send one of them"
+        )
     return Ask(
         schema=Completions.name,
         texts=texts,
@@ -362,14 +366,6 @@ def _echo(call: Call, index: int) -> str:
     """The prompt of an answer, where the client wants it before the text."""
     prompt = call.prompts[index // call.parameters.num_return_sequences]
     return prompt.text if call.parameters.return_full_text else ""
-
-
-def _check_echo(fields: Mapping[str, Any]) -> None:
-    if fields.get("echo") and "logprobs" in fields:
-        raise BadRequest(
-            "body.echo=true: cannot be combined with logprobs, because the prompt's are not computed;"
-            " send one of them"
-        )
 
 
 def _best_of(fields: Mapping[str, Any]) -> int | None:

@@ -53,7 +53,7 @@ class EngineClient:
         after_s = give_up_after_s(requests)
         give_up_s = None if after_s is None else time.monotonic() + after_s
         try:
-            connection.send(wire.submit(requests))
+            connection.socket.sendall(wire.submit(requests))
             while pending:
                 connection.set_timeout_until(give_up_s)
                 for event in connection.read_events():
@@ -77,7 +77,7 @@ class EngineClient:
         # a broken connection shows itself to whoever reads the events
         with contextlib.suppress(OSError):
             if self._connection is not None:
-                self._connection.send(wire.abort(request_id))
+                self._connection.socket.sendall(wire.abort(request_id))
 
     def close(self) -> None:
         """End the connection; the engine cancels what it still runs for it."""
@@ -104,22 +104,19 @@ def give_up_after_s(requests: Sequence[GenerationRequest]) -> float | None:
 
 class _Connection:
     def __init__(self, socket_path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(CONNECT_TIMEOUT_S)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(CONNECT_TIMEOUT_S)
         try:
-            self._socket.connect(str(socket_path))
-            self._reader = self._socket.makefile("rb")
+            self.socket.connect(str(socket_path))
+            self._reader = self.socket.makefile("rb")
             self.info = wire.read_hello(self._read())
         except BaseException:
-            self._socket.close()
+            self.socket.close()
             raise
 
     def set_timeout_until(self, time_s: float | None) -> None:
         # zero would mean: do not block
-        self._socket.settimeout(None if time_s is None else max(0.001, time_s - time.monotonic()))
-
-    def send(self, line: bytes) -> None:
-        self._socket.sendall(line)
+        self.socket.settimeout(None if time_s is None else max(0.001, time_s - time.monotonic()))
 
     def read_events(self) -> list[Event]:
         message = wire.read_from_engine(self._read())
@@ -128,7 +125,7 @@ class _Connection:
 
     def close(self) -> None:
         self._reader.close()
-        self._socket.close()
+        self.socket.close()
 
     def _read(self) -> bytes:
         line = self._reader.readline()

@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
@@ -22,9 +22,10 @@ from gptj_serve.errors import (
     release_frames,
 )
 from gptj_serve.logs import log_event
-from gptj_serve.request import Event, GenerationRequest, IdLists, ModelInfo, TokenEvent
+from gptj_serve.request import GenerationRequest, IdLists, ModelInfo, TokenEvent
 from gptj_serve.serving import body, schemas
 from gptj_serve.serving.call import Ask, Call, Prompt
+from gptj_serve.serving.client import EngineClient
 from gptj_serve.serving.generation import Answer, Generation, SequenceAssembler
 from gptj_serve.serving.parameters import Parameters, too_long
 from gptj_serve.serving.schemas.field_checks import check_text
@@ -47,21 +48,6 @@ class KnowsEngine(Protocol):
     @property
     def info(self) -> ModelInfo:
         """What runs in the engine; raises `ServingError` when it is gone."""
-        ...
-
-
-class Client(KnowsEngine, Protocol):
-    """What `Service.run` needs of it."""
-
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Event]:
-        """Run the sequences of one call; ends when each had its `EndEvent`.
-
-        Closing the iterator cancels the rest. Raises `ServingError` when the engine refuses or is gone.
-        """
-        ...
-
-    def abort(self, request_id: str) -> None:
-        """Cancel one sequence."""
         ...
 
 
@@ -107,7 +93,7 @@ class Service:
     """Text in, text out.
 
     Args:
-        client: The engine; a `Client` if `run` is to be called.
+        client: The engine; an `EngineClient` if `run` is to be called.
         tokenizer: The model's.
         max_payload_bytes: Largest body.
         request_timeout_s: Seconds from arrival to answer.
@@ -242,7 +228,7 @@ class Service:
         """
         generation = self.start(call, request_id)
         first_token_s = None
-        client = cast(Client, self._client)
+        client = cast(EngineClient, self._client)
         events = client.generate(generation.requests)
         try:
             for event in events:

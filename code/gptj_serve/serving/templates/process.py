@@ -10,6 +10,7 @@ object, ``{"prompt": ...}`` or ``{"refused": ...}``.
 """
 
 import argparse
+import contextlib
 import gc
 import json
 import logging
@@ -19,6 +20,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -62,7 +64,8 @@ def main() -> NoReturn:
     except files.UnusableTemplate as error:
         message = f"the chat template is not usable, chat is not served: {error.for_log}"
         log_event(logger, "no_chat", message, level=logging.WARNING, model_dir=str(args.model_dir))
-        _serve(listener, partial(_refuse, f"is not usable: {error}"))
+        refused = {"refused": f"is not usable: {error}"}
+        _serve(listener, lambda _: refused)
     _keep_workers(listener, found)
 
 
@@ -96,51 +99,41 @@ def _start_worker(listener: socket.socket, found: files.TemplateFiles) -> str | 
     return message.decode() or f"it {TOO_MUCH}"
 
 
-def _work(listener: socket.socket, found: files.TemplateFiles, writer: int) -> NoReturn:
+def _work(listener: socket.socket, found: files.TemplateFiles, writer: int) -> None:
+    """Say whether the template can be used, and render with it for ever; comes back if it cannot."""
     die_with_parent(signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     with open(writer, "wb") as said:
         try:
             with _Stopwatch():
                 template = ChatTemplate(found)
-            said.write(READY)
         except files.UnusableTemplate as error:
             said.write(str(error).encode())
-            said.close()
-            os._exit(1)
-        except MemoryError:
-            os._exit(1)
+            return
+        said.write(READY)
     gc.freeze()
     _serve(listener, partial(_render, template))
 
 
-def _serve(listener: socket.socket, answer: "partial[dict[str, str]]") -> NoReturn:
+def _serve(listener: socket.socket, answer: Callable[[bytes], dict[str, str]]) -> NoReturn:
     while True:
         connection, _ = listener.accept()
-        with connection:
+        with connection, contextlib.suppress(OSError):  # nobody waits for the answer any more
             connection.settimeout(SOCKET_TIMEOUT_S)
-            try:
-                data = b"".join(iter(partial(connection.recv, 1 << 16), b""))
-                connection.sendall(json.dumps(answer(data)).encode())
-            except OSError:  # nobody waits for the answer any more
-                continue
-
-
-def _refuse(reason: str, _data: bytes) -> dict[str, str]:
-    return {"refused": reason}
+            data = b"".join(iter(partial(connection.recv, 1 << 16), b""))
+            connection.sendall(json.dumps(answer(data)).encode())
 
 
 def _render(template: ChatTemplate, data: bytes) -> dict[str, str]:
+    """The answer. A `MemoryError` ends the process, and with it the connection, which says the same."""
     try:
         with _Stopwatch():
             prompt = template.render(json.loads(data))
-            if len(prompt) > len(data) + MAX_PROMPT_BYTES:
-                return {"refused": TOO_MUCH}
-            return {"prompt": prompt}
     except RefusedMessages as error:
         return {"refused": str(error)}
-    except MemoryError:
-        os._exit(1)  # little may be left for an answer, and the end of the connection says the same
+    if len(prompt) > len(data) + MAX_PROMPT_BYTES:
+        return {"refused": TOO_MUCH}
+    return {"prompt": prompt}
 
 
 class _Stopwatch:

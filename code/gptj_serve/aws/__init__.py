@@ -1,4 +1,4 @@
-"""From an image to an endpoint: image registry, model data and endpoints. No part of serving.
+"""The way from an image to an endpoint: image registry, model data and endpoints. Serving imports none of it.
 
-Each command is a module with ``main(argv) -> exit code``, and a script of its name in ``scripts/``.
+Each command is a module with ``main(argv) -> exit code`` and has a script of its name in ``scripts/``.
 """

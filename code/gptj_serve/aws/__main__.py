@@ -1,4 +1,4 @@
-"""``python -m gptj_serve.aws COMMAND``: a command that is quiet when Ctrl-C comes while it is imported."""
+"""``python -m gptj_serve.aws COMMAND``: runs a command; Ctrl-C ends it quietly even while it is imported."""
 
 import importlib
 import signal
@@ -8,7 +8,7 @@ import sys
 def main() -> int:
     """Import a command and run it; returns its exit code."""
     is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if is_default:  # else it is ignored, as in the background
+    if is_default:  # a process in the background ignores Ctrl-C and keeps ignoring it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     command = importlib.import_module(f"gptj_serve.aws.{sys.argv[1]}")
     if is_default:

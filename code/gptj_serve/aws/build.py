@@ -1,4 +1,4 @@
-"""``scripts/build``: makes the image of this tree on this machine's Docker engine."""
+"""``scripts/build``: builds the image of this tree with this machine's Docker engine."""
 
 import argparse
 import os
@@ -81,7 +81,7 @@ def _build(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _engine(docker: Docker, console: Console, dry_run: bool) -> tuple[str, bool]:
-    """The engine's processor, and whether there is BuildKit; a dry run does without an engine."""
+    """The engine's processor, and whether BuildKit is there; a dry run needs no engine."""
     wants_buildx = os.environ.get("DOCKER_BUILDKIT") != "0"
     try:
         return docker.check(), wants_buildx and docker.has_buildx()
@@ -96,13 +96,13 @@ def _engine(docker: Docker, console: Console, dry_run: bool) -> tuple[str, bool]
 def plan_build(
     arguments: argparse.Namespace, source: SourceTree, *, has_buildx: bool, is_foreign: bool
 ) -> Program:
-    """The call of docker.
+    """The call of docker that builds the image.
 
     Args:
         arguments: The parsed command line.
-        source: What is built.
-        has_buildx: Whether there is BuildKit's command, or only the builder that came before it.
-        is_foreign: Whether the engine's processor is another than the image is for.
+        source: The tree that is built.
+        has_buildx: Whether BuildKit's command is there, or only the builder that came before it.
+        is_foreign: Whether the image is for another processor than the engine's.
     """
     archs = arguments.archs or ";".join(sorted(set(arguments.instance_type)))
     settings = {
@@ -114,7 +114,7 @@ def plan_build(
         "REVISION": source.revision,
         "CREATED": source.created,
     }
-    # SageMaker takes neither an index, which attestations make of an image, nor OCI's media types
+    # SageMaker takes neither OCI's media types nor an index, which attestations would turn the image into
     builder = ["buildx", "build", "--provenance=false", "--output=type=docker"] if has_buildx else ["build"]
     platform = [f"--platform={PLATFORM}"] if is_foreign else []
     given = [f"--build-arg={key}={value}" for key, value in settings.items() if value]

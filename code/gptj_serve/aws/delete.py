@@ -1,4 +1,4 @@
-"""``scripts/delete``: an endpoint and all that was made for it."""
+"""``scripts/delete``: deletes an endpoint and everything that was made for it."""
 
 import argparse
 import sys
@@ -68,7 +68,7 @@ def _delete(arguments: argparse.Namespace, console: Console) -> None:
         _hint(console, arguments, inventory)
     for one in more.kept:
         console.progress(f"kept: {one}")
-    # the models name data and repository, so they go after these
+    # the models name their data and repository, so they are deleted after those
     actions = [
         *scaling_actions(inventory),
         *endpoint_actions(inventory),
@@ -88,7 +88,7 @@ def _delete(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _role_actions(aws: Aws, console: Console, name: str) -> list[Action]:
-    """The policy that ``deploy --create-role`` made; who may not look has most likely not used it."""
+    """Deletes the policy of ``deploy --create-role``; who may not look has most likely not used that."""
     try:
         return removal_actions(aws, name, console)
     except ClientError as error:
@@ -108,10 +108,10 @@ def _hint(console: Console, arguments: argparse.Namespace, inventory: Inventory)
 
 
 def _ask(name: str, actions: Sequence[Action]) -> None:
-    """Let a person confirm.
+    """Ask a person to confirm.
 
     Raises:
-        CommandError: The person does not, or there is none.
+        CommandError: The person does not confirm, or there is nobody to ask.
     """
     if not sys.stdin.isatty():
         raise CommandError("--all deletes model data and images for good", "--yes says that this is meant")

@@ -1,4 +1,4 @@
-"""``scripts/deploy``: an endpoint on SageMaker, made or changed, and waited for."""
+"""``scripts/deploy``: makes or changes an endpoint on SageMaker and waits for it."""
 
 import argparse
 import sys
@@ -31,7 +31,7 @@ from gptj_serve.aws.iam.print_policies import print_iam
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command; returns its exit code."""
     return run(options.parser(), _handle, argv)
 
 
@@ -99,7 +99,7 @@ def _bring_up_component(
         error = explain(made.aws, made.spec, failed) if isinstance(failed, StartFailed) else failed
         if not made.arguments.keep and not is_update:
             remove(made.aws, made.console, component.delete)
-        # without a component an endpoint is of no use; after an update the one before it serves
+        # without a component an endpoint is of no use; after a failed update the component from before serves
         _undo(made, goal, "InService" if is_update else "Failed")
         raise error from None
 
@@ -127,7 +127,7 @@ def _undo(made: Deployment, goal: EndpointGoal, status: str | None) -> None:
     if made.arguments.keep:
         made.console.progress("--keep: everything stays as it is; scripts/delete takes it away.")
         return
-    if status == "UpdateRollbackFailed":  # instances of both versions serve: nothing is unused
+    if status == "UpdateRollbackFailed":  # instances of both versions serve, so nothing is unused yet
         return
     made.console.progress("Taking away what was made in vain:")
     try:

@@ -35,7 +35,7 @@ scripts/invoke gpt-j-later "In the beginning" --async   an asynchronous endpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; returns its exit code."""
     return run(_parser(), _invoke, argv, mixed=True)
 
 
@@ -132,7 +132,7 @@ def _invoke_endpoint(arguments: argparse.Namespace, name: str, asked: Question, 
 
 
 def _words(arguments: argparse.Namespace) -> tuple[str, str | None]:
-    """Whom to ask, and the prompt; None with ``--body``."""
+    """The target to ask, and the prompt; None with ``--body``."""
     words = list(arguments.words)
     num_texts = 0 if arguments.body is not None else 1
     if len(words) == num_texts:
@@ -171,7 +171,7 @@ def _show_request(here: url_service.UrlService, asked: Question, console: Consol
 
 
 def _show_plan(actions: Sequence[Action], asked: Question, console: Console) -> None:
-    body = {"Body": asked.text}  # for people to read, not the bytes that are sent
+    body = {"Body": asked.text}  # this is for people to read, not the bytes that are sent
     shown = [
         replace(one, request={**one.request, **body}) if "Body" in one.request else one for one in actions
     ]

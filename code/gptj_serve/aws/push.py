@@ -1,4 +1,4 @@
-"""``scripts/push``: the image goes to a registry, once, and its address with digest comes out."""
+"""``scripts/push``: pushes the image to a registry if it is not there, and prints its address with digest."""
 
 import argparse
 import re

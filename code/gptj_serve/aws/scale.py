@@ -1,4 +1,4 @@
-"""``scripts/scale``: an endpoint that grows and shrinks with its load."""
+"""``scripts/scale``: makes an endpoint grow and shrink with its load."""
 
 import argparse
 import dataclasses
@@ -41,7 +41,7 @@ scripts/scale gpt-j --off                         stays as large as it is
 
 OUT_COOLDOWN_S = 60
 IN_COOLDOWN_S = 600
-"""An instance takes minutes to start; one that was not needed for ten minutes is worth ending."""
+"""An instance takes minutes to start, so it only ends when it was not needed for ten minutes."""
 REQUEST_TOKENS = 512
 
 
@@ -94,7 +94,7 @@ def _scale(arguments: argparse.Namespace, console: Console) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Found:
-    """What is to be scaled, and what has to be known of it."""
+    """What is to be scaled, and the facts that are needed for that."""
 
     it: Scalable
     status: str
@@ -104,7 +104,7 @@ class _Found:
 
 
 def _limits(arguments: argparse.Namespace) -> tuple[int, int] | None:
-    """Smallest and largest number; None to end scaling."""
+    """The smallest and the largest number; None to end scaling."""
     if arguments.off:
         if any(value is not None for value in (arguments.min, arguments.max, arguments.target)):
             raise UsageError("--off ends all scaling: it goes with none of --min, --max and --target")
@@ -219,7 +219,7 @@ def _finish(
 
 
 def apply(aws: Aws, console: Console, actions: Sequence[Action]) -> None:
-    """Make the calls; an alarm gets the name of the policy that was made before it."""
+    """Make the calls; an alarm's request gets the ARN of the policy that was made before it."""
     arn = ""
     for action in actions:
         console.progress(f"{action.service} {action.operation}: {action.note}")

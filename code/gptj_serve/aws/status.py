@@ -1,4 +1,4 @@
-"""``scripts/status``: what there is, what it costs, what is wrong with it."""
+"""``scripts/status``: shows what exists, what it costs, and what is wrong with it."""
 
 import argparse
 import dataclasses

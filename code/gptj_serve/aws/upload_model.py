@@ -1,4 +1,4 @@
-"""``scripts/upload-model``: a model of this machine or of the Hugging Face Hub goes to S3."""
+"""``scripts/upload-model``: uploads a model from this machine or from the Hugging Face Hub to S3."""
 
 import argparse
 import os
@@ -49,10 +49,10 @@ class _Job:
     """A model that is ready to go up.
 
     Attributes:
-        files: All that is needed of it.
-        whole: What the manifest will say.
-        url: The prefix.
-        making: Calls that make the bucket.
+        files: The files that are needed.
+        whole: The manifest of the complete upload.
+        url: The prefix that it is uploaded to.
+        making: The calls that make the bucket.
         work_dir: Where an archive is made.
     """
 
@@ -64,12 +64,12 @@ class _Job:
 
     @property
     def model_data(self) -> str:
-        """What `deploy` takes."""
+        """The address that `deploy` takes."""
         return f"{self.url}{tarball.NAME}" if self.whole.is_tar else str(self.url)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; returns its exit code."""
     return run(_parser(), _upload_model, argv)
 
 
@@ -128,7 +128,7 @@ def _upload_model(arguments: argparse.Namespace, console: Console) -> None:
         check_key(arguments.kms_key)
     name = source.model_name(arguments.name or arguments.source, None if arguments.name else local)
     aws = connect(arguments.region, arguments.profile)
-    # all that can be wrong there is said before gigabytes are fetched
+    # everything that can be wrong there is said before gigabytes are fetched
     to = to or S3Url(default_bucket(aws), "")
     making = bucket_actions(aws, to.bucket, console)
     wanted = _wanted(arguments)
@@ -152,7 +152,7 @@ def _wanted(arguments: argparse.Namespace) -> ModelSpec:
 
 
 def _prefix(to: S3Url, name: str, contents: str, is_tar: bool) -> S3Url:
-    # files and archive of one model are two places: an endpoint may use the one that is there
+    # files and archive of a model have different places, as an endpoint may use the other one
     kind = "-tar" if is_tar else ""
     key = to.key or f"{PREFIX}/{name}-{contents[:_HASH_DIGITS]}{kind}"
     return S3Url(to.bucket, f"{key.rstrip('/')}/")
@@ -167,7 +167,7 @@ def _job(
     work_dir: Path,
     console: Console,
 ) -> _Job:
-    """Read the files that go up."""
+    """Read the files that are uploaded."""
     paths = serving_paths(checkpoint)
     if others := left_out(checkpoint.directory, paths):
         console.progress(f"Not needed to serve, and left out: {some([path.name for path in others])}")
@@ -203,7 +203,7 @@ def _files(job: _Job) -> list[FileUpload]:
 
 
 def _archive(job: _Job, remote: Remote, dry_run: bool, console: Console) -> list[FileUpload]:
-    """The archive alone; it is made only if it has to go up."""
+    """The archive instead of the files; it is made only if it has to be uploaded."""
     key, path = f"{job.url.key}{tarball.NAME}", _archive_path(job)
     file = ModelFile(path, job.whole.num_bytes, job.whole.sha256, None)
     if not dry_run and not remote.has(key, job.whole.sha256, None):
@@ -217,7 +217,7 @@ def _archive(job: _Job, remote: Remote, dry_run: bool, console: Console) -> list
 
 
 def _archive_path(job: _Job) -> Path:
-    # what has this name was made of the very same contents
+    # an archive of this name was made of the same contents
     return job.work_dir / f"{job.whole.name}-{job.whole.sha256[:_HASH_DIGITS]}-{tarball.NAME}"
 
 

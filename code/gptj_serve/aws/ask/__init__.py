@@ -1,1 +1,1 @@
-"""Asking a service: the question, the ways to reach one, and showing its answer."""
+"""Asks a service: builds the question, reaches the service, and shows its answer."""

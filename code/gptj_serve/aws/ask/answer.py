@@ -1,4 +1,4 @@
-"""What a service answers, in every schema it speaks: texts, pieces of a stream, errors. No I/O."""
+"""Reads a service's answers in every schema it speaks: texts, pieces of a stream, errors. It does no I/O."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ class Refused(CommandError):
 
 
 def refused(status: int, body: bytes | str, hint: str | None = None) -> Refused:
-    """The error in an answer: its own words, and its HTTP status."""
+    """The error that an answer tells, with its own words and its HTTP status."""
     text = body if isinstance(body, str) else body.decode("utf-8", "replace")
     try:
         message, kind, request_id = _parts(json.loads(text))
@@ -43,7 +43,7 @@ class EventReader:
         self._data: list[str] = []
 
     def feed(self, piece: bytes) -> list[str]:
-        """The data of all events that are complete with a piece."""
+        """Take a piece; returns the data of all events that it completes."""
         *lines, self._line = (self._line + piece).split(b"\n")
         events = []
         for line in lines:
@@ -62,11 +62,11 @@ class Event:
     """One event of a stream.
 
     Attributes:
-        text: What it adds.
-        is_token: It stands for a token.
-        is_last: The text is whole with it.
-        reason: Why it ended, if it did and says so.
-        index: Which of several answers it belongs to.
+        text: The text that it adds.
+        is_token: Whether it stands for a token.
+        is_last: Whether the text is complete with it.
+        reason: Why the text ended; None if it did not end or the event does not say.
+        index: The number of the answer that it belongs to.
     """
 
     text: str
@@ -80,8 +80,8 @@ def parse_event(data: str) -> Event:
     """Read one event.
 
     Raises:
-        Refused: It tells an error; nothing comes after it.
-        CommandError: It is in no schema of ours.
+        Refused: The event tells an error, after which nothing comes.
+        CommandError: The event is in no schema of ours.
     """
     if data == _DONE:
         return Event("", is_last=True)
@@ -104,7 +104,7 @@ def _token_event(document: Mapping[str, Any]) -> Event:
 
 
 def _choice_event(document: Mapping[str, Any]) -> Event:
-    if not document["choices"]:  # usage comes in an event of its own
+    if not document["choices"]:  # the usage comes in an event of its own
         return Event("")
     choice = document["choices"][0]
     text = choice["delta"].get("content") if "delta" in choice else choice["text"]
@@ -112,7 +112,7 @@ def _choice_event(document: Mapping[str, Any]) -> Event:
 
 
 def _parts(document: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Message, kind and request id of an error in any of the forms there are."""
+    """Message, kind and request id of an error, in any of the forms that our service has."""
     error = document.get("error")
     if isinstance(error, Mapping):  # OpenAI's
         return str(error["message"]), str(error.get("type", "")), str(error.get("request_id", ""))

@@ -15,7 +15,7 @@ from gptj_serve.aws.common.errors import CommandError
 
 
 class Askable(Protocol):
-    """What can be asked."""
+    """A service that can be asked."""
 
     def ask(self, question: Question) -> bytes:
         """The whole answer."""
@@ -28,7 +28,7 @@ class Askable(Protocol):
 
 @dataclass(slots=True)
 class _Pace:
-    """When tokens came, in seconds since the question."""
+    """Notes when tokens came, in seconds since the question."""
 
     started_s: float
     num_tokens: int = 0
@@ -47,10 +47,10 @@ class _Pace:
 
 
 def show(service: Askable, question: Question, console: Console) -> None:
-    """Ask, and show the answer.
+    """Ask a question and show the answer.
 
     Raises:
-        CommandError: There is none, it is an error, or a stream that ends before the text does.
+        CommandError: There is no answer, it is an error, or a stream ends before the text does.
     """
     if not question.stream:
         show_whole(service.ask(question), console)
@@ -69,14 +69,14 @@ def _show_stream(pieces: Iterable[bytes], console: Console) -> None:
     seen: list[bytes] = []
     events = _events(pieces, seen)
     first = next(events, None)
-    if first is None:  # what does not stream has answered as a whole
+    if first is None:  # a service that does not stream has answered as a whole
         show_whole(b"".join(seen), console)
         return
     _show_events(itertools.chain([first], events), started_s, console)
 
 
 def _events(pieces: Iterable[bytes], seen: list[bytes]) -> Iterator[str]:
-    """The data of all events; until the first of them, pieces are kept."""
+    """The data of all events; pieces are kept until the first event has come."""
     reader, has_begun = EventReader(), False
     for piece in pieces:
         if not has_begun:
@@ -102,7 +102,7 @@ def _show_events(events: Iterable[str], started_s: float, console: Console) -> N
             reason, is_whole = event.reason or reason, is_whole or event.is_last
     finally:
         if not console.as_json:
-            print(flush=True)  # whatever comes next begins a line
+            print(flush=True)  # whatever comes next begins a new line
     if not is_whole:
         raise CommandError("the stream ended before the text did", "ask again")
     if reason == "deadline":

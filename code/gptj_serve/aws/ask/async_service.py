@@ -17,12 +17,12 @@ from gptj_serve.aws.endpoint.lookup import describe_config, describe_endpoint
 
 _POLL_S, _MAX_POLL_S = 0.5, 5.0
 _LOOK_S = 15.0
-"""Between two looks at the endpoint, which may fail or go while it is asked."""
+"""Seconds between two looks at the endpoint, which may fail or be deleted while it is asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class AsyncService:
-    """One asynchronous endpoint.
+    """An asynchronous endpoint.
 
     Attributes:
         service: The endpoint.
@@ -33,11 +33,11 @@ class AsyncService:
     timeout_s: float
 
     def actions(self, question: Question, name: str) -> list[Action]:
-        """The calls that ask a question: it is put below the answers, where the endpoint's role can read it.
+        """The calls that ask a question. It is put below the answers, where the endpoint's role can read it.
 
         Args:
-            question: It.
-            name: Of the object that it is put in.
+            question: The question.
+            name: Name of the object that the question is put into.
 
         Raises:
             CommandError: The endpoint is not there, or not asynchronous.
@@ -103,7 +103,7 @@ class AsyncService:
         )
 
     def _output(self) -> Mapping[str, str]:
-        """Where answers go, and failures."""
+        """The S3 prefixes of answers and of failures."""
         sagemaker, name = self.service.aws.client("sagemaker"), self.service.name
         with self.service.explained():
             found = describe_endpoint(sagemaker, name)

@@ -21,12 +21,12 @@ _SERVES = ("InService", "Updating", "SystemUpdating", "RollingBack")
 
 @dataclass(frozen=True, slots=True)
 class EndpointService:
-    """One endpoint.
+    """A SageMaker endpoint.
 
     Attributes:
-        aws: Its account and region.
-        name: Its name.
-        component: The inference component that is asked, if the endpoint has several.
+        aws: The account and region.
+        name: The endpoint's name.
+        component: The inference component to ask, if the endpoint has several.
         timeout_s: Seconds without a byte after which a call is given up.
     """
 
@@ -59,13 +59,13 @@ class EndpointService:
                 yield event["PayloadPart"]["Bytes"]
 
     def client(self) -> Any:
-        """The runtime's client. It never asks twice: a model would generate twice."""
+        """The runtime's client. It has no retries, because a model would generate twice."""
         once = Config(read_timeout=self.timeout_s, retries={"mode": "standard", "total_max_attempts": 1})
         return self.aws.session.client("sagemaker-runtime", config=CONFIG.merge(once))
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """Say in plain words what a call raises."""
+        """Turn what a call raises into plain words."""
         try:
             yield
         except EventStreamError as error:
@@ -76,7 +76,7 @@ class EndpointService:
             raise CommandError(
                 f"{self.name} sent nothing for {self.timeout_s:g} s", "--timeout takes more seconds"
             ) from None
-        except HTTPError as error:  # botocore leaves what happens while a body is read to urllib3
+        except HTTPError as error:  # errors while a body is read come from urllib3, not from botocore
             raise CommandError(f"the connection to {self.name} broke: {error}") from None
 
     def _call(self, question: Question) -> Mapping[str, Any]:
@@ -86,7 +86,7 @@ class EndpointService:
             component = None if self.component else self._only_component(error)
             if component is None:
                 raise
-        # what was refused for lack of a name was not asked yet
+        # a call that was refused for lack of a name has not been asked yet
         return replace(self, component=component)._send(question)
 
     def _send(self, question: Question) -> Mapping[str, Any]:
@@ -95,7 +95,7 @@ class EndpointService:
         return answer
 
     def _only_component(self, error: ClientError) -> str | None:
-        """The inference component that must be meant, where an endpoint wants one named and has one."""
+        """The only inference component of an endpoint that wants one to be named."""
         message = error.response.get("Error", {}).get("Message", "")
         if not _is_invalid(error) or "inference component" not in message.lower():
             return None
@@ -118,7 +118,7 @@ class EndpointService:
         return self.trouble() or CommandError(f"{self.name}: {message}", _hint(message))
 
     def trouble(self) -> CommandError | None:
-        """Why the endpoint takes no requests at all; None if it should, or nobody may know."""
+        """Why the endpoint takes no requests at all; None if it should take them, or if we may not look."""
         try:
             found = describe_endpoint(self.aws.client("sagemaker"), self.name)
         except (ClientError, BotoCoreError):
@@ -143,7 +143,7 @@ def _is_invalid(error: ClientError) -> bool:
 
 
 def _model_error(response: Mapping[str, Any]) -> CommandError:
-    """What the container answered, without SageMaker's words around it."""
+    """The container's own answer, without the words that SageMaker puts around it."""
     status = int(response.get("OriginalStatusCode", 0)) or 500
     logs = response.get("LogStreamArn")
     hint = f"its log: {logs}" if logs and status >= 500 else None
@@ -151,7 +151,7 @@ def _model_error(response: Mapping[str, Any]) -> CommandError:
 
 
 def _broken_stream(error: EventStreamError) -> CommandError:
-    details = error.response.get("Error", {})  # botocore drops the exception's ErrorCode
+    details = error.response.get("Error", {})  # botocore loses the exception's ErrorCode
     return CommandError(f"the stream broke off ({details.get('Code')}): {details.get('Message')}")
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a service: the body of one request, from the command line. No I/O."""
+"""Builds what is asked of a service, the body of one request, from the command line. There is no I/O here."""
 
 import json
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ class Question:
     """One request for text.
 
     Attributes:
-        body: As it is sent.
-        content_type: Of the body.
+        body: The bytes that are sent.
+        content_type: The body's content type.
         stream: The answer should come token by token.
     """
 
@@ -26,16 +26,16 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The body for people."""
+        """The body as text for people to read."""
         return self.body.decode("utf-8", "replace")
 
 
 def of_text(text: str, parameters: Mapping[str, Any], stream: bool) -> Question:
-    """Ask in the Hugging Face schema.
+    """A question in the Hugging Face schema.
 
     Args:
         text: The prompt.
-        parameters: As the service's API names them.
+        parameters: The parameters, named as in the service's API.
         stream: The answer should come token by token.
     """
     document = {"inputs": text, "parameters": dict(parameters), "stream": stream}
@@ -43,10 +43,10 @@ def of_text(text: str, parameters: Mapping[str, Any], stream: bool) -> Question:
 
 
 def of_body(body: bytes, content_type: str, stream: bool) -> Question:
-    """Ask what a body says, in any schema; ``stream`` is put into it if it is asked for.
+    """A question that a body asks in any schema; ``stream`` is put into it if that is wanted.
 
     Raises:
-        UsageError: It should stream, and is no JSON object.
+        UsageError: The answer should stream, but the body is no JSON object.
     """
     document: Any = None
     if content_type.partition(";")[0].strip() == JSON:
@@ -56,7 +56,7 @@ def of_body(body: bytes, content_type: str, stream: bool) -> Question:
             if stream:
                 raise UsageError(f"--stream: the body of --body is no JSON: {error}") from None
     if not stream:
-        # the service says better than this command what is wrong with a body
+        # the service can say better than this command what is wrong with a body
         asks_itself = isinstance(document, dict) and document.get("stream") is True
         return Question(body, content_type, asks_itself)
     if not isinstance(document, dict):
@@ -65,14 +65,14 @@ def of_body(body: bytes, content_type: str, stream: bool) -> Question:
 
 
 def sampling(given: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a request.
+    """Merge the parameters of a request.
 
     Args:
-        given: Those with options of their own; None where the option was left out.
-        parameters: Those of ``--parameters``; options win.
+        given: Parameters with options of their own; None where the option was left out.
+        parameters: The parameters of ``--parameters``, over which options win.
 
     Returns:
-        Both. Sampling is on if an option only means something then, and off at temperature 0.
+        The merged parameters. Sampling is on if an option has a meaning only then, and off at temperature 0.
     """
     chosen = {**parameters, **{name: value for name, value in given.items() if value is not None}}
     if chosen.get("temperature") == 0:

@@ -17,10 +17,10 @@ _PIECE_BYTES = 1 << 16
 
 
 def parse_url(target: str) -> SplitResult | None:
-    """The URL that a target is; None for an endpoint's name. ``host:port`` alone is one as well.
+    """The URL that a target stands for; None if it is an endpoint's name. ``host:port`` counts as a URL.
 
     Raises:
-        UsageError: It is a URL that does not work.
+        UsageError: The URL cannot work.
     """
     text = f"http://{target}" if _HOST_AND_PORT.fullmatch(target) else target
     if "://" not in text:
@@ -37,11 +37,11 @@ def parse_url(target: str) -> SplitResult | None:
 
 @dataclass(frozen=True, slots=True)
 class UrlService:
-    """One service.
+    """A service at a URL.
 
     Attributes:
-        url: Its address; without a path requests go to `PATH`.
-        timeout_s: Seconds without a byte after which it counts as gone.
+        url: The service's address; without a path, requests go to `PATH`.
+        timeout_s: Seconds without a byte after which the service counts as gone.
     """
 
     url: SplitResult
@@ -49,7 +49,7 @@ class UrlService:
 
     @property
     def path(self) -> str:
-        """Where requests go."""
+        """The path that requests go to."""
         path = self.url.path if self.url.path not in ("", "/") else PATH
         return f"{path}?{self.url.query}" if self.url.query else path
 
@@ -57,8 +57,8 @@ class UrlService:
         """The whole answer.
 
         Raises:
-            Refused: It answered with an error.
-            CommandError: It cannot be reached, or does not answer.
+            Refused: The service answered with an error.
+            CommandError: The service cannot be reached or does not answer.
         """
         return b"".join(self.stream(question))
 
@@ -75,7 +75,8 @@ class UrlService:
                     raise refused(response.status, response.read(), hint)
                 while piece := response.read1(_PIECE_BYTES):
                     yield piece
-                if response.length:  # it counts down, but `read1` takes an early end for the end
+                # the length counts down, but `read1` takes an early end for the end of the answer
+                if response.length:
                     raise http.client.IncompleteRead(b"", response.length)
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The way to AWS: the user's own configuration, one set of options for every client."""
+"""Makes AWS clients from the user's own configuration, all with one set of options."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,11 +15,11 @@ CONFIG = Config(retries={"mode": "standard"}, user_agent_extra=f"gptj-serve/{gpt
 
 @dataclass(frozen=True)
 class Aws:
-    """One account and region.
+    """An account and a region of AWS.
 
     Attributes:
-        session: boto3's; its clients come from `client`, so that they all have the same options.
-        region: For example ``eu-west-1``.
+        session: boto3's session. Use `client` for its clients, so that all have the same options.
+        region: The region, for example ``eu-west-1``.
     """
 
     session: Any
@@ -27,7 +27,7 @@ class Aws:
 
     @cached_property
     def account(self) -> str:
-        """Twelve digits; the first use asks AWS, and fails without valid credentials."""
+        """The account's twelve digits; the first use asks AWS and fails without valid credentials."""
         return str(self.client("sts").get_caller_identity()["Account"])
 
     @cached_property
@@ -36,7 +36,7 @@ class Aws:
         return str(self.session.get_partition_for_region(self.region))
 
     def client(self, service: str) -> Any:
-        """The client of a service, for example ``ecr``: made once. Threads may share it."""
+        """The client of a service, for example ``ecr``. It is made once, and threads may share it."""
         if service not in self._clients:
             self._clients[service] = self.session.client(service, config=CONFIG)
         return self._clients[service]
@@ -47,17 +47,17 @@ class Aws:
 
 
 def partition_of(region: str | None, profile: str | None) -> str:
-    """What ARNs begin with after ``arn:`` in a region, or in the configured one; asks nothing."""
+    """What ARNs begin with after ``arn:`` in a region, by default the configured one; AWS is not asked."""
     session = boto3.Session(region_name=region, profile_name=profile)
     return str(session.get_partition_for_region(session.region_name)) if session.region_name else "aws"
 
 
 def connect(region: str | None = None, profile: str | None = None) -> Aws:
-    """Use the usual AWS configuration (environment, profiles, instance role); asks nothing yet.
+    """Use the usual AWS configuration (environment, profiles, instance role); AWS is not asked yet.
 
     Args:
-        region: Wins over what is configured.
-        profile: The same.
+        region: Wins over the configured region.
+        profile: Wins over the configured profile.
 
     Raises:
         CommandError: No region is set.

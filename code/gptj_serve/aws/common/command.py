@@ -1,4 +1,4 @@
-"""What all commands have in common: their common options, and how they end."""
+"""What all commands have in common: their options, and how they end."""
 
 import argparse
 import contextlib
@@ -19,9 +19,9 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes; 2 is argparse's own."""
 
 Handler = Callable[[argparse.Namespace, Console], None]
-"""Does the work, shows the result, raises `CommandError` or what botocore raises.
+"""Does the work and shows the result; raises `CommandError` or what botocore raises.
 
-A `KeyboardInterrupt` with an argument says that instead of the usual line.
+The argument of a `KeyboardInterrupt`, if it has one, is shown instead of the usual line.
 """
 
 
@@ -29,10 +29,10 @@ def make_parser(name: str, description: str, examples: str, *, aws: bool = True)
     """A parser with the common options.
 
     Args:
-        name: Of the script, for example ``push``.
-        description: What it does, for ``--help``.
+        name: The script's name, for example ``push``.
+        description: What the script does, for ``--help``.
         examples: Command lines to copy, one a line, for the end of ``--help``.
-        aws: Whether it has ``--region`` and ``--profile``.
+        aws: Whether the script has ``--region`` and ``--profile``.
     """
     lines = "\n".join(f"  {line}" for line in examples.strip().splitlines())
     parser = argparse.ArgumentParser(
@@ -59,19 +59,19 @@ def run(
     *,
     mixed: bool = False,
 ) -> int:
-    """Parse, do, and say in one line why it did not work.
+    """Parse the command line, run the handler, and say in one line why it failed if it does.
 
     Args:
-        parser: Made by `make_parser`.
-        handler: Gets the parsed options and where to show things.
+        parser: A parser made by `make_parser`.
+        handler: Gets the parsed options and the console.
         argv: The command line, ``sys.argv`` by default.
-        mixed: Options may stand between the words.
+        mixed: Whether options may stand between positional arguments.
 
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted (also by SIGTERM and SIGHUP).
     """
     try:
-        # not for all: it cannot show defaults of words in --help
+        # not for all commands: it cannot show the defaults of positional arguments in --help
         arguments = _parse_mixed(parser, argv) if mixed else parser.parse_args(argv)
     except SystemExit as end:  # argparse has said why
         return USAGE if end.code else DONE
@@ -92,7 +92,7 @@ def run(
 
 
 def _parse_mixed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Options between ``words``; what follows ``--`` are words, which argparse does not manage by itself."""
+    """Parse options between ``words``. What follows ``--`` are words, too, which argparse gets wrong."""
     given = list(sys.argv[1:] if argv is None else argv)
     end = given.index("--") if "--" in given else len(given)
     arguments = parser.parse_intermixed_args(given[:end])
@@ -118,7 +118,7 @@ def _failed(error: Exception) -> int:
 
 @contextlib.contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Inside, SIGTERM and a closed terminal are Ctrl-C: what must be cleaned up is."""
+    """Treat SIGTERM and a closed terminal as Ctrl-C while this is entered, so that all is cleaned up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -126,7 +126,7 @@ def _signals_interrupt() -> Iterator[None]:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    # what was ignored from the start stays so: nohup, jobs in the background
+    # signals that were ignored from the start stay ignored: nohup, jobs in the background
     numbers = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
     before = {number: signal.signal(number, interrupt) for number in numbers}
     try:

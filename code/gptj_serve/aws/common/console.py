@@ -1,4 +1,4 @@
-"""What a command shows: its result on stdout, how far it is on stderr."""
+"""Shows a command's result on stdout and its progress on stderr."""
 
 import contextlib
 import json
@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
 LINES_EVERY_S = 10.0
-"""Seconds between a transfer's lines where there is no terminal for a bar."""
+"""Seconds between the lines that a transfer shows where there is no terminal for a bar."""
 
 
 class Console:
     """Shows a result and progress.
 
     Args:
-        as_json: The result is one JSON object instead of text.
+        as_json: Show the result as one JSON object instead of text.
         out: Where the result goes; stdout by default.
         err: Where progress goes; stderr by default.
     """
@@ -33,11 +33,11 @@ class Console:
         return self._err.isatty()
 
     def result(self, fields: Mapping[str, Any], text: str) -> None:
-        """Show what came out of it: the fields as JSON, or the text. Once a command."""
+        """Show the command's result, the fields as JSON or the text; a command calls this once."""
         print(json.dumps(fields, default=str) if self.as_json else text, file=self._out, flush=True)
 
     def progress(self, message: str) -> None:
-        """Show one line of what happens."""
+        """Show one line about what happens."""
         if self._bars:
             self._bars[-1].write(message, file=self._err)
         else:
@@ -45,7 +45,7 @@ class Console:
 
     @contextlib.contextmanager
     def bar(self, total_bytes: int, what: str) -> Iterator[Callable[[int], None]]:
-        """Show how far a transfer is: a bar on a terminal, else a line now and then.
+        """Show how far a transfer is, with a bar on a terminal or else a line now and then.
 
         Yields:
             A function that takes the number of bytes that were added; any thread may call it.
@@ -83,7 +83,7 @@ class Console:
 
 
 class _Lines:
-    """A transfer's progress as lines: one every `LINES_EVERY_S`, and one at the end."""
+    """Shows a transfer's progress as lines: one every `LINES_EVERY_S`, and one at the end."""
 
     def __init__(self, total_bytes: int, what: str, show: Callable[[str], None]) -> None:
         self._total_bytes, self._what, self._show = total_bytes, what, show

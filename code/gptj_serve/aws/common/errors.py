@@ -46,7 +46,7 @@ _S3_ACTIONS = {
     "PutPublicAccessBlock": "s3:PutBucketPublicAccessBlock",
     "UploadPart": "s3:PutObject",
 }
-"""S3 may refuse without saying what; these operations' permissions are named differently."""
+"""S3 may refuse without naming the permission, whose name is not the operation's in these cases."""
 
 
 class CommandError(Exception):
@@ -72,7 +72,7 @@ class UsageError(CommandError):
 
 
 def explain(error: boto.BotoCoreError | boto.ClientError) -> CommandError:
-    """What botocore raised, as a sentence with a way out."""
+    """Turn what botocore raised into a sentence with a remedy."""
     if isinstance(error, boto.ClientError):
         return _refused(error)
     message = redact(str(error))
@@ -100,7 +100,7 @@ def explain(error: boto.BotoCoreError | boto.ClientError) -> CommandError:
 
 
 def no_region() -> CommandError:
-    """There is nothing that says which region is meant."""
+    """The error for a command that no region is configured for."""
     return CommandError(
         "no AWS region is set", "pass --region, set AWS_DEFAULT_REGION, or run `aws configure`"
     )
@@ -134,14 +134,14 @@ def _refused(error: boto.ClientError) -> CommandError:
             f"AWS takes no more calls of {operation} for now ({code})",
             "run it again later, or with AWS_MAX_ATTEMPTS=10",
         )
-    if re.match(r"\s*<", message):  # a page: of a proxy, or of something that is not AWS
+    if re.match(r"\s*<", message):  # an HTML page comes from a proxy, or from something that is not AWS
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", code)
         return CommandError(f"{operation} failed: HTTP status {status}, with a page instead of an answer")
     return CommandError(f"{operation} failed: {message or code}", _LIMITED if code == _LIMIT else None)
 
 
 def is_denied(error: boto.ClientError) -> bool:
-    """Whether a permission is missing."""
+    """Whether an error says that a permission is missing."""
     return error.response.get("Error", {}).get("Code") in _DENIED
 
 

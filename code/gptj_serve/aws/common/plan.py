@@ -1,4 +1,4 @@
-"""What a command is about to do, as data: shown by ``--dry-run``, checked without AWS, then done."""
+"""What a command is about to do, as data: ``--dry-run`` shows it, tests check it, then it is done."""
 
 import json
 import shlex
@@ -15,18 +15,18 @@ from botocore.validate import ParamValidator
 from gptj_serve.aws.common.clients import Aws
 
 MAX_LINE = 110
-"""Characters that a program's line may have before it is shown an argument a line."""
+"""The longest line that a program is shown on; a longer one is shown with an argument a line."""
 
 
 @dataclass(frozen=True)
 class Action:
-    """One call of AWS.
+    """A call of AWS.
 
     Attributes:
         service: boto3's name of a client, for example ``sagemaker``.
         operation: That client's method, for example ``create_model``.
-        request: Its arguments.
-        note: What it is for; shown, not sent.
+        request: The method's arguments.
+        note: What the call is for; it is shown, not sent.
     """
 
     service: str
@@ -42,7 +42,7 @@ class Action:
 
         Raises:
             ClientError: AWS refused it.
-            BotoCoreError: It was not sent, or not answered.
+            BotoCoreError: The call was not sent, or not answered.
         """
         answer: dict[str, Any] = getattr(aws.client(self.service), self.operation)(**self.request)
         return answer
@@ -58,11 +58,11 @@ class Action:
 
 @dataclass(frozen=True)
 class Program:
-    """One program to run.
+    """A program to run.
 
     Attributes:
-        argv: It and its arguments.
-        note: What it is for.
+        argv: The program and its arguments.
+        note: What the program is run for.
     """
 
     argv: tuple[str, ...]
@@ -82,7 +82,7 @@ Step = Action | Program
 
 
 def show(steps: Sequence[Step]) -> str:
-    """The plan for a person to read: each step with its note before it."""
+    """The plan as text for a person, with each step's note before it."""
     if not steps:
         return "Nothing to do."
     return "\n\n".join(f"# {step.note}\n{step}" if step.note else str(step) for step in steps)

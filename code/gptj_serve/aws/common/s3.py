@@ -1,4 +1,4 @@
-"""Places in S3, and the bucket that SageMaker's own tools use as well."""
+"""Addresses in S3, and the bucket that SageMaker's own tools use as well."""
 
 import contextlib
 import re
@@ -19,11 +19,11 @@ _URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", re.DOTAL
 
 @dataclass(frozen=True, slots=True)
 class S3Url:
-    """An object, or what keys begin with.
+    """The address of an object or of a prefix.
 
     Attributes:
-        bucket: Its name.
-        key: Of the object, or the prefix; may be empty.
+        bucket: The bucket's name.
+        key: The object's key, or the prefix; may be empty.
     """
 
     bucket: str
@@ -33,7 +33,7 @@ class S3Url:
         return f"s3://{self.bucket}/{self.key}"
 
     def as_prefix(self) -> "S3Url":
-        """The same, and its key, unless it is empty, ends with "/"."""
+        """The same address as a prefix: its key ends with "/" unless it is empty."""
         is_whole = not self.key or self.key.endswith("/")
         return self if is_whole else S3Url(self.bucket, f"{self.key}/")
 
@@ -42,11 +42,11 @@ class S3Url:
         """Read ``s3://BUCKET/KEY``.
 
         Args:
-            text: What was given.
-            option: Whose value it is, for the error.
+            text: What was given as an address.
+            option: The option whose value it is, for the error.
 
         Raises:
-            UsageError: It is something else.
+            UsageError: The text is no such address.
         """
         found = _URL.fullmatch(text)
         if not found:
@@ -57,18 +57,18 @@ class S3Url:
 
 
 def default_bucket(aws: Aws) -> str:
-    """``sagemaker-REGION-ACCOUNT``, as AWS's own SDK has it."""
+    """``sagemaker-REGION-ACCOUNT``, the name that AWS's own SDK gives it."""
     return f"sagemaker-{aws.region}-{aws.account}"
 
 
 def bucket_actions(aws: Aws, bucket: str, console: Console) -> list[Action]:
-    """What has to be done before objects can be put into a bucket: nothing, as a rule.
+    """The calls that are needed before objects can be put into a bucket; usually there are none.
 
-    Only the default bucket is ever made. Its name can be guessed, so it has to belong to this account. One
-    that is there stays as it is: SageMaker's own tools make it as well.
+    Only the default bucket is ever made. Its name can be guessed, so it has to belong to this account. If it
+    exists, it stays as it is, because SageMaker's own tools make it as well.
 
     Raises:
-        CommandError: The bucket is not there, in another region, or somebody else's.
+        CommandError: The bucket does not exist, is in another region, or belongs to somebody else.
         ClientError: AWS refuses to tell.
     """
     is_default = bucket == default_bucket(aws)
@@ -89,12 +89,12 @@ def bucket_actions(aws: Aws, bucket: str, console: Console) -> list[Action]:
 
 
 def owner(aws: Aws, bucket: str) -> dict[str, str]:
-    """An argument for every call on the default bucket: it fails if the bucket is another account's."""
+    """An argument for calls on the default bucket, which fail with it if another account owns the bucket."""
     return {"ExpectedBucketOwner": aws.account} if bucket == default_bucket(aws) else {}
 
 
 def error_code(error: ClientError) -> str:
-    """What S3 calls an error; where an answer has no body, its HTTP status."""
+    """S3's code of an error; the HTTP status where the answer has no body."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
@@ -129,7 +129,7 @@ def _elsewhere(bucket: str, region: str, wanted: str) -> CommandError:
 
 
 def _is_blocked(s3: Any, bucket: str) -> bool:
-    """Whether somebody has set what is public there, whatever they set."""
+    """Whether the bucket has settings for public access, whatever they are."""
     try:
         s3.get_public_access_block(Bucket=bucket)
     except ClientError as error:
@@ -138,7 +138,7 @@ def _is_blocked(s3: Any, bucket: str) -> bool:
 
 
 def _block_public_access(bucket: str) -> Action:
-    # S3 does so by itself with new buckets, unless an account's own template says otherwise
+    # S3 blocks public access to new buckets by itself, unless an account's own template says otherwise
     request = {"Bucket": bucket, "PublicAccessBlockConfiguration": dict.fromkeys(_BLOCKS, True)}
     return Action("s3", "put_public_access_block", request, "nothing in it may be made public")
 

@@ -1,22 +1,22 @@
-"""Tags that a user gives to what is made."""
+"""Tags that a user gives to the resources that are made."""
 
 import argparse
 from collections.abc import Mapping
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--tag KEY=VALUE``, which may be repeated; the parsed value goes to `to_dict`."""
+    """Add the option ``--tag KEY=VALUE``, which may be repeated; `to_dict` takes the parsed value."""
     what = "tag for what is made; may be repeated"
     parser.add_argument("--tag", action="append", default=[], type=_pair, metavar="KEY=VALUE", help=what)
 
 
 def to_dict(pairs: list[tuple[str, str]], **ours: str) -> dict[str, str]:
-    """The user's tags and ours, of which none can be overwritten."""
+    """The user's tags and ours; no tag of ours can be overwritten."""
     return {**dict(pairs), **ours}
 
 
 def to_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
-    """Tags as requests have them."""
+    """Tags in the form that requests have."""
     return [{"Key": key, "Value": value} for key, value in sorted(tags.items())]
 
 

@@ -1,1 +1,1 @@
-"""Endpoints: what exists of one, how it scales, how it is watched and removed."""
+"""Endpoints: what exists of one, and how it is scaled, watched and removed."""

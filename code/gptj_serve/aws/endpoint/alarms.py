@@ -1,7 +1,7 @@
-"""The alarms that call an update off: server errors, and answers that take too long, whole or streamed.
+"""The alarms that roll an update back: server errors, and answers that take too long, whole or streamed.
 
-SageMaker counts what happens to a stream by metrics of its own: an error after the first byte is no 5xx, and
-how long a stream takes says nothing but how long its answer is.
+SageMaker has metrics of its own for streams: an error after the first byte is no 5xx, and how long a stream
+takes says nothing but how long its answer is.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,17 +12,17 @@ from gptj_serve.aws.endpoint.autoscaling import contains
 from gptj_serve.aws.endpoint.lookup import VARIANT, alarm_prefix
 
 DEFAULT_LATENCY_S = 55.0
-"""SageMaker gives up after 60 s."""
+"""It is below the 60 s after which SageMaker gives up."""
 
 MAX_ERRORS = 5
-"""Answers with a 5xx status in a minute that are still put up with, and streams that broke off."""
+"""How many answers with a 5xx status, or broken streams, an update may have in a minute."""
 
 _ERRORS = {"update-server-errors": "Invocation5XXErrors", "update-stream-errors": "MidStreamErrors"}
 _LATENCIES = {"update-latency": "ModelLatency", "update-first-chunk": "FirstChunkModelLatency"}
 _OF_STREAMS = ("update-stream-errors", "update-first-chunk")
 
 KINDS = (*_ERRORS, *_LATENCIES)
-"""Ends of the alarms' names. Other alarms of the endpoint belong to its scaling."""
+"""How these alarms' names end. Other alarms of the endpoint belong to its scaling."""
 
 _COMPARED = (
     "Threshold",
@@ -36,12 +36,12 @@ _COMPARED = (
 
 
 def of_variant(endpoint: str) -> dict[str, str]:
-    """Dimensions of the metrics of an endpoint that has the model itself."""
+    """The metrics' dimensions for an endpoint that has the model itself."""
     return {"EndpointName": endpoint, "VariantName": VARIANT}
 
 
 def of_component(component: str) -> dict[str, str]:
-    """Dimensions of the metrics of an inference component."""
+    """The metrics' dimensions for an inference component."""
     return {"InferenceComponentName": component}
 
 
@@ -56,12 +56,12 @@ def alarm_actions(
     """The calls that make an endpoint's alarms.
 
     Args:
-        name: The endpoint's.
-        dimensions: `of_variant` or `of_component`.
-        tags: For the alarms.
-        latency_s: The slowest hundredth of the answers may take so long, and of streams their first piece;
-            0 for no such alarms.
-        has_streams: Clients can have streams.
+        name: The endpoint's name.
+        dimensions: What `of_variant` or `of_component` gives.
+        tags: Tags for the alarms.
+        latency_s: How many seconds the slowest hundredth of the answers, or of the streams' first pieces, may
+            take; 0 for no such alarms.
+        has_streams: Whether clients can have streams.
     """
     kinds = _kinds(latency_s, has_streams)
     return tuple(_alarm(name, dimensions, tags, kind, latency_s) for kind in kinds)
@@ -78,13 +78,13 @@ def _kinds(latency_s: float, has_streams: bool) -> list[str]:
 
 
 def our_alarms(name: str, found: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those of an endpoint's alarms that call updates off."""
+    """The alarms of an endpoint that roll updates back."""
     names = {alarm_prefix(name) + kind for kind in KINDS}
     return [alarm for alarm in found if alarm["AlarmName"] in names]
 
 
 def missing_alarms(actions: Iterable[Action], found: Iterable[Mapping[str, Any]]) -> list[Action]:
-    """Those of the alarms that are not there, or differ."""
+    """The alarms that do not exist or differ from what is wanted."""
     by_name = {alarm["AlarmName"]: alarm for alarm in found}
     return [one for one in actions if not _is_there(one.request, by_name.get(one.request["AlarmName"]))]
 

@@ -1,11 +1,11 @@
-"""How an endpoint scales: the calls that make Application Auto Scaling do what is wanted, or nothing.
+"""How an endpoint scales: builds the calls that configure Application Auto Scaling, or end it.
 
-Requests only; who sends them is no matter here. What scales is a variant's instances or, on an endpoint with
+The calls are only built here, not sent. What scales is a variant's instances or, on an endpoint with
 inference components, a component's copies. Both follow the number of requests that are inside at once, every
 10 seconds. An asynchronous endpoint follows its backlog instead.
 
-Nothing divides by zero instances, so what may shrink to zero has a second policy: an alarm on requests that
-found nothing takes it to one.
+A target per instance means nothing at zero instances, so what may shrink to zero has a second policy: an
+alarm on requests that found no instance takes it to one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,27 +21,27 @@ FOLLOW_POLICY = "gptj-serve-follow-load"
 WAKE_POLICY = "gptj-serve-from-zero"
 
 POLICY_ARN = "(the PolicyARN that put_scaling_policy returned)"
-"""Stands in an alarm's request until the policy that it sets off exists."""
+"""A placeholder in an alarm's request until the policy that it sets off exists."""
 
 WAKE_COOLDOWN_S = 60
-"""One step from zero is all there is, so little has to be waited for."""
+"""There is only one step from zero, so the cooldown can be short."""
 
 ALARM_PERIOD_S = 60
-"""SageMaker sends the metrics of the wake alarms once a minute."""
+"""SageMaker sends the metrics of these alarms once a minute."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scalable:
-    """What grows and shrinks.
+    """The instances or copies that grow and shrink in number.
 
     Attributes:
         endpoint: Name of the endpoint that it belongs to.
         what: Its unit in words: "instances" or "copies".
-        resource_id: Application Auto Scaling's name of it.
-        dimension: Of the resource, the number that changes.
+        resource_id: The name that Application Auto Scaling gives it.
+        dimension: The number of the resource that changes.
         metric: The part of a target tracking configuration that names the metric.
         wake_metric: Metric in ``AWS/SageMaker`` that is at least 1 when there is work and nothing to do it.
-        wake_dimensions: Its dimensions.
+        wake_dimensions: The dimensions of that metric.
     """
 
     endpoint: str
@@ -54,7 +54,7 @@ class Scalable:
 
     @property
     def key(self) -> dict[str, str]:
-        """The members that name it in every request."""
+        """The members of every request that name it."""
         return {
             "ServiceNamespace": "sagemaker",
             "ResourceId": self.resource_id,
@@ -63,7 +63,7 @@ class Scalable:
 
     @property
     def alarm(self) -> str:
-        """Name of the alarm that takes it from zero."""
+        """The name of the alarm that takes it from zero."""
         return f"{alarm_prefix(self.endpoint)}from-zero"
 
 
@@ -112,14 +112,14 @@ def asynchronous(endpoint: str, name: str) -> Scalable:
 
 @dataclass(frozen=True, slots=True)
 class ScalingSpec:
-    """How it shall scale.
+    """How something is meant to scale.
 
     Attributes:
-        smallest: Never fewer, from 0.
-        largest: Never more, from `smallest` and from 1.
-        target: Requests inside each at once that it is kept near; above 0.
-        out_cooldown_s: After growing, how long before growing again.
-        in_cooldown_s: After growing or shrinking, how long before shrinking.
+        smallest: The least number, from 0.
+        largest: The greatest number, from `smallest` and from 1.
+        target: How many requests each should have inside at once; above 0.
+        out_cooldown_s: How many seconds after growing it may grow again.
+        in_cooldown_s: How many seconds after growing or shrinking it may shrink.
     """
 
     smallest: int
@@ -131,12 +131,12 @@ class ScalingSpec:
 
 @dataclass(frozen=True, slots=True)
 class FoundScaling:
-    """What there is, as AWS describes it.
+    """The scaling that exists, as AWS describes it.
 
     Attributes:
-        target: The scalable target, None without one.
-        policies: Its policies.
-        alarm: The alarm that takes it from zero, None without one.
+        target: The scalable target; None if there is none.
+        policies: The target's policies.
+        alarm: The alarm that takes it from zero; None if there is none.
     """
 
     target: Mapping[str, Any] | None = None
@@ -144,7 +144,7 @@ class FoundScaling:
     alarm: Mapping[str, Any] | None = None
 
     def policy(self, name: str) -> Mapping[str, Any] | None:
-        """The policy of that name."""
+        """The policy of a name; None if there is none."""
         return next((found for found in self.policies if found["PolicyName"] == name), None)
 
 
@@ -166,7 +166,7 @@ def obstacle(variant: Mapping[str, Any]) -> str | None:
 
 
 def most_copies(variant: Mapping[str, Any]) -> int | None:
-    """Copies that the instances of a variant have GPUs for, one each; None if that is not known.
+    """How many copies the instances of a variant have GPUs for, one each; None if that is not known.
 
     Args:
         variant: Of the endpoint's configuration, as described or requested.
@@ -180,10 +180,10 @@ def plan(it: Scalable, wanted: ScalingSpec, existing: FoundScaling, tags: Mappin
     """The calls that lead from what exists to what is wanted, in order; none when nothing differs.
 
     Args:
-        it: What scales.
-        wanted: How.
-        existing: What there is now.
-        tags: For the target and the alarm.
+        it: What is scaled.
+        wanted: How it is meant to scale.
+        existing: The scaling that exists.
+        tags: Tags for the target and the alarm.
     """
     actions = _register(it, wanted, existing, tags)
     actions += _put_policy(it, FOLLOW_POLICY, _follow(it, wanted), existing)
@@ -194,7 +194,7 @@ def plan(it: Scalable, wanted: ScalingSpec, existing: FoundScaling, tags: Mappin
 
 
 def removal(it: Scalable, existing: FoundScaling) -> list[Action]:
-    """The calls that end all scaling of it, in order; AWS's own alarms go with the policies."""
+    """The calls that end all its scaling, in order; AWS deletes its own alarms with the policies."""
     actions = [_delete_policy(it, found["PolicyName"]) for found in existing.policies]
     if existing.target:
         note = f"{it.what} of {it.resource_id} stay as many as there are"
@@ -232,7 +232,7 @@ def _register(
     limits = {"MinCapacity": wanted.smallest, "MaxCapacity": wanted.largest}
     if existing.target and contains(existing.target, limits):
         return []
-    # tags are refused for a target that is there already
+    # AWS refuses tags for a target that exists already
     request = {**it.key, **limits, **({} if existing.target else {"Tags": dict(tags)})}
     note = f"{wanted.smallest} to {wanted.largest} {it.what}"
     return [Action(SERVICE, "register_scalable_target", request, note)]
@@ -285,7 +285,7 @@ def _delete_alarm(it: Scalable, existing: FoundScaling) -> list[Action]:
 
 
 def contains(found: Any, asked: Any) -> bool:
-    """Whether an answer says all that a request asks for; AWS adds defaults of its own."""
+    """Whether an answer has all that a request asks for; AWS adds defaults of its own."""
     if isinstance(asked, Mapping):
         return isinstance(found, Mapping) and all(contains(found.get(key), asked[key]) for key in asked)
     if isinstance(asked, list):

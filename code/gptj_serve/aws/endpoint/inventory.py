@@ -1,4 +1,4 @@
-"""Everything that belongs to an endpoint: what `endpoints` finds, its components and its scaling."""
+"""Finds everything that belongs to an endpoint: what `lookup` finds, its components and its scaling."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from gptj_serve.aws.endpoint.lookup import (
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """One scalable target with its policies, as AWS describes them."""
+    """A scalable target with its policies, as AWS describes them."""
 
     target: Description
     policies: tuple[Description, ...]
@@ -32,13 +32,13 @@ class Scaling:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What there is of an endpoint.
+    """What exists of an endpoint.
 
     Attributes:
-        name: The endpoint's; it need not exist (any more).
-        resources: Endpoint, configurations, models, alarms.
-        components: Its inference components.
-        scaling: What scales.
+        name: The endpoint's name; the endpoint need not exist (any more).
+        resources: Endpoint, configurations, models and alarms.
+        components: The endpoint's inference components.
+        scaling: The targets that scale.
     """
 
     name: str
@@ -48,21 +48,22 @@ class Inventory:
 
     @property
     def is_empty(self) -> bool:
-        """Nothing is there."""
+        """Whether nothing exists."""
         return self.resources.is_empty and not (self.components or self.scaling)
 
 
 def take_inventory(aws: Aws, name: str) -> Inventory:
-    """Look for everything; asks only.
+    """Look for everything; AWS is only asked.
 
     Args:
-        aws: Where.
-        name: The endpoint's.
+        aws: The account and region.
+        name: The endpoint's name.
     """
     components = find_components(aws, name)
     names = {one["InferenceComponentName"] for one in components}
     if describe_component(aws.client("sagemaker"), name) is None:
-        names.add(name)  # the scaling of one that is gone may be left; another endpoint's is not ours
+        # a component may be gone and its scaling left; the scaling of another endpoint's is not ours
+        names.add(name)
     return Inventory(
         name=name,
         resources=find_resources(aws.client("sagemaker"), aws.client("cloudwatch"), name),
@@ -80,7 +81,7 @@ def find_components(aws: Aws, name: str) -> tuple[Description, ...]:
     except ClientError as error:
         if not is_missing(error):
             raise
-        names = []  # of an endpoint that is gone
+        names = []  # these are of an endpoint that is gone
     found = (describe_component(sagemaker, one) for one in names)
     return tuple(one for one in found if one is not None)
 
@@ -89,13 +90,13 @@ def check_component(aws: Aws, endpoint: str, component: Description | None, hint
     """Check that an inference component, if there is one, was made by us for an endpoint.
 
     Args:
-        aws: Where.
+        aws: The account and region.
         endpoint: The endpoint's name.
-        component: Its description.
-        hint: What to do if it was not.
+        component: The component's description.
+        hint: What to do if it was not made by us.
 
     Raises:
-        CommandError: Somebody else made it, or it is another endpoint's.
+        CommandError: Somebody else made it, or it belongs to another endpoint.
     """
     if component is None:
         return
@@ -115,12 +116,12 @@ def check_component(aws: Aws, endpoint: str, component: Description | None, hint
 
 
 def find_scaling(aws: Aws, name: str, components: Iterable[str]) -> tuple[Scaling, ...]:
-    """What scales of an endpoint: its variants and components.
+    """The scaling of an endpoint's variants and components.
 
     Args:
-        aws: Where.
-        name: The endpoint's.
-        components: Names of its components.
+        aws: The account and region.
+        name: The endpoint's name.
+        components: Names of the endpoint's components.
     """
     client = aws.client(autoscaling.SERVICE)
     ids = {f"inference-component/{one}" for one in components}
@@ -135,7 +136,7 @@ def find_scaling(aws: Aws, name: str, components: Iterable[str]) -> tuple[Scalin
 
 
 def existing(aws: Aws, it: autoscaling.Scalable) -> autoscaling.FoundScaling:
-    """What there is already of the scaling of something."""
+    """The scaling that exists already of something."""
     client = aws.client(autoscaling.SERVICE)
     request = {key: value for key, value in it.key.items() if key != "ResourceId"}
     found = client.describe_scalable_targets(ResourceIds=[it.resource_id], **request)["ScalableTargets"]

@@ -1,4 +1,4 @@
-"""Endpoints and inference components: SageMaker starts, updates and deletes both alike, by other names."""
+"""Endpoints and inference components, which SageMaker starts, updates and deletes alike, by other names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from gptj_serve.aws.endpoint.lookup import Description, describe_component, desc
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What can be waited for.
+    """A kind of thing that can be waited for.
 
     Attributes:
         noun: What stands before its name in a sentence.
-        status_key: The member of its description that says what it does.
-        busy: States that end by themselves; it can be neither updated nor deleted before.
+        status_key: The member of its description that has its status.
+        busy: Statuses that end by themselves; until then it can be neither updated nor deleted.
         logs: The folder of log groups that its containers write to.
-        describe: Asks SageMaker for the description of one by its name; None if there is none.
+        describe: Asks SageMaker for a description by name; gives None if there is none.
     """
 
     noun: str
@@ -26,11 +26,11 @@ class Kind:
     describe: Callable[[Any, str], Description | None]
 
     def status(self, found: Description | None) -> str | None:
-        """What one does now; None if there is none."""
+        """The status of what is described; None if there is none."""
         return str(found.get(self.status_key)) if found else None
 
     def settled(self, found: Description | None) -> Description | None:
-        """One as it will be when what it does by itself has ended well; None if it will be gone."""
+        """The description as it will be when what goes on has ended well; None if it will be gone."""
         status = self.status(found)
         if found is None or status == "Deleting":
             return None

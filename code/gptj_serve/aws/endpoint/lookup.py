@@ -1,7 +1,7 @@
-"""What exists of an endpoint: each description or None, and everything that belongs to it.
+"""Looks up what exists of an endpoint: single descriptions, and everything that belongs to it.
 
-Whatever is ours carries the tag `TAG` with the endpoint's name, models and endpoint configurations a name of
-``NAME-`` plus eight hexadecimal digits as well; nothing else is ever changed or deleted.
+Whatever is ours carries the tag `TAG` with the endpoint's name. Models and endpoint configurations are also
+named ``NAME-`` plus eight hexadecimal digits. Nothing else is ever changed or deleted.
 """
 
 import argparse
@@ -15,16 +15,16 @@ from botocore.exceptions import ClientError
 from gptj_serve.aws.common.errors import CommandError
 
 Description = Mapping[str, Any]
-"""What AWS says of one thing."""
+"""What AWS says about one thing."""
 
 TAG = "gptj-serve:endpoint"
 """Key of the tag that everything made for an endpoint carries; the value is the endpoint's name."""
 
 VARIANT = "main"
-"""Name of the one production variant."""
+"""The name of the only production variant."""
 
 MAX_NAME = 54
-"""Characters of an endpoint's name: configurations add nine, and SageMaker takes 63."""
+"""The most characters of an endpoint's name: configurations add nine, and SageMaker takes 63."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,11 @@ class Resources:
     """What belongs to an endpoint, by name.
 
     Attributes:
-        endpoint: Its description, None if there is none.
+        endpoint: The endpoint's description; None if there is none.
         configs: Endpoint configurations.
         models: Models.
         alarms: CloudWatch alarms, each with its description.
-        foreign_alarms: Names of alarms that are called as ours are, and that somebody else made.
+        foreign_alarms: Names of alarms that are named as ours are but were made by somebody else.
     """
 
     endpoint: Mapping[str, Any] | None
@@ -47,7 +47,7 @@ class Resources:
 
     @property
     def is_empty(self) -> bool:
-        """Nothing is there."""
+        """Whether nothing exists."""
         return self.endpoint is None and not (self.configs or self.models or self.alarms)
 
 
@@ -56,7 +56,7 @@ def is_missing(error: ClientError) -> bool:
     code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
     if code in ("ResourceNotFound", "ResourceNotFoundException", "NoSuchEntity", "404", "NoSuchKey"):
         return True
-    # SageMaker has no code of its own for it
+    # SageMaker has no error code of its own for this
     return (
         code in ("ValidationException", "ValidationError")
         and re.match(r"(?i)could not find", message) is not None
@@ -84,12 +84,12 @@ def describe_component(sagemaker: Any, name: str) -> Description | None:
 
 
 def find_resources(sagemaker: Any, cloudwatch: Any, name: str) -> Resources:
-    """Everything that belongs to an endpoint of ours.
+    """Find everything that belongs to an endpoint of ours.
 
     Args:
         sagemaker: boto3 client.
         cloudwatch: boto3 client.
-        name: The endpoint's name; it need not exist (any more).
+        name: The endpoint's name; the endpoint need not exist (any more).
     """
     alarms, foreign = find_alarms(cloudwatch, name)
     return Resources(
@@ -107,7 +107,7 @@ def alarm_prefix(name: str) -> str:
 
 
 def find_alarms(cloudwatch: Any, name: str) -> tuple[tuple[Mapping[str, Any], ...], tuple[str, ...]]:
-    """The alarms of an endpoint, and the names of others' that are called as if they were."""
+    """The alarms of an endpoint, and the names of alarms that only look as if they belonged to it."""
     pages = cloudwatch.get_paginator("describe_alarms").paginate(AlarmNamePrefix=alarm_prefix(name))
     found = [alarm for page in pages for alarm in page["MetricAlarms"]]
     tags = [cloudwatch.list_tags_for_resource(ResourceARN=alarm["AlarmArn"])["Tags"] for alarm in found]
@@ -119,7 +119,7 @@ def find_alarms(cloudwatch: Any, name: str) -> tuple[tuple[Mapping[str, Any], ..
 
 
 def check_alarms_ours(wanted: Iterable[str], foreign: Iterable[str], hint: str) -> None:
-    """Check that no alarm of somebody else's has a name that ours would get.
+    """Check that nobody else's alarm has a name that one of ours would get.
 
     Args:
         wanted: Names of alarms that are about to be made.
@@ -127,7 +127,7 @@ def check_alarms_ours(wanted: Iterable[str], foreign: Iterable[str], hint: str) 
         hint: What to do besides deleting it.
 
     Raises:
-        CommandError: One has.
+        CommandError: There is such an alarm.
     """
     if taken := sorted({*wanted} & {*foreign}):
         raise CommandError(
@@ -137,7 +137,7 @@ def check_alarms_ours(wanted: Iterable[str], foreign: Iterable[str], hint: str) 
 
 
 def _ours(sagemaker: Any, operation: str, kind: str, name: str) -> Iterator[str]:
-    """Names of the models or configurations of an endpoint; both APIs look alike."""
+    """The names of an endpoint's models or configurations, whose APIs are alike."""
     pattern = re.compile(re.escape(name) + r"-[0-9a-f]{8}")
     for page in sagemaker.get_paginator(operation).paginate(NameContains=f"{name}-"):
         for item in page[f"{kind}s"]:
@@ -146,10 +146,10 @@ def _ours(sagemaker: Any, operation: str, kind: str, name: str) -> Iterator[str]
 
 
 def endpoint_name(text: str) -> str:
-    """An endpoint's name on a command line, as SageMaker may have it.
+    """Read an endpoint's name from a command line.
 
     Raises:
-        ArgumentTypeError: It is none.
+        ArgumentTypeError: SageMaker cannot have an endpoint of that name.
     """
     if not re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", text):
         raise argparse.ArgumentTypeError(
@@ -159,7 +159,7 @@ def endpoint_name(text: str) -> str:
 
 
 def has_tag(sagemaker: Any, arn: str, name: str) -> bool:
-    """Whether something of SageMaker's was made for an endpoint of ours."""
+    """Whether a resource of SageMaker was made for an endpoint of ours."""
     tags = or_none(sagemaker.list_tags, ResourceArn=arn) or {}
     return {"Key": TAG, "Value": name} in tags.get("Tags", [])
 
@@ -169,9 +169,9 @@ def check_ours(sagemaker: Any, name: str, endpoint: Mapping[str, Any] | None, hi
 
     Args:
         sagemaker: boto3 client.
-        name: Its name.
-        endpoint: Its description.
-        hint: What to do if it was not.
+        name: The endpoint's name.
+        endpoint: The endpoint's description.
+        hint: What to do if it was not made by us.
 
     Raises:
         CommandError: Somebody else made it.
@@ -183,7 +183,7 @@ def check_ours(sagemaker: Any, name: str, endpoint: Mapping[str, Any] | None, hi
 
 
 def or_none(call: Callable[..., Mapping[str, Any]], **request: str) -> Description | None:
-    """A call's answer, None if what it asks for does not exist."""
+    """A call's answer; None if what it asks for does not exist."""
     try:
         return call(**request)
     except ClientError as error:

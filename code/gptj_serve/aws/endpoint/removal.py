@@ -1,7 +1,7 @@
-"""Deleting, in an order that an interruption cannot spoil: what names the rest goes last.
+"""Deletes an endpoint in an order that an interruption cannot spoil: what names the rest is deleted last.
 
-A call that finds nothing is content. One that is refused because something is changing is made again. What
-takes time is waited for.
+That there is nothing to delete is no error. A call that is refused because something is changing is made
+again. What takes time is waited for.
 """
 
 import re
@@ -27,14 +27,14 @@ TIMEOUT_S = 3600.0
 """SageMaker gives an endpoint an hour to start, and refuses to delete it while it changes."""
 
 _MAX_ALARMS = 100
-"""That one call deletes."""
+"""How many alarms one call deletes at most."""
 
 _GONE = {"ObjectNotFoundException", "ResourceNotFound", "RepositoryNotFoundException", "NoSuchBucket"}
 _CHANGING = {"ConcurrentUpdateException", "ResourceInUse", "ConflictException"}
 
 
 def scaling_actions(inventory: Inventory) -> list[Action]:
-    """What ends scaling: nothing may grow again what is being deleted."""
+    """The calls that end scaling, so that nothing grows again while it is being deleted."""
     actions = []
     for scaling in inventory.scaling:
         names = ("ServiceNamespace", "ResourceId", "ScalableDimension")
@@ -47,7 +47,7 @@ def scaling_actions(inventory: Inventory) -> list[Action]:
 
 
 def endpoint_actions(inventory: Inventory) -> list[Action]:
-    """What ends the costs: components before the endpoint, which they would outlive."""
+    """The calls that end the costs: components come before the endpoint, because they would outlive it."""
     actions = [
         _sagemaker("delete_inference_component", "InferenceComponentName", one["InferenceComponentName"])
         for one in inventory.components
@@ -58,7 +58,7 @@ def endpoint_actions(inventory: Inventory) -> list[Action]:
 
 
 def rest_actions(inventory: Inventory) -> list[Action]:
-    """Alarms, configurations and models: free of charge, and of no use without the endpoint."""
+    """The calls that delete alarms, configurations and models, which are free and of no use alone."""
     alarms = [alarm["AlarmName"] for alarm in inventory.resources.alarms]
     batches = [alarms[start : start + _MAX_ALARMS] for start in range(0, len(alarms), _MAX_ALARMS)]
     actions = [Action("cloudwatch", "delete_alarms", {"AlarmNames": names}, "alarms") for names in batches]
@@ -73,7 +73,7 @@ def remove(aws: Aws, console: Console, action: Action) -> None:
     """Delete one thing, and wait until it is gone.
 
     Raises:
-        CommandError: It still changes, or is still there, after `TIMEOUT_S`.
+        CommandError: It still changes, or still exists, after `TIMEOUT_S`.
         ClientError: AWS refuses for another reason.
     """
     console.progress(f"deleting {describe(action)}")
@@ -90,7 +90,7 @@ def remove(aws: Aws, console: Console, action: Action) -> None:
                 return
             if not is_changing(error):
                 raise
-        if not is_there():  # it was on its way out already
+        if not is_there():  # it was being deleted already
             return
         patience.wait("it changes, and cannot be deleted yet")
     while is_there():
@@ -98,7 +98,7 @@ def remove(aws: Aws, console: Console, action: Action) -> None:
 
 
 class _Patience:
-    """Waits, says so now and then, and ends at last."""
+    """Waits up to a limit, and says now and then that it waits."""
 
     def __init__(self, console: Console, action: Action) -> None:
         self._console, self._what = console, describe(action)
@@ -118,7 +118,7 @@ class _Patience:
 
 
 def describe(action: Action) -> str:
-    """What an action deletes, in words."""
+    """Describe in words what an action deletes."""
     request = action.request
     if "Delete" in request:
         return f"{action.note} ({len(request['Delete']['Objects'])} objects)"
@@ -135,14 +135,14 @@ def describe(action: Action) -> str:
 
 
 def is_gone(error: ClientError) -> bool:
-    """Whether there is nothing to delete."""
+    """Whether an error says that there is nothing to delete."""
     details = error.response.get("Error", {})
     nothing = re.match(r"(?i)no scal\w+ (policy|target) found", str(details.get("Message", "")))
     return is_missing(error) or details.get("Code") in _GONE or nothing is not None
 
 
 def is_changing(error: ClientError) -> bool:
-    """Whether it can be deleted later."""
+    """Whether an error says that deleting is possible later."""
     details = error.response.get("Error", {})
     message = str(details.get("Message", ""))
     busy = re.search(r"(?i)in-progress|in progress|while it is|currently in state", message)
@@ -150,10 +150,10 @@ def is_changing(error: ClientError) -> bool:
 
 
 def check_objects(answer: Mapping[str, Any]) -> None:
-    """Look into an answer of DeleteObjects: S3 refuses single ones without an error.
+    """Check an answer of DeleteObjects, as S3 refuses single objects without an error.
 
     Raises:
-        CommandError: One was refused.
+        CommandError: An object was refused.
     """
     for error in answer.get("Errors", []):
         raise CommandError(

@@ -1,4 +1,4 @@
-"""What there is of an endpoint, what it costs and what is wrong with it, from AWS's descriptions of it."""
+"""Reports what exists of an endpoint, what it costs and what is wrong, from AWS's descriptions."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ class Fleet:
     """The instances of one variant.
 
     Attributes:
-        variant: Its name.
+        variant: The variant's name.
         instance_type: For example ``ml.g4dn.2xlarge``; None if the configuration is gone.
-        current: Instances there are.
-        desired: Instances there shall be.
-        usd_an_hour: List price of all there are; None if it is not known.
+        current: How many instances there are.
+        desired: How many instances there are meant to be.
+        usd_an_hour: List price of all current instances; None if it is not known.
     """
 
     variant: str
@@ -32,7 +32,7 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """A model that runs: its image, its data, and the settings that are the service's own."""
+    """A model that runs: its image, its data, and the service's own settings."""
 
     name: str
     image: str | None
@@ -64,7 +64,7 @@ class ScalingReport:
 
 @dataclass(frozen=True, slots=True)
 class AlarmReport:
-    """An alarm. `rolls_back` says that an update is undone when it goes off."""
+    """An alarm; `rolls_back` says that it rolls updates back."""
 
     name: str
     state: str
@@ -74,7 +74,7 @@ class AlarmReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of it; `status` is None when there is no endpoint any more (or not yet)."""
+    """The whole report; `status` is None when the endpoint does not exist any more (or not yet)."""
 
     name: str
     status: str | None
@@ -92,17 +92,17 @@ class Report:
 
 
 def make_report(inventory: Inventory, config: Description | None, models: tuple[Description, ...]) -> Report:
-    """Put it together; asks nothing.
+    """Make the report without asking AWS.
 
     Args:
-        inventory: What there is.
-        config: The endpoint's configuration, None if it is gone.
+        inventory: What exists.
+        config: The endpoint's configuration; None if it is gone.
         models: The models that run.
     """
     endpoint = inventory.resources.endpoint or {}
     variants = (config or {}).get("ProductionVariants", [])
     types = {one["VariantName"]: one.get("InstanceType") for one in variants}
-    # SageMaker ends the instances of one that never came up, but describes them on
+    # SageMaker ends the instances of an endpoint that never came up, but still describes them
     running = [] if endpoint.get("EndpointStatus") == "Failed" else endpoint.get("ProductionVariants", [])
     fleets = tuple(_fleet(one, types) for one in running)
     changed = endpoint.get("LastModifiedTime")
@@ -124,13 +124,13 @@ def make_report(inventory: Inventory, config: Description | None, models: tuple[
 
 
 def total(prices: list[float | None]) -> float | None:
-    """The sum; None if one of them is not known."""
+    """The sum of the prices; None if one of them is not known."""
     known = [price for price in prices if price is not None]
     return round(sum(known), 4) if len(known) == len(prices) else None
 
 
 def hints(report: Report) -> Iterator[str]:
-    """What a user should know or do, a sentence each."""
+    """What the user should know or do, a sentence each."""
     name = report.name
     if report.status is None:
         yield f"there is no endpoint {name}; `scripts/delete {name}` removes what is left"
@@ -159,7 +159,7 @@ def hints(report: Report) -> Iterator[str]:
 def _fleet(variant: Description, types: Mapping[str, str | None]) -> Fleet:
     instance_type = types.get(variant["VariantName"])
     desired = int(variant.get("DesiredInstanceCount", 0))
-    # missing while it is created: what has been asked for is on its way
+    # it is missing while the endpoint is created: what was asked for is on its way
     current = int(variant.get("CurrentInstanceCount", desired))
     instance = find_instance(instance_type) if instance_type else None
     price = instance.price_usd_hour if instance else None
@@ -180,7 +180,7 @@ def _update(endpoint: Description) -> str | None:
 
 
 def report_model(model: Description) -> ModelReport:
-    """What of a model matters here."""
+    """The facts of a model that matter here."""
     container = model.get("PrimaryContainer", {})
     source = container.get("ModelDataSource", {}).get("S3DataSource", {})
     # only our own settings: an environment may hold somebody's secrets

@@ -1,6 +1,7 @@
-"""What an endpoint uses and others may use too: model data and the image's repository.
+"""What an endpoint may share with others: model data and the image's repository.
 
-They are deleted only if we made them. Model data has the list of its files beside it, the repository a tag.
+They are deleted only if we made them: then model data has the list of its files beside it, and the repository
+has a tag.
 """
 
 from collections.abc import Iterator
@@ -17,15 +18,15 @@ from gptj_serve.aws.image.uri import ImageUri
 from gptj_serve.aws.model import manifest
 
 MAX_KEYS = 1000
-"""Objects that one call deletes."""
+"""How many objects one call deletes at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Belongings:
-    """What deleting all includes.
+    """What is deleted with an endpoint when everything is.
 
     Attributes:
-        actions: Their deletion.
+        actions: The calls that delete it.
         kept: What stays, and why.
     """
 
@@ -36,11 +37,11 @@ class Belongings:
 def find_belongings(
     aws: Aws, inventory: Inventory, model_data: str | None = None, repository: str | None = None
 ) -> Belongings:
-    """Find model data and repositories of an endpoint; asks only.
+    """Find model data and repositories of an endpoint; AWS is only asked.
 
     Args:
-        aws: Where.
-        inventory: What there is of the endpoint.
+        aws: The account and region.
+        inventory: What exists of the endpoint.
         model_data: An upload that no model names any more.
         repository: A repository that no model names any more.
     """
@@ -57,7 +58,7 @@ def find_belongings(
 
 
 def repository_of(aws: Aws, model: ModelReport) -> str | None:
-    """Name of the repository in this account and region that a model's image is in."""
+    """The name of the repository in this account and region that a model's image is in."""
     image = ImageUri.find(model.image or "")
     if image and (image.account, image.region) == (aws.account, aws.region):
         return image.repository
@@ -74,7 +75,7 @@ def _data(aws: Aws, place: str, others: list[ModelReport]) -> Belongings:
         return Belongings(kept=(f"{place}: there is nothing (left) that scripts/upload-model put there",))
     folder = url.key.rpartition("/")[0]
     archive = [url.key.rpartition("/")[2]] if upload.is_tar else []
-    # the list of files goes last: while it is there, the same command finds the rest
+    # the list of files is deleted last: as long as it exists, the same command finds the rest
     names = [*(archive or upload.bytes_by_name), manifest.NAME]
     keys = [f"{folder}/{name}" if folder else name for name in names]
     batches = [keys[start : start + MAX_KEYS] for start in range(0, len(keys), MAX_KEYS)]
@@ -101,7 +102,7 @@ def _repository(aws: Aws, name: str, others: list[ModelReport]) -> Belongings:
 
 
 def _others(aws: Aws, inventory: Inventory) -> Iterator[ModelReport]:
-    """Models of this account that are not the endpoint's, whoever made them."""
+    """The account's models that do not belong to the endpoint, whoever made them."""
     pages = aws.client("sagemaker").get_paginator("list_models").paginate()
     for page in pages:
         for item in page["Models"]:

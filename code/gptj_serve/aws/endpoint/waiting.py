@@ -1,4 +1,4 @@
-"""Waits until an endpoint, or a component on it, has settled; shows what it does and for how long."""
+"""Waits until an endpoint or its component has settled, and shows its status and for how long."""
 
 import time
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from gptj_serve.aws.endpoint.lookup import Description
 
 POLL_S = 15.0
 REPEAT_S = 120.0
-"""What has not changed is shown again after so long, for logs that nobody scrolls."""
+"""After so many seconds, an unchanged status is shown again, for people who look at the end of a log."""
 
 PATIENCE_S = 300.0
-"""How long AWS may be unreachable while it does its part."""
+"""How many seconds AWS may be unreachable while it is waited for."""
 
 _PASSING = (
     "ThrottlingException",
@@ -29,7 +29,7 @@ _PASSING = (
 
 @dataclass(frozen=True)
 class Clock:
-    """Where time comes from."""
+    """The source of time."""
 
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -43,9 +43,9 @@ class Waiter:
 
     Args:
         sagemaker: boto3 client.
-        name: Its name.
+        name: The name of what is watched.
         console: Where to show what happens.
-        kind: Which of the two it is.
+        kind: Whether it is an endpoint or a component.
     """
 
     def __init__(self, sagemaker: Any, name: str, console: Console, kind: Kind = ENDPOINT) -> None:
@@ -57,14 +57,14 @@ class Waiter:
 
     @property
     def elapsed_s(self) -> float:
-        """Since this was made."""
+        """Seconds since this was made."""
         return self.clock.now() - self._start_s
 
     def settle(self) -> Description | None:
-        """Wait until it does nothing by itself any more.
+        """Wait until nothing goes on by itself any more.
 
         Returns:
-            Its description; None when it is gone.
+            The description; None if it is gone.
         """
         while True:
             found = self.look()
@@ -88,11 +88,11 @@ class Waiter:
             self._shown, self._shown_s = status, now_s
 
     def look(self) -> Description | None:
-        """The description now, None if it is gone; bears it that AWS does not answer for some minutes.
+        """The present description, None if it is gone; AWS may be silent for some minutes.
 
         Raises:
             ClientError: AWS refuses, or throttles for longer than that.
-            BotoCoreError: It cannot be reached for longer than that.
+            BotoCoreError: AWS cannot be reached for longer than that.
         """
         give_up_s = self.clock.now() + PATIENCE_S
         while True:

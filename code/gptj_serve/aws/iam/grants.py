@@ -1,7 +1,7 @@
-"""The least that each command needs to be allowed.
+"""The least permissions that each command needs, as data.
 
-It is data. The tests let no command make a call in their process that is not allowed here, and look for calls
-that are allowed and that nothing makes.
+In the tests, a command can make no call that is not allowed here, and what is allowed but never called is
+reported.
 """
 
 from dataclasses import replace
@@ -43,7 +43,7 @@ WHAT_EXISTS = (
     Grant(("cloudwatch:DescribeAlarms",)),
     Grant(("cloudwatch:ListTagsForResource",), ALARM),
 )
-"""What `endpoints.find_resources` asks."""
+"""The permissions of `lookup.find_resources`."""
 
 _DEPLOY = (
     Grant(("ecr:DescribeImages",), REPOSITORY),
@@ -85,7 +85,7 @@ _PUSH = (
         ),
         REPOSITORY,
     ),
-    # docker's own calls
+    # docker makes these calls itself
     Grant(
         (
             "ecr:BatchCheckLayerAvailability",
@@ -111,18 +111,19 @@ _UPLOAD_MODEL = (
         BUCKET,
     ),
     Grant(("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"), OBJECTS),
-    # S3's own calls: it decrypts the parts of a file to put them together
+    # S3 makes these calls itself: it decrypts the parts of a file to put them together
     Grant(("kms:GenerateDataKey", "kms:Decrypt"), KEY, calls=False),
 )
 
 _SCALING_EXISTS = (
     Grant(("sagemaker:ListInferenceComponents",)),
-    Grant(("sagemaker:DescribeInferenceComponent",), COMPONENTS),  # others' may be on the endpoint too
+    # components of others may be on the endpoint too
+    Grant(("sagemaker:DescribeInferenceComponent",), COMPONENTS),
     Grant(
         ("application-autoscaling:DescribeScalableTargets", "application-autoscaling:DescribeScalingPolicies")
     ),
 )
-"""What `inventory` asks besides."""
+"""The further permissions of `inventory`."""
 
 _SCALE = (
     Grant(("sagemaker:DescribeEndpoint",), ENDPOINT),
@@ -142,7 +143,7 @@ _SCALE = (
         SCALING,
     ),
     Grant(("cloudwatch:PutMetricAlarm", "cloudwatch:DeleteAlarms"), ALARM),
-    # Application Auto Scaling asks whether its caller may do what it is about to do
+    # Application Auto Scaling checks whether its caller may do what it is about to do
     Grant(("sagemaker:UpdateEndpointWeightsAndCapacities",), ENDPOINT, calls=False),
     Grant(("sagemaker:UpdateInferenceComponentRuntimeConfig",), COMPONENT, calls=False),
     Grant(
@@ -163,7 +164,7 @@ _SCALE = (
 _STATUS = (
     Grant(("sagemaker:ListEndpoints",)),
     *WHAT_EXISTS,
-    # of any endpoint that is named
+    # the user may name any endpoint
     Grant(("sagemaker:DescribeEndpointConfig",), CONFIGS),
     Grant(("sagemaker:DescribeModel",), MODELS),
     *_SCALING_EXISTS,
@@ -186,7 +187,7 @@ _DELETE = (
 )
 
 _DELETE_ALL = (
-    Grant(("sagemaker:DescribeModel",), MODELS),  # whether others use the same
+    Grant(("sagemaker:DescribeModel",), MODELS),  # it looks whether others use the same
     Grant(("s3:ListBucket",), BUCKET),
     Grant(("s3:GetObject", "s3:DeleteObject"), OBJECTS),
     Grant(("kms:Decrypt",), KEY, calls=False),
@@ -205,7 +206,8 @@ _INVOKE_ASYNC = (
     Grant(("sagemaker:InvokeEndpointAsync",), ENDPOINT),
     Grant(("sagemaker:DescribeEndpointConfig",), CONFIGS),
     Grant(("s3:GetObject", "s3:PutObject", "s3:DeleteObject"), ANSWERS),
-    Grant(("s3:ListBucket",), ANSWERS_BUCKET, calls=False),  # else what is not there yet looks forbidden
+    # without this permission, what does not exist yet looks forbidden
+    Grant(("s3:ListBucket",), ANSWERS_BUCKET, calls=False),
 )
 
 COMMANDS: dict[str, tuple[Grant, ...]] = {
@@ -243,11 +245,11 @@ COMMANDS: dict[str, tuple[Grant, ...]] = {
     "delete": _DELETE,
     "delete --all": _DELETE_ALL,
 }
-"""By command; a name with an option holds what that option needs besides. ``build`` needs nothing."""
+"""The permissions by command; a name with an option has what that option adds. ``build`` needs none."""
 
 
 def documents(scope: Scope, command: str | None = None) -> dict[str, Any]:
-    """Every policy by command, and the execution role's two; or one command's alone.
+    """Every policy by command, and the execution role's two policies; or only those of one command.
 
     Raises:
         KeyError: There is no such command.

@@ -1,4 +1,4 @@
-"""IAM policies as they are written here, and the one of the role that an endpoint runs with."""
+"""Builds IAM policies: those of commands, and the one of the role that an endpoint runs with."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,19 +12,19 @@ from gptj_serve.aws.iam.roles import ROLE_NAME
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What permissions are limited to; "*" is everything.
+    """The resources that permissions are limited to; "*" is everything.
 
     Attributes:
         partition, region, account: Parts of ARNs.
-        name: The endpoint.
+        name: The endpoint's name.
         registry, registry_region: Account and region of the image's repository.
-        repository: The image's.
-        bucket, prefix: The model's files.
-        key: KMS key that they are encrypted with: id, ARN or alias; None for S3's own.
-        role: ARN or name of the execution role, None for the one that ``--create-role`` makes.
-        output: Prefix of asynchronous answers, None for a real-time endpoint.
+        repository: Name of the image's repository.
+        bucket, prefix: Where the model's files are.
+        key: KMS key that they are encrypted with: id, ARN or alias; None for S3's own key.
+        role: ARN or name of the execution role; None for the one that ``--create-role`` makes.
+        output: Prefix of asynchronous answers; None for a real-time endpoint.
         inputs: Prefixes of asynchronous requests that are not below that.
-        in_vpc: The containers are in a network of the account's.
+        in_vpc: Whether the containers are in a network of the account.
     """
 
     partition: str = "aws"
@@ -43,8 +43,8 @@ class Scope:
     in_vpc: bool = False
 
     def fill(self, resource: str) -> list[str]:
-        """A resource with everything put in: one as a rule, none if there is none, several where a name
-        does not say which."""
+        """Fill in a resource's fields; gives one resource as a rule, none if there is none, and several where
+        a name is ambiguous."""
         known = ("partition", "region", "account", "name", "repository", "bucket", "prefix")
         values = {field: getattr(self, field) for field in known}
         answers = self.output or S3Url("*", "")
@@ -58,7 +58,7 @@ class Scope:
 
     @property
     def key_condition(self) -> Mapping[str, Any] | None:
-        """What a key that is named by an alias has to be called: policies know keys by their ids alone."""
+        """The condition for a key that is named by an alias, since policies name keys only by their ids."""
         if self.key is None or "alias/" not in self.key:
             return None
         alias = self.key[self.key.index("alias/") :]
@@ -78,12 +78,12 @@ class Scope:
         if role.startswith("arn:"):
             return [role]
         start = f"arn:{self.partition}:iam::{self.account}:role/"
-        # a role that somebody else made may have a path, which its name does not tell
+        # a role that somebody else made may have a path, which its name does not show
         return [start + role] if role == ROLE_NAME else [start + role, f"{start}*/{role}"]
 
 
 def check_key(key: str) -> str:
-    """A KMS key's id, ARN or alias as it is.
+    """Check a KMS key's id, ARN or alias; returns it.
 
     Raises:
         UsageError: It is none of these.
@@ -102,11 +102,11 @@ class Grant:
     """Actions on resources; ``{…}`` are fields of `Scope`.
 
     Attributes:
-        actions: "service:Action".
-        resources: ARNs; "*" where the action knows no resources.
-        condition: IAM's, None for always.
-        calls: Whether the actions are calls of the same name. The others are checked on the way by calls
-            that are allowed otherwise: passing a role, tagging what is made.
+        actions: The actions, as "service:Action".
+        resources: ARNs; "*" where the action has no resources.
+        condition: IAM's condition; None for always.
+        calls: Whether the actions are calls of the same name. AWS checks the others during calls that are
+            allowed otherwise: passing a role, tagging what is made.
     """
 
     actions: tuple[str, ...]
@@ -143,7 +143,7 @@ LOGS = tuple(
 
 
 def policy(grants: Sequence[Grant], scope: Scope) -> dict[str, Any]:
-    """An IAM policy that allows this and nothing else."""
+    """An IAM policy that allows these grants and nothing else."""
     statements = []
     for grant in grants:
         resources = [arn for one in grant.resources for arn in scope.fill(one)]
@@ -159,7 +159,7 @@ def policy(grants: Sequence[Grant], scope: Scope) -> dict[str, Any]:
 
 def execution_policy(scope: Scope) -> dict[str, Any]:
     """What the execution role must be allowed: pull the image, read the model, write logs and metrics, and
-    look at the alarms that call an update off, which SageMaker does in its name."""
+    look at the alarms that roll an update back, which SageMaker does in its name."""
     grants = [
         Grant(("ecr:GetAuthorizationToken",)),
         Grant(

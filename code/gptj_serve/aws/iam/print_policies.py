@@ -1,4 +1,4 @@
-"""``scripts/deploy --print-iam``: the policies that commands and the execution role need."""
+"""``scripts/deploy --print-iam``: prints the policies that commands and the execution role need."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ def print_iam(arguments: argparse.Namespace, console: Console) -> None:
     """Print the policies that ``--print-iam`` asks for; AWS is not asked.
 
     Raises:
-        UsageError: It names no command.
+        UsageError: The option names no command.
     """
     command = arguments.print_iam or None
     known = [*grants.COMMANDS, "execution-role"]
@@ -33,7 +33,7 @@ def print_iam(arguments: argparse.Namespace, console: Console) -> None:
 def scope_of(
     arguments: argparse.Namespace, partition: str, region: str, account: str, key: str | None
 ) -> policies.Scope:
-    """What the options of ``scripts/deploy`` say of the resources; what they do not say is "*".
+    """The resources that the options of ``scripts/deploy`` name; what they do not name is "*".
 
     Args:
         arguments: The parsed command line.
@@ -41,7 +41,7 @@ def scope_of(
         key: KMS key of the model's files.
 
     Raises:
-        UsageError: An option's value is none.
+        UsageError: An option's value is not valid.
     """
     image = ImageUri.parse(arguments.image) if arguments.image else None
     data = parse_place(arguments.model_data) if arguments.model_data else S3Url("*", "")

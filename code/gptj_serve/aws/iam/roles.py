@@ -1,4 +1,4 @@
-"""The role that an endpoint runs with: what it may do, and making it when asked to."""
+"""Finds the role that an endpoint runs with, or makes it if that is asked for."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from gptj_serve.aws.common.plan import Action
 from gptj_serve.aws.endpoint.lookup import or_none
 
 ROLE_NAME = "gptj-serve-execution"
-"""The role that ``--create-role`` makes; endpoints share it, each has a policy of its own in it."""
+"""The role that ``--create-role`` makes; endpoints share it, and each has a policy of its own in it."""
 
 TAG = "gptj-serve:role"
 """Key of the tag that marks a role as made by us."""
@@ -29,22 +29,22 @@ TRUST: Mapping[str, Any] = {
 
 
 def our_role_arn(aws: Aws) -> str:
-    """ARN of the role that ``--create-role`` makes."""
+    """The ARN of the role that ``--create-role`` makes."""
     return f"arn:{aws.partition}:iam::{aws.account}:role/{ROLE_NAME}"
 
 
 def find_execution_role(aws: Aws, role: str, console: Console) -> str:
-    """The ARN of a role that SageMaker may take on.
+    """The ARN of a role that SageMaker may assume.
 
     Args:
-        aws: Where.
-        role: Its ARN or its name.
-        console: Where to say that it could not be checked.
+        aws: The account and region.
+        role: The role's ARN or name.
+        console: Where to say that the role could not be checked.
 
     Raises:
-        UsageError: It is no role of this account.
+        UsageError: This is no role of the account.
         CommandError: There is no such role, or it does not trust SageMaker.
-        ClientError: AWS refuses for another reason than that its caller may not look.
+        ClientError: AWS refuses, and not because the caller may not look.
     """
     if role.startswith("arn:"):
         _check_arn(aws, role)
@@ -88,17 +88,17 @@ def _check_arn(aws: Aws, arn: str) -> None:
 
 
 def policy_name(endpoint: str, region: str) -> str:
-    """Name of the policy that an endpoint has in the role; roles are the same in all regions."""
+    """The name of an endpoint's policy in the role. It has the region, because roles are global."""
     return f"gptj-serve-{region}-{endpoint}"
 
 
 @dataclass(frozen=True, slots=True)
 class RoleChange:
-    """What is to be done to the role.
+    """The calls that change the role.
 
     Attributes:
-        actions: The calls that make it, or complete it; none if it is right already.
-        undo: The calls after which an endpoint that was there before may do what it might.
+        actions: The calls that make or complete it; none if it is right already.
+        undo: The calls that give an endpoint that existed before its old permissions back.
     """
 
     actions: tuple[Action, ...] = ()
@@ -109,7 +109,7 @@ def plan_role(aws: Aws, endpoint: str, policy: Mapping[str, Any]) -> RoleChange:
     """Compare the role with what an endpoint needs.
 
     Raises:
-        CommandError: The role is there, and somebody else made it.
+        CommandError: The role exists, and somebody else made it.
         ClientError: AWS refuses to tell.
     """
     actions = []
@@ -137,7 +137,7 @@ def plan_role(aws: Aws, endpoint: str, policy: Mapping[str, Any]) -> RoleChange:
 
 
 def removal_actions(aws: Aws, endpoint: str, console: Console) -> list[Action]:
-    """The calls that take an endpoint's policy out of our role; none if there is none.
+    """The calls that remove an endpoint's policy from our role; none if it has none there.
 
     Raises:
         ClientError: AWS refuses to tell.
@@ -155,7 +155,7 @@ def removal_actions(aws: Aws, endpoint: str, console: Console) -> list[Action]:
 
 
 def find_role(aws: Aws, name: str) -> Mapping[str, Any] | None:
-    """A role's description, None if there is none.
+    """A role's description; None if there is no such role.
 
     Raises:
         ClientError: AWS refuses to tell.

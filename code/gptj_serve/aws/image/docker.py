@@ -1,4 +1,4 @@
-"""The docker command line: images of this machine, and programs that show how far they are."""
+"""Runs the docker command line: looks at images, and runs programs that show their progress."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from gptj_serve.aws.common.errors import NOTICE, CommandError, redact
 from gptj_serve.aws.common.plan import Program
 
 PLATFORM = "linux/amd64"
-"""What the image is for."""
+"""The platform that the image is for."""
 VERSION_LABEL = "org.opencontainers.image.version"
 
 
@@ -24,13 +24,13 @@ class Image:
     """An image on this machine.
 
     Attributes:
-        id: ``sha256:…``, the digest of what is in it; which document's it is depends on the engine's store.
-        tags: Names that it has here, with their tags.
+        id: ``sha256:…``, a digest of its content; of which document depends on the engine's store.
+        tags: The names that it has here, with their tags.
         digests: ``NAME@sha256:…`` for each registry that it was pushed to or pulled from.
-        num_bytes: Size of its layers, unpacked.
+        num_bytes: Size of its unpacked layers.
         platform: For example ``linux/amd64``.
-        labels: Of the image.
-        media_type: Of its manifest, where the engine's store has one.
+        labels: The image's labels.
+        media_type: Media type of its manifest, where the engine's store has one.
     """
 
     id: str
@@ -43,7 +43,7 @@ class Image:
 
     @staticmethod
     def parse(inspected: Mapping[str, Any]) -> "Image":
-        """What ``docker image inspect`` says."""
+        """Read what ``docker image inspect`` prints."""
         return Image(
             id=inspected["Id"],
             tags=tuple(inspected.get("RepoTags") or ()),
@@ -60,9 +60,9 @@ class ImageManifest:
     """An image in a registry.
 
     Attributes:
-        digest: What it is addressed by.
-        config_digest: Of its configuration, None for an index of several images.
-        media_type: Of the manifest.
+        digest: The digest that it is addressed by.
+        config_digest: The digest of its configuration; None for an index of several images.
+        media_type: The manifest's media type.
     """
 
     digest: str
@@ -70,7 +70,7 @@ class ImageManifest:
     media_type: str
 
     def is_of(self, image: Image) -> bool:
-        """Whether it is the same image; an engine's store knows it by one digest or the other."""
+        """Whether it is the same image, which an engine's store knows by one of the two digests."""
         return image.id in (self.digest, self.config_digest)
 
 
@@ -79,7 +79,7 @@ class Docker:
 
     Args:
         console: Where progress goes.
-        config: Folder of docker's own configuration, if it is not to be the user's.
+        config: Folder of docker's configuration; None for the user's own.
     """
 
     def __init__(self, console: Console, config: Path | None = None) -> None:
@@ -87,10 +87,10 @@ class Docker:
         self._env = {**os.environ, "DOCKER_CONFIG": str(config)} if config else None
 
     def check(self) -> str:
-        """See that there is an engine.
+        """Check that an engine answers.
 
         Returns:
-            Its processor, for example ``amd64``.
+            The engine's processor, for example ``amd64``.
 
         Raises:
             CommandError: docker is not installed, or no engine answers.
@@ -106,11 +106,11 @@ class Docker:
         return ran.stdout.strip()
 
     def has_buildx(self) -> bool:
-        """Whether there is BuildKit's command."""
+        """Whether BuildKit's command is there."""
         return self._capture("buildx", "version").returncode == 0
 
     def find_image(self, name: str) -> Image | None:
-        """An image of this machine by name or id, None if there is none."""
+        """An image of this machine by name or id; None if there is none."""
         ran = self._capture("image", "inspect", name)
         if ran.returncode == 0:
             return Image.parse(json.loads(ran.stdout)[0])
@@ -121,12 +121,12 @@ class Docker:
     def find_manifest(self, reference: str) -> ImageManifest | None:
         """An image in a registry; None if there is none, or the registry does not tell."""
         on_loopback = reference.startswith(("127.", "localhost:", "localhost/"))
-        insecure = ["--insecure"] if on_loopback else []  # as the engine does
+        insecure = ["--insecure"] if on_loopback else []  # the engine does the same
         ran = self._capture("manifest", "inspect", "--verbose", *insecure, reference)
         if ran.returncode != 0:
             return None
         found = json.loads(ran.stdout)
-        if isinstance(found, list):  # an index; the command does not tell its own digest
+        if isinstance(found, list):  # it is an index, whose own digest the command does not tell
             return None
         descriptor = found["Descriptor"]
         inner = found.get("SchemaV2Manifest") or found.get("OCIManifest") or {}
@@ -134,15 +134,15 @@ class Docker:
         return ImageManifest(descriptor["digest"], config, descriptor["mediaType"])
 
     def run(self, program: Program, *, stdin: str | None = None, quiet: bool = False) -> None:
-        """Run a program, and show what it says as progress.
+        """Run a program, and show what it prints as progress.
 
         Args:
-            program: What to run; its arguments are visible to all users of the machine.
-            stdin: What it reads.
+            program: The program; its arguments are visible to all users of the machine.
+            stdin: What the program reads.
             quiet: Show nothing.
 
         Raises:
-            CommandError: It failed; with what it said last.
+            CommandError: The program failed; the message has what it printed last.
         """
         if quiet:
             ran = self._start(program, stdin)
@@ -161,7 +161,7 @@ class Docker:
         )
 
     def _run_visibly(self, program: Program) -> tuple[int, str]:
-        """On a terminal docker draws its own bars; elsewhere its lines are passed on."""
+        """Let docker draw its own bars on a terminal; elsewhere, pass its lines on."""
         if self._console.is_terminal:
             ran = subprocess.run(
                 program.argv, env=self._env, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False

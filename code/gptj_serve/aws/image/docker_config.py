@@ -1,4 +1,4 @@
-"""A configuration of docker's own for one push: the user's is neither read for credentials nor written."""
+"""Makes a docker configuration for one push: the user's own is neither read for credentials nor written."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ PREFIX = "gptj-serve-docker-"
 
 @contextlib.contextmanager
 def private_config(host: str) -> Iterator[Path]:
-    """A folder to log in to a registry in, that only this user can read, gone afterwards.
+    """A folder for logging in to a registry, which only this user can read and which is deleted afterwards.
 
     Args:
         host: The registry's name.
@@ -26,7 +26,7 @@ def private_config(host: str) -> Iterator[Path]:
 
 
 def remove_leftovers() -> None:
-    """Remove the folders of processes that were killed: they have a password, valid for hours."""
+    """Remove the folders that killed processes left, because they have a password that is valid for hours."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         found = re.match(rf"{PREFIX}(\d+)-", folder.name)
         if found and not _is_running(int(found[1])) and folder.stat().st_uid == os.getuid():
@@ -38,10 +38,10 @@ def _users_config() -> Path:
 
 
 def _fill(folder: Path, host: str, users: Path) -> None:
-    # without an entry docker would look for a keychain of this machine, and leave the token there
+    # without an entry, docker would look for a keychain of this machine and leave the token there
     config: dict[str, object] = {"auths": {host: {}}}
     with contextlib.suppress(OSError, ValueError):
-        # which engine is meant
+        # these say which engine is meant
         config["currentContext"] = json.loads((users / "config.json").read_text())["currentContext"]
     (folder / "config.json").write_text(json.dumps(config))
     if (users / "contexts").is_dir():

@@ -1,4 +1,4 @@
-"""The repository for the image in Amazon ECR: what is there, and what it takes to make it as it should be."""
+"""The image's repository in Amazon ECR: looks at what exists, and plans what makes it as it should be."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from gptj_serve.aws.image.uri import DOCKER_MANIFEST, registry
 
 DEFAULT_NAME = "gptj-serve"
 TAG = "gptj-serve:repository"
-"""Key of the tag that marks a repository as made by us; several endpoints may use its images."""
+"""Key of the tag that marks a repository as ours; several endpoints may use its images."""
 UNTAGGED_DAYS = 7
 """Days after which images that no tag names are removed."""
 
@@ -25,7 +25,7 @@ MEDIA_TYPES = (
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.oci.image.index.v1+json",
 )
-"""Of manifests; SageMaker takes the first alone."""
+"""Media types of manifests; SageMaker takes only the first."""
 
 LIFECYCLE = {
     "rules": [
@@ -50,10 +50,10 @@ class Repository:
 
     Attributes:
         uri: ``HOST/NAME``.
-        arn: Its ARN.
-        tags: What it is tagged with.
-        has_lifecycle: Whether it has a policy, whichever.
-        is_immutable: Whether a tag stays with its image.
+        arn: The repository's ARN.
+        tags: The repository's tags.
+        has_lifecycle: Whether it has any lifecycle policy.
+        is_immutable: Whether an image's tag cannot be moved to another image.
     """
 
     uri: str
@@ -64,12 +64,12 @@ class Repository:
 
     @property
     def is_ours(self) -> bool:
-        """Whether we made it: others' keep their settings."""
+        """Whether we made it; a repository of others keeps its settings."""
         return TAG in self.tags
 
 
 def find_repository(aws: Aws, name: str) -> Repository | None:
-    """Look for a repository; asks only."""
+    """Look for a repository; AWS is only asked."""
     ecr = aws.client("ecr")
     try:
         found = ecr.describe_repositories(repositoryNames=[name])["repositories"][0]
@@ -86,18 +86,18 @@ def find_repository(aws: Aws, name: str) -> Repository | None:
 
 
 def expected_uri(aws: Aws, name: str) -> str:
-    """Where a repository will be that does not exist yet."""
+    """The address that a repository will have when it exists."""
     return f"{registry(aws.account, aws.region)}/{name}"
 
 
 def plan_repository(name: str, found: Repository | None, users_tags: Mapping[str, str]) -> list[Action]:
-    """What it takes until it is there, with a policy and with its tags; nothing if all is so already.
+    """The calls that make the repository with its policy and its tags; none if everything exists already.
 
-    One that somebody else made stays as it is.
+    A repository that somebody else made stays as it is.
 
     Args:
-        name: The repository's.
-        found: What exists.
+        name: The repository's name.
+        found: The repository if it exists.
         users_tags: Tags beside our own.
     """
     actions = []
@@ -112,14 +112,14 @@ def plan_repository(name: str, found: Repository | None, users_tags: Mapping[str
         if missing and found.is_ours:
             request = {"resourceArn": found.arn, "tags": tags.to_list(missing)}
             actions.append(Action("ecr", "tag_resource", request, "tags"))
-        # an interrupted run made the repository and no more
+        # an interrupted run made only the repository
         if found.is_ours and not found.has_lifecycle:
             actions.append(expire)
     return actions
 
 
 def look_up(name: str, tag: str) -> Action:
-    """Asks which image a tag names."""
+    """The call that asks which image a tag names."""
     request = {
         "repositoryName": name,
         "imageIds": [{"imageTag": tag}],
@@ -129,7 +129,7 @@ def look_up(name: str, tag: str) -> Action:
 
 
 def find_pushed(aws: Aws, name: str, tag: str) -> ImageManifest | None:
-    """The image of a tag in a repository that exists, None if there is none."""
+    """The image of a tag in a repository that exists; None if there is none."""
     images = look_up(name, tag).apply(aws)["images"]
     return _manifest(images[0]) if images else None
 

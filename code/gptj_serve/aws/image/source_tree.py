@@ -1,4 +1,4 @@
-"""The tree that the image is built from: where it is, and which state of it this is."""
+"""Finds the tree that the image is built from, and identifies its state."""
 
 import os
 import subprocess
@@ -16,9 +16,10 @@ class SourceTree:
     """A state of the tree.
 
     Attributes:
-        root: Folder with the Dockerfile.
-        revision: Commit, with ``-dirty`` where files differ from it; None outside of git.
-        created: Time in UTC, ISO 8601; the commit's where nothing differs: same tree, same image.
+        root: The folder with the Dockerfile.
+        revision: The commit, with ``-dirty`` if files differ from it; None outside of git.
+        created: Time in UTC, ISO 8601. It is the commit's if nothing differs, so the same tree gives the same
+            image.
     """
 
     root: Path
@@ -30,7 +31,7 @@ def read_source(root: Path | None = None, env: Mapping[str, str] = os.environ) -
     """Look at the tree.
 
     Args:
-        root: Of the tree; by default the one that this package is part of.
+        root: The tree's folder; by default the tree that this package is part of.
         env: ``SOURCE_DATE_EPOCH``, seconds since 1970, is the time if it is set.
 
     Raises:
@@ -42,7 +43,7 @@ def read_source(root: Path | None = None, env: Mapping[str, str] = os.environ) -
             f"there is no Dockerfile in {root}", "run scripts/build of a checkout of the repository"
         )
     commit, changes = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain")
-    # not a repository that only happens to lie around this tree
+    # another repository may happen to lie around this tree
     is_ours = os.path.realpath(_git(root, "rev-parse", "--show-toplevel") or "") == os.path.realpath(root)
     if not commit or not is_ours:
         return SourceTree(root, None, _iso(env.get("SOURCE_DATE_EPOCH")))
@@ -61,7 +62,7 @@ def _iso(epoch_s: str | None) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git says; None if it fails or is not there."""
+    """What git prints; None if it fails or is not there."""
     try:
         ran = subprocess.run(
             ("git", "-C", str(root), *arguments), capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""How an image of this machine gets into a registry, once it is clear that it is not there."""
+"""Pushes an image of this machine to a registry that does not have it yet."""
 
 import base64
 import contextlib
@@ -20,13 +20,13 @@ AUTHORIZE = Action("ecr", "get_authorization_token", {}, "a password for docker,
 
 @dataclass(frozen=True)
 class ImagePush:
-    """One image, and where it goes.
+    """An image and the place it is pushed to.
 
     Attributes:
-        image: On this machine.
-        given: What the user calls it: that name stays.
-        place: ``HOST[:PORT]/NAME``.
-        tag: In the registry.
+        image: The image on this machine.
+        given: What the user calls it; that name stays.
+        place: The repository, ``HOST[:PORT]/NAME``.
+        tag: The image's tag in the registry.
     """
 
     image: Image
@@ -46,25 +46,25 @@ class ImagePush:
 
     @property
     def login(self) -> Program:
-        """Reads the password from stdin; for ECR."""
+        """The program that logs in to ECR; it reads the password from stdin."""
         argv = ("docker", "login", "--username", "AWS", "--password-stdin", self.host)
         return Program(argv, "the password on stdin, into a DOCKER_CONFIG that is removed afterwards")
 
     @property
     def name(self) -> Program:
-        """Gives the image the name that it is pushed under."""
+        """The program that gives the image the name that it is pushed under."""
         return Program(("docker", "tag", self.image.id, self.reference))
 
     @property
     def push(self) -> Program:
-        """Sends what the registry does not have."""
+        """The program that sends what the registry does not have."""
         return Program(
             ("docker", "push", self.reference), f"{size(self.image.num_bytes)} before it is compressed"
         )
 
     @property
     def unname(self) -> Program | None:
-        """Takes the name away again; None if it is the user's, or the only one that the image has."""
+        """The program that removes the name again; None if it is the user's or the image's only name."""
         if self.given == self.reference or not set(self.image.tags) - {self.reference}:
             return None
         return Program(
@@ -73,26 +73,26 @@ class ImagePush:
 
     @property
     def leftover(self) -> list[Program]:
-        """What remains to be done when the image is there: a run that was killed left the name."""
+        """What remains to be done after the push: to remove the name, if a killed run has left it."""
         return [self.unname] if self.unname and self.reference in self.image.tags else []
 
     @property
     def steps(self) -> list[Step]:
-        """All but the login."""
+        """All programs but the login."""
         return [self.name, self.push, *([self.unname] if self.unname else [])]
 
 
 def content_tag(image: Image) -> str:
-    """A tag that no other content gets: version and image id, ``0.1.0-0123456789ab``."""
+    """A tag that no other content gets, of version and image id: ``0.1.0-0123456789ab``."""
     version = image.labels.get(VERSION_LABEL) or gptj_serve.__version__
     return f"{re.sub('[^A-Za-z0-9_.-]', '-', version)}-{image.id.removeprefix('sha256:')[:12]}"
 
 
 def check_same(upload: ImagePush, there: ImageManifest | None) -> None:
-    """See that what the registry has under this tag, if anything, is this image.
+    """Check that what the registry has under this tag, if anything, is this image.
 
     Raises:
-        CommandError: It is another one.
+        CommandError: It is another image.
     """
     if there is None or there.is_of(upload.image) or f"{upload.place}@{there.digest}" in upload.image.digests:
         return
@@ -106,17 +106,17 @@ def send(upload: ImagePush, docker: Docker) -> str:
     """Push to a registry that docker is logged in to.
 
     Returns:
-        The digest.
+        The image's digest.
 
     Raises:
-        CommandError: It did not work, or no digest is known afterwards.
+        CommandError: The push failed, or no digest is known afterwards.
     """
     with _named(upload, docker):
         docker.run(upload.push)
         pushed = docker.find_manifest(upload.reference)
         if pushed:
             return pushed.digest
-        # a registry that is not asked over plain HTTP, or an index: the engine has taken note
+        # the registry speaks plain HTTP only, or this is an index: the engine has noted the digest
         image = docker.find_image(upload.reference)
         digests = [
             digest
@@ -132,13 +132,13 @@ def send_to_ecr(upload: ImagePush, aws: Aws, name: str, console: Console) -> Ima
     """Log in and push.
 
     Args:
-        upload: What and where to.
-        aws: Account of the registry.
-        name: The repository's.
+        upload: The image and the place it is pushed to.
+        aws: The registry's account.
+        name: The repository's name.
         console: Where progress goes.
 
     Raises:
-        CommandError: It did not work.
+        CommandError: The push failed.
         ClientError: AWS refused a call.
     """
     answer = AUTHORIZE.apply(aws)["authorizationData"][0]
@@ -150,7 +150,7 @@ def send_to_ecr(upload: ImagePush, aws: Aws, name: str, console: Console) -> Ima
             try:
                 docker.run(upload.push)
             except CommandError:
-                # somebody else pushed the same meanwhile: a tag cannot be written twice
+                # somebody else pushed the same image meanwhile, and a tag cannot be written twice
                 if repository.find_pushed(aws, name, upload.tag) is None:
                     raise
     pushed = repository.find_pushed(aws, name, upload.tag)
@@ -171,11 +171,11 @@ def _named(upload: ImagePush, docker: Docker) -> Iterator[None]:
 
 
 def tidy(upload: ImagePush, docker: Docker) -> None:
-    """Do what a run that was killed after its push could not."""
+    """Do what a run that was killed after its push left undone."""
     for program in upload.leftover:
         _unname(program, docker)
 
 
 def _unname(program: Program, docker: Docker) -> None:
-    with contextlib.suppress(CommandError):  # one name too many does no harm
+    with contextlib.suppress(CommandError):  # a name that is left does no harm
         docker.run(program, quiet=True)

@@ -1,4 +1,4 @@
-"""The image of an endpoint: always by digest, so that what runs is what was tested."""
+"""Addresses of images; an endpoint's always has a digest, so that what runs is what was tested."""
 
 import re
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from gptj_serve.aws.common.console import Console
 from gptj_serve.aws.common.errors import CommandError, UsageError
 
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
-"""Media type of the one kind of images that SageMaker takes."""
+"""Media type of the only kind of images that SageMaker takes."""
 
 _SUFFIXES = {"cn": "amazonaws.com.cn", "eusc": "amazonaws.eu"}
-"""What hosts end with in China and in the European Sovereign Cloud, by the regions' beginnings."""
+"""How hosts end in China and in the European Sovereign Cloud, by the beginning of the region's name."""
 
 _ECR = re.compile(
     r"(?P<account>\d{12})\."
     r"(dkr\.ecr(?P<fips>-fips)?\.(?P<region>[a-z0-9-]+)\.amazonaws\.(com|com\.cn|eu)"
-    # for IPv6: other names of the same registries
+    # these are other names of the same registries, for IPv6
     r"|dkr-ecr(?P<fips6>-fips)?\.(?P<region6>[a-z0-9-]+)\.on\.(aws|amazonwebservices\.(com\.cn|eu)))/"
     r"(?P<repository>[a-z0-9][a-z0-9._/-]+)(:(?P<tag>[\w][\w.-]*))?(@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
@@ -30,10 +30,10 @@ class ImageUri:
     """An image in ECR.
 
     Attributes:
-        registry: Its host, as SageMaker wants it.
-        account, region, repository: Where it is.
-        tag: None if none is named.
-        digest: "sha256:…"; None if none is named.
+        registry: The registry's host, as SageMaker wants it.
+        account, region, repository: Where the image is.
+        tag: The tag; None if the address has none.
+        digest: "sha256:…"; None if the address has none.
     """
 
     registry: str
@@ -45,10 +45,10 @@ class ImageUri:
 
     @staticmethod
     def parse(uri: str) -> "ImageUri":
-        """Take an address apart.
+        """Parse an address.
 
         Raises:
-            UsageError: It is not one of ECR, from which alone SageMaker takes images.
+            UsageError: It is no address of ECR, and SageMaker takes images only from there.
         """
         image = ImageUri.find(uri)
         if image is None:
@@ -61,7 +61,7 @@ class ImageUri:
 
     @staticmethod
     def find(uri: str) -> "ImageUri | None":
-        """Take an address apart; None if it is not one of ECR."""
+        """Parse an address; None if it is no address of ECR."""
         found = _ECR.fullmatch(uri)
         if not found:
             return None
@@ -75,7 +75,7 @@ class ImageUri:
 
 
 def registry(account: str, region: str, fips: str = "") -> str:
-    """The host of an account's registry; ``fips`` is "-fips" for the one with FIPS cryptography."""
+    """The host of an account's registry; ``fips`` is "-fips" for the host with FIPS cryptography."""
     suffix = _SUFFIXES.get(region.partition("-")[0], "amazonaws.com")
     return f"{account}.dkr.ecr{fips}.{region}.{suffix}"
 
@@ -84,7 +84,7 @@ def find_image(aws: Aws, uri: str, console: Console) -> str:
     """The address of an image with its digest; a tag is looked up.
 
     Raises:
-        CommandError: There is no such image, it is in another region, or of a kind that SageMaker refuses.
+        CommandError: There is no such image, it is in another region, or SageMaker refuses its kind.
     """
     image = ImageUri.parse(uri)
     if image.region != aws.region:

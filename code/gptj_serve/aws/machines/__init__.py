@@ -1,1 +1,1 @@
-"""Instance types: what they have, what fits them, what they can do, and what that costs."""
+"""Instance types: what they have, what fits on them, how fast they are, and what that costs."""

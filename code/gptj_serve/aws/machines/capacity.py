@@ -1,6 +1,6 @@
-"""How many requests an instance works on at once, which decides when another one is worth its price.
+"""Estimates how many requests an instance works on at once, which decides when another is worth its price.
 
-The arithmetic is that of `fit`, for GPT-J-6B in FP16; what the service really has is in its log
+The arithmetic is that of `fit`, for GPT-J-6B in FP16; the real figures of a service are in its log
 (``cache_ready``) and in ``/metrics``.
 """
 
@@ -13,18 +13,18 @@ from gptj_serve.engine.fused import memory_needs
 from gptj_serve.engine.fused.layout import BLOCK_SIZE
 
 STATIC_ROWS = 8
-"""Sequences in a batch of the other two engines if GPTJ_MAX_BATCH_SIZE does not say."""
+"""Sequences in a batch of the other two engines unless GPTJ_MAX_BATCH_SIZE says otherwise."""
 
 SHARE = 0.7
-"""Of what an instance works on at once: scaling keeps it near that, as another one takes minutes to start."""
+"""Scaling keeps instances at this share of their capacity, because another one takes minutes to start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Requests at once.
+    """How many requests run at once.
 
     Attributes:
-        num_requests: How many, from 1.
+        num_requests: How many requests, from 1.
         why: What sets the limit, in words.
     """
 
@@ -33,16 +33,16 @@ class Capacity:
 
     @property
     def target(self) -> int:
-        """Requests at once that scaling aims at, from 1."""
+        """How many requests at once scaling aims at, from 1."""
         return max(1, int(self.num_requests * SHARE))
 
 
 def capacity(environment: Mapping[str, str], instance: InstanceType | None, request_tokens: int) -> Capacity:
-    """Requests that one copy of the model works on at once: the smaller of batch and cache.
+    """How many requests a copy of the model works on at once: what fits into both batch and cache.
 
     Args:
-        environment: The model's.
-        instance: Where it runs; None if it is not known.
+        environment: The environment of the model's container.
+        instance: The instance type; None if it is not known.
         request_tokens: Tokens of a usual request, prompt and answer together, from 1.
     """
     continuous = environment.get("GPTJ_ENGINE", "").strip().lower() in ("", "auto", "fused")
@@ -64,7 +64,7 @@ def capacity(environment: Mapping[str, str], instance: InstanceType | None, requ
 
 
 def cache_tokens(gpu: Gpu, batch_size: int) -> int:
-    """Tokens that the fused engine's cache holds on a GPU, 0 if the weights leave no room."""
+    """How many tokens the fused engine's cache holds on a GPU; 0 if the weights leave no room."""
     left_bytes = usable_bytes(gpu) - need_of(GPT_J_6B, gpu, 0, batch_size).total_bytes
     of_block = memory_needs.block_bytes(GPT_J_6B, ELEMENT_BYTES)
     return max(0, left_bytes // of_block * BLOCK_SIZE)

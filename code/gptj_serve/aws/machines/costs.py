@@ -1,11 +1,11 @@
-"""What a token takes and costs on each instance type: measured where it was, else computed.
+"""Says how fast a token is on each instance type and what it costs: measured where it was, else computed.
 
 ``python -m gptj_serve.aws.machines.costs`` prints the table of docs/operations.md.
 
 A decoded token reads every weight once, and the cache of all tokens before it; nothing else takes time that
 counts. So n sequences of a length make n tokens in (`WEIGHTS_GB` + n x length x `CACHE_GB`) / (`SHARE` x
-bandwidth) seconds. `SHARE` of the data sheet's bandwidth is what an H100 reads (docs/benchmarks). Prompts are
-not counted: they are bound by computing.
+bandwidth) seconds. An H100 reads `SHARE` of its data sheet's bandwidth (docs/benchmarks). Prompts are not
+counted, because they are bound by computing.
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from gptj_serve.aws.machines.instances import Gpu, InstanceType, find_instance
 
 SHARE = 0.9
 WEIGHTS_GB = 11.69
-"""Read for a token, in FP16."""
+"""Gigabytes of weights that are read for a token, in FP16."""
 CACHE_GB = 458_752e-9
-"""Read for each token before it."""
+"""Gigabytes of cache that are read for each token before it."""
 
 TYPICAL_TOKENS = 250
-"""Before a token, on the average, in a request of 200 tokens of prompt and 100 of answer."""
+"""Tokens before a token on average, in a request of 200 tokens of prompt and 100 of answer."""
 
 TOGETHER = 16
-"""Requests at once in the table, fewer where no more fit."""
+"""Requests at once in the table; fewer where no more fit."""
 
 REQUEST_TOKENS = 512
 
@@ -40,7 +40,7 @@ INSTANCES = (
     "ml.p5.4xlarge",
     "ml.p5e.48xlarge",
 )
-"""The smallest of each family, and the default."""
+"""The smallest type of each family, and the default type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,10 @@ class Speed:
     """Tokens a second.
 
     Attributes:
-        alone: Of one request.
-        num_together: Requests in the next figure.
-        together: Of so many requests at once, all of them.
-        is_measured: Not computed.
+        alone: Tokens a second of one request.
+        num_together: How many requests there are in the next figure.
+        together: Tokens a second of all these requests at once.
+        is_measured: Whether it was measured, not computed.
     """
 
     alone: float
@@ -61,7 +61,7 @@ class Speed:
 
 
 MEASURED = {"H100 80GB": Speed(249.0, 16, 2914.0, True)}
-"""By GPU: whole calls over HTTP, 50 x 200 tokens alone and 200 x 100 together (docs/benchmarks)."""
+"""Measured speeds by GPU: whole calls over HTTP, 50 x 200 tokens alone and 200 x 100 together."""
 
 
 def speed(gpu: Gpu, num_together: int) -> Speed:
@@ -75,16 +75,16 @@ def computed(gpu: Gpu, num_sequences: int, num_tokens: int) -> float:
     """Tokens a second of all sequences together, from the memory's bandwidth.
 
     Args:
-        gpu: Which.
-        num_sequences: At once, from 1; up to about 16 the memory is the limit on each of these GPUs.
-        num_tokens: Before the next one, of each.
+        gpu: The GPU.
+        num_sequences: Sequences at once, from 1; up to about 16 the memory is the limit on these GPUs.
+        num_tokens: Tokens of each sequence before the next one.
     """
     gigabytes = WEIGHTS_GB + num_sequences * num_tokens * CACHE_GB
     return num_sequences * SHARE * gpu.bandwidth_gb_s / gigabytes
 
 
 def usd_a_million(usd_an_hour: float, tokens_a_second: float) -> float:
-    """Price of a million tokens, if the instance is never idle."""
+    """The price of a million tokens if the instance is never idle."""
     return usd_an_hour / 3600 / tokens_a_second * 1e6
 
 

@@ -1,7 +1,7 @@
-"""Does a model fit an instance's GPU: asked before anything is made.
+"""Decides whether a model fits an instance's GPU, before anything is made.
 
-The arithmetic is the fused engine's own (`engine/fused/memory_needs.py`). The other engines take less at
-the same context with one sequence, so what fits for it starts with them too.
+The arithmetic is the fused engine's own (`engine/fused/memory_needs.py`). The other engines take less at the
+same context with one sequence, so what fits for the fused engine also starts with them.
 """
 
 import math
@@ -18,7 +18,7 @@ ELEMENT_BYTES = 2
 """FP16: the one precision that the engines have on a GPU."""
 
 DRIVER_BYTES = memory_needs.GIB // 2
-"""What CUDA takes for itself before anything is loaded: its context, and PyTorch's and our kernels."""
+"""The memory that CUDA takes before anything is loaded: its context, and PyTorch's and our kernels."""
 
 GPT_J_6B = read_architecture({"model_type": "gptj"}, Path("GPT-J-6B"))
 
@@ -33,18 +33,18 @@ class Need:
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return self.weights_bytes + self.cache_bytes + self.working_bytes
 
     def describe(self) -> str:
-        """In words."""
+        """The needs in words."""
         parts = (self.weights_bytes, self.cache_bytes, self.working_bytes)
         weights, cache, working = (f"{part / memory_needs.GIB:.1f}" for part in parts)
         return f"weights in FP16 {weights}, cache for one sequence {cache}, working memory {working} GiB"
 
 
 def usable_bytes(gpu: Gpu) -> int:
-    """Memory of a GPU that is left when CUDA has started."""
+    """The memory of a GPU that is left when CUDA has started."""
     return int(gpu.memory_gib * memory_needs.GIB) - DRIVER_BYTES
 
 
@@ -53,7 +53,7 @@ def need_of(config: Architecture, gpu: Gpu, context: int, batch_size: int | None
 
     Args:
         config: The model's dimensions.
-        gpu: Smaller ones get smaller steps.
+        gpu: The GPU; smaller ones get smaller prompt steps.
         context: Positions of the longest sequence.
         batch_size: Sequences that run together at most; None is the engine's default.
     """
@@ -69,7 +69,7 @@ def need_of(config: Architecture, gpu: Gpu, context: int, batch_size: int | None
 
 
 def longest_context(config: Architecture, gpu: Gpu, batch_size: int | None) -> int:
-    """The longest context that fits, 0 if none does; no more than the model's."""
+    """The longest context that fits, at most the model's; 0 if none fits."""
     need = need_of(config, gpu, 0, batch_size)
     left_bytes = usable_bytes(gpu) - need.total_bytes
     of_block = memory_needs.block_bytes(config, ELEMENT_BYTES)
@@ -77,13 +77,13 @@ def longest_context(config: Architecture, gpu: Gpu, batch_size: int | None) -> i
 
 
 def fits(config: Architecture, gpu: Gpu, context: int, batch_size: int | None) -> bool:
-    """Whether a model fits."""
+    """Whether a model fits a GPU."""
     return need_of(config, gpu, context, batch_size).total_bytes <= usable_bytes(gpu)
 
 
 def fitting_types(config: Architecture, context: int, batch_size: int | None) -> list[InstanceType]:
-    """The smallest type with one GPU (if there is one) of each family that a model fits and that can be
-    recommended."""
+    """The types to recommend for a model: of each family that it fits, the smallest type, with one GPU if
+    there is one."""
     found: dict[str, InstanceType] = {}
     for instance in all_gpu_instances():
         if instance.gpu and not instance.warning and fits(config, instance.gpu, context, batch_size):
@@ -94,7 +94,7 @@ def fitting_types(config: Architecture, context: int, batch_size: int | None) ->
 def why_it_does_not_fit(
     config: Architecture, instance: InstanceType, context: int, batch_size: int | None
 ) -> tuple[str, str] | None:
-    """What is wrong and what would be right; None if the model fits, or the type has no GPU."""
+    """What is wrong and what would fit; None if the model fits, or if the type has no GPU."""
     gpu = instance.gpu
     if gpu is None or fits(config, gpu, context, batch_size):
         return None

@@ -2,8 +2,8 @@
 
 GPUs' memory is what CUDA reports, which is less than the data sheet's. Bandwidth is the data sheet's. Prices
 are list prices in us-east-1, `PRICES_AS_OF`; None where no source was good enough, as for the p4 and p5
-families, whose prices have been cut since they were last published widely. Look them up before relying on
-one: https://aws.amazon.com/sagemaker/ai/pricing/
+families, whose prices have been cut since they were last published widely. Look prices up before relying on
+them: https://aws.amazon.com/sagemaker/ai/pricing/
 """
 
 import difflib
@@ -14,11 +14,11 @@ from functools import cache
 PRICES_AS_OF = "2026-11"
 
 DRIVER_580 = "al2023-ami-sagemaker-inference-gpu-4-1"
-"""Host image with driver 580: newer than the image's CUDA 12.6 needs (560)."""
+"""Host image with driver 580, which is newer than the image's CUDA 12.6 needs (560)."""
 
 DRIVER_550 = "al2-ami-sagemaker-inference-gpu-3-1"
-"""Host image with driver 550, for GPUs that the newer one does not have: the image's CUDA compatibility
-libraries make up for the rest."""
+"""Host image with driver 550, for GPUs that the newer host image does not support. The image's CUDA
+compatibility libraries make up for the older driver."""
 
 DRIVER_535 = "al2-ami-sagemaker-inference-gpu-2-1"
 """Host image with driver 535, the oldest."""
@@ -31,10 +31,10 @@ class Gpu:
     """A GPU model.
 
     Attributes:
-        name: NVIDIA's.
-        memory_gib: What CUDA reports as its total memory, in GiB; the least seen.
+        name: NVIDIA's name of it.
+        memory_gib: The total memory that CUDA reports, in GiB; the least that was seen.
         bandwidth_gb_s: Memory bandwidth, GB/s.
-        capability: Compute capability, "7.5".
+        capability: Compute capability, for example "7.5".
     """
 
     name: str
@@ -56,16 +56,16 @@ H200 = Gpu("H200 141GB", 139.72, 4800, "9.0")
 
 @dataclass(frozen=True, slots=True)
 class InstanceType:
-    """One instance type.
+    """An instance type.
 
     Attributes:
-        name: "ml.g4dn.2xlarge".
-        gpu: Its GPU; None for a CPU type.
-        num_gpus: How many; the service uses one.
+        name: For example "ml.g4dn.2xlarge".
+        gpu: The GPU; None for a CPU type.
+        num_gpus: How many GPUs it has; the service uses one.
         ami: Value of ``InferenceAmiVersion``; None for CPU types.
         takes_volume: Whether ``VolumeSizeInGB`` may be given; families with disks of their own refuse it.
-        price_usd_hour: List price, None if unknown.
-        warning: What to know before using it.
+        price_usd_hour: List price; None if it is not known.
+        warning: What the user should know before using it.
     """
 
     name: str
@@ -78,11 +78,11 @@ class InstanceType:
 
     @property
     def family(self) -> str:
-        """The family, "g4dn"."""
+        """The family, for example "g4dn"."""
         return self.name.split(".")[1]
 
     def describe(self) -> str:
-        """In words: "1 x T4, 14.6 GiB, $0.94 an hour"."""
+        """The type in words, for example "1 x T4, 14.6 GiB, $0.94 an hour"."""
         what = f"{self.num_gpus} x {self.gpu.name}, {self.gpu.memory_gib:.1f} GiB" if self.gpu else "CPU"
         price = "" if self.price_usd_hour is None else f", ${self.price_usd_hour:g} an hour"
         return what + price
@@ -92,7 +92,7 @@ class InstanceType:
 class _Family:
     gpu: Gpu
     sizes: dict[str, tuple[int, float | None]]
-    """Size: number of GPUs, list price an hour."""
+    """By size: the number of GPUs and the list price an hour."""
     ami: str = DRIVER_580
     takes_volume: bool = False
     warning: str | None = None
@@ -178,7 +178,7 @@ _UNSUPPORTED = {
 
 
 def all_gpu_instances() -> tuple[InstanceType, ...]:
-    """Every GPU instance type, by family and in each single-GPU sizes first."""
+    """Every GPU instance type by family; in each family, sizes with one GPU come first."""
     return tuple(
         InstanceType(f"ml.{name}.{size}", f.gpu, num_gpus, f.ami, f.takes_volume, price, f.warning)
         for name, f in _FAMILIES.items()
@@ -189,7 +189,8 @@ def all_gpu_instances() -> tuple[InstanceType, ...]:
 @cache
 def _hosting_types() -> frozenset[str]:
     """The names of all types that SageMaker has for endpoints, as far as botocore knows."""
-    from botocore.session import get_session  # which reads megabytes: only those pay who ask for a CPU type
+    # botocore reads megabytes for this, so only the look-up of a CPU type pays for it
+    from botocore.session import get_session
 
     shape = get_session().get_service_model("sagemaker").shape_for("ProductionVariantInstanceType")
     return frozenset(shape.enum)
@@ -198,7 +199,7 @@ def _hosting_types() -> frozenset[str]:
 def find_instance(name: str) -> InstanceType | None:
     """The instance type of a name; None if it is not known, or known not to work.
 
-    CPU types of x86 families are found as well, with a warning: they are for tests of small models.
+    CPU types of x86 families are found as well, with a warning, because they are for tests of small models.
     """
     for instance in all_gpu_instances():
         if instance.name == name:
@@ -218,7 +219,7 @@ def find_instance(name: str) -> InstanceType | None:
 
 
 def why_not(name: str) -> str:
-    """Why `find_instance` finds nothing, and what would be right; a sentence for the user."""
+    """A sentence for the user: why `find_instance` finds nothing, and what would be right."""
     found = re.fullmatch(r"ml\.([\w-]+)\.\w+", name)
     if found:
         for pattern, reason in _UNSUPPORTED.items():
@@ -234,7 +235,7 @@ def why_not(name: str) -> str:
 def next_ami(instance: InstanceType, used: str | None) -> str | None:
     """The host image to try when a container dies on the one that was used; None if there is no other.
 
-    The newest is first, as each type's own choice is; after one that is not among them comes the type's own.
+    The newest is tried first, as it is each type's own choice; after any other image comes the type's own.
     """
     if instance.ami is None:
         return None

@@ -1,1 +1,1 @@
-"""The model's files: found, checked, converted, uploaded to S3, and looked at there."""
+"""The model's files: they are found, checked, converted, uploaded to S3, and looked at there."""

@@ -1,7 +1,7 @@
-"""Turns a checkpoint into safetensors shards: at most a piece of a tensor in memory, and resumable.
+"""Turns a checkpoint into safetensors shards with no more than a piece of a tensor in memory.
 
-A shard is there under its name only when it is whole and on the disk, so a conversion that was broken
-off goes on behind the last whole shard.
+A shard has its name only when it is whole and on the disk, so an interrupted conversion resumes after the
+last whole shard.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from gptj_serve.models.sources import Source, open_sources
 _NAME_BY_DTYPE = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 _PIECE_BYTES = 32 << 20
 _SPARE_BYTES = 1 << 30
-"""Left free on the disk."""
+"""Bytes that are left free on the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ class Tensor:
     """A tensor as it will be written.
 
     Attributes:
-        name: Its full name.
-        shape: Its dimensions.
-        dtype: Of its numbers in the shard.
+        name: The tensor's full name.
+        shape: The tensor's dimensions.
+        dtype: The type of its numbers in the shard.
     """
 
     name: str
@@ -51,16 +51,16 @@ class Tensor:
 
     @property
     def num_bytes(self) -> int:
-        """What it takes in the shard."""
+        """How many bytes it takes in the shard."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 Shards = Mapping[str, Sequence[Tensor]]
-"""The tensors of each file, by its name."""
+"""The tensors of each file, by the file's name."""
 
 
 def plan_shards(tensors: Sequence[Tensor], shard_bytes: int) -> dict[str, list[Tensor]]:
-    """Put tensors into files of at most a size (a larger tensor has a file of its own), in their order."""
+    """Distribute tensors, in their order, to files of a limited size; a larger tensor has its own file."""
     groups: list[list[Tensor]] = [[]]
     room = shard_bytes
     for tensor in tensors:
@@ -79,16 +79,16 @@ def plan_shards(tensors: Sequence[Tensor], shard_bytes: int) -> dict[str, list[T
 def open_conversion(
     checkpoint: Checkpoint, keep_dtype: bool, shard_bytes: int
 ) -> Iterator[tuple[Mapping[str, Source], dict[str, list[Tensor]]]]:
-    """Open a checkpoint's files, and say what they will become.
+    """Open a checkpoint's files, and plan what they become.
 
     Yields:
-        Where each tensor is read, by its name, and the shards.
+        Where each tensor is read, by its name; and the shards.
 
     Raises:
         StartupError: The files do not hold the model any more, or were changed meanwhile.
     """
     with open_sources(checkpoint) as sources:
-        # the order in which the model uses them; a head that is stored though it is tied comes last
+        # this is the order in which the model uses them; a head that is stored though it is tied comes last
         names = [name for name in shapes_of(checkpoint.architecture) if name in sources]
         names += [name for name in sources if name not in names]
         tensors = [
@@ -99,7 +99,7 @@ def open_conversion(
 
 
 def _stored_dtype(dtype: torch.dtype, keep_dtype: bool) -> torch.dtype:
-    # eight-bit floats become float16 in any case: nothing gains by them
+    # eight-bit floats become float16 in any case, as nothing gains by them
     return dtype if keep_dtype and dtype in _NAME_BY_DTYPE else torch.float16
 
 
@@ -114,11 +114,11 @@ def convert(
     """Write a checkpoint as shards, with the files beside its weights, and check what was written.
 
     Args:
-        checkpoint: What to convert; read, never changed.
-        directory: Where to; shards that are there already, whole, are kept.
+        checkpoint: The checkpoint to convert; it is only read.
+        directory: Where the shards go; whole shards that are there already are kept.
         bar: Shows progress; gets the number of all bytes.
-        keep_dtype: Weights keep their type; else they become float16.
-        shard_bytes: Size of a file, at most.
+        keep_dtype: Weights keep their type; otherwise they become float16.
+        shard_bytes: The largest size of a file.
 
     Returns:
         The converted checkpoint.
@@ -170,7 +170,7 @@ def _check_room(directory: Path, needed_bytes: int) -> None:
 def _write_shard(
     path: Path, tensors: Sequence[Tensor], sources: Mapping[str, Source], add: Callable[[int], None]
 ) -> None:
-    """Write one file under another name first: what has its name is whole."""
+    """Write a file under another name first, so that a file with its name is whole."""
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as file:
         file.write(_header(tensors))
@@ -192,7 +192,7 @@ def _header(tensors: Sequence[Tensor]) -> bytes:
         }
         offset += tensor.num_bytes
     header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # the numbers begin at a multiple of their size
+    header += b" " * (-len(header) % 8)  # so that the numbers begin at a multiple of their size
     return len(header).to_bytes(8, "little") + header
 
 
@@ -251,7 +251,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _checked(directory: Path, shards: Shards) -> Checkpoint:
-    """The converted model, read as serving reads it.
+    """Read the converted model as serving reads it.
 
     Raises:
         StartupError: It is not the model that should have been written.

@@ -1,4 +1,4 @@
-"""Which files of a model directory an endpoint needs, and what they hold."""
+"""Finds the files of a model directory that an endpoint needs, and their checksums."""
 
 import hashlib
 import zlib
@@ -17,14 +17,14 @@ _THREADS = 4
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """One file as it goes up.
+    """A file that is uploaded.
 
     Attributes:
-        path: Where it is on this machine.
-        num_bytes: Its size.
-        sha256: Of its bytes, in hexadecimal digits.
-        crc32: Of its bytes: what S3 checks a whole object by, however many parts it came in. None while
-            the file is still to be made.
+        path: Where the file is on this machine.
+        num_bytes: The file's size.
+        sha256: SHA-256 of its bytes, in hexadecimal digits.
+        crc32: CRC-32 of its bytes, by which S3 checks a whole object however many parts it came in. None
+            while the file is still to be made.
     """
 
     path: Path
@@ -34,12 +34,12 @@ class ModelFile:
 
     @property
     def name(self) -> str:
-        """Without directories: a model has none."""
+        """The file's name without directories, as a model has none."""
         return self.path.name
 
 
 def serving_paths(checkpoint: Checkpoint) -> list[Path]:
-    """The files that an endpoint needs of a checkpoint in safetensors, in the order of their names."""
+    """The files of a safetensors checkpoint that an endpoint needs, in the order of their names."""
     is_single = [path.name for path in checkpoint.files.paths] == [SINGLE]
     beside = BESIDE_THE_WEIGHTS if is_single else (*BESIDE_THE_WEIGHTS, INDEX)
     found = [checkpoint.directory / name for name in beside]
@@ -47,7 +47,7 @@ def serving_paths(checkpoint: Checkpoint) -> list[Path]:
 
 
 def left_out(directory: Path, wanted: Iterable[Path]) -> list[Path]:
-    """The directory's other files, which serving does not read; hidden ones are not worth a word."""
+    """The directory's other files, which serving does not read; hidden files are not mentioned."""
     kept = set(wanted)
     others = (path for path in directory.iterdir() if path.is_file() and path not in kept)
     return sorted(path for path in others if not path.name.startswith("."))
@@ -58,10 +58,10 @@ def read_all(paths: Sequence[Path], add: Callable[[int], None]) -> list[ModelFil
 
     Args:
         paths: The files.
-        add: Told the number of bytes that were read, from several threads.
+        add: Gets the number of bytes that were read; several threads call it.
 
     Raises:
-        OSError: One cannot be read.
+        OSError: A file cannot be read.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         pending = [pool.submit(_read, path, add) for path in paths]
@@ -73,7 +73,7 @@ def read_all(paths: Sequence[Path], add: Callable[[int], None]) -> list[ModelFil
 
 
 def contents_hash(files: Iterable[ModelFile]) -> str:
-    """One SHA-256 (hexadecimal) for names and contents of all files, whatever their order."""
+    """A SHA-256 (hexadecimal) of the names and contents of all files, whatever their order."""
     lines = sorted(f"{file.sha256}  {file.name}\n" for file in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The model's files in S3, as far as deploying has to know them: their size, their kind, their dimensions."""
+"""Looks at the model's files in S3, as far as deploying has to know them: size, kind, dimensions."""
 
 import hashlib
 import json
@@ -23,21 +23,21 @@ from gptj_serve.models.near import ADAPTER
 
 ARCHIVE = ".tar.gz"
 ASSUMED_BYTES = 12_200_000_000
-"""GPT-J-6B in FP16: what is assumed when nobody can look."""
+"""The size of GPT-J-6B in FP16, which is assumed where the files cannot be looked at."""
 
 MAX_CONFIG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class ModelData:
-    """What is known of the model's files.
+    """What is known about the model's files.
 
     Attributes:
         uri: A prefix that ends with "/", or an archive.
         num_bytes: Size of all files.
         fingerprint: Changes when the files do; None if they could not be read.
-        config: The model's dimensions; None if there is no telling.
-        kms_key: ARN of the KMS key of the files; None for S3's own, or if there is no telling.
+        config: The model's dimensions; None if they are not known.
+        kms_key: ARN of the files' KMS key; None for S3's own key, or if the key is not known.
     """
 
     uri: str
@@ -48,12 +48,12 @@ class ModelData:
 
     @property
     def is_archive(self) -> bool:
-        """One ``model.tar.gz`` instead of files under a prefix."""
+        """Whether it is one ``model.tar.gz`` instead of files under a prefix."""
         return self.uri.endswith(ARCHIVE)
 
 
 def parse_place(uri: str) -> S3Url:
-    """Where the model is: an archive, or a prefix, which gets its "/".
+    """Read where the model is: an archive, or a prefix, which gets its "/".
 
     Raises:
         UsageError: It is no S3 address.
@@ -65,11 +65,11 @@ def parse_place(uri: str) -> S3Url:
 def look(aws: Aws, uri: str, console: Console) -> ModelData:
     """Look at the model's files.
 
-    Whoever deploys may lack the permission to read them while the endpoint's role has it: then it says so,
-    and GPT-J-6B is assumed.
+    The user may lack the permission to read them while the endpoint's role has it. Then that is said, and
+    GPT-J-6B is assumed.
 
     Raises:
-        CommandError: Nothing is there, or not a model that is served.
+        CommandError: There are no files, or they are no model that is served.
     """
     url = parse_place(uri)
     s3, full_uri, bucket, key = aws.client("s3"), str(url), url.bucket, url.key
@@ -139,7 +139,8 @@ def _read_config(
         raise CommandError(
             f"--model-data {uri}: there is no {CONFIG}", "give the prefix that scripts/upload-model printed"
         )
-    key = min(keys, key=lambda one: (one.count("/"), one))  # as the server looks: the nearest first
+    # the server also takes the nearest
+    key = min(keys, key=lambda one: (one.count("/"), one))
     answer = s3.get_object(Bucket=bucket, Key=key)
     body = answer["Body"].read(MAX_CONFIG_BYTES)
     try:
@@ -152,12 +153,12 @@ def _read_config(
 
 
 def _fingerprint(objects: Sequence[dict[str, Any]]) -> str:
-    # the manifest is written anew by every upload, also when nothing else is
+    # every upload writes the manifest anew, even if nothing else has changed
     files = (item for item in objects if item["Key"].rsplit("/", 1)[-1] != manifest.NAME)
     lines = sorted(f"{item['Key']} {item['Size']} {item['ETag']}" for item in files)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def config_or_default(data: ModelData) -> Architecture:
-    """The model's dimensions, GPT-J-6B's if there is no telling."""
+    """The model's dimensions, or GPT-J-6B's if they are not known."""
     return data.config or GPT_J_6B

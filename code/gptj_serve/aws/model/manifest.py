@@ -1,6 +1,6 @@
-"""What was uploaded, as an object beside it that is put there last: without it an upload is not complete.
+"""The manifest of an upload, an object that is put beside it last: an upload without it is not complete.
 
-Serving does not look at it: `gptj_serve.models.model_dir` knows a model by the names of its own files.
+Serving does not look at it, since `gptj_serve.models.model_dir` knows a model by the names of its own files.
 """
 
 import json
@@ -20,12 +20,12 @@ class ModelManifest:
     """A complete upload.
 
     Attributes:
-        name: What the model was called.
-        sha256: Of all names and contents.
-        num_weights: Numbers in all tensors.
-        weight_types: Their types, as safetensors calls them: ``F16`` as a rule.
-        bytes_by_name: The model's files, also where they were put into one archive.
-        is_tar: They were.
+        name: The model's name.
+        sha256: SHA-256 of all names and contents.
+        num_weights: How many numbers all tensors have.
+        weight_types: The numbers' types as safetensors calls them, usually ``F16``.
+        bytes_by_name: The sizes of the model's files, also where they were put into one archive.
+        is_tar: Whether they were put into one archive.
     """
 
     name: str
@@ -37,11 +37,11 @@ class ModelManifest:
 
     @property
     def num_bytes(self) -> int:
-        """Of all files."""
+        """The size of all files."""
         return sum(self.bytes_by_name.values())
 
     def to_bytes(self) -> bytes:
-        """The object's body: the same manifest gives the same bytes."""
+        """The object's body; the same manifest gives the same bytes."""
         content = {
             "format": _FORMAT,
             "name": self.name,
@@ -63,7 +63,7 @@ def of_files(
 
 
 def read(aws: Aws, model_data: S3Url) -> ModelManifest | None:
-    """The manifest of an upload; None if it is not complete, or `upload-model` did not make it.
+    """Read an upload's manifest; None if the upload is not complete, or `upload-model` did not make it.
 
     Args:
         aws: The account.

@@ -1,4 +1,4 @@
-"""From what the user named to a model directory that can go up: fetched, checked, converted if need be."""
+"""Turns what the user named into a model directory to upload: fetches, checks, and converts if needed."""
 
 import contextlib
 import functools
@@ -25,9 +25,9 @@ class ModelSpec:
 
     Attributes:
         source: A directory, or a repository of the hub.
-        revision: Of that repository; None for its usual one.
-        keep_dtype: Weights keep their type.
-        shard_bytes: Size of converted files.
+        revision: The repository's revision; None for its usual one.
+        keep_dtype: Whether weights keep their type.
+        shard_bytes: The largest size of converted files.
         work_dir: Where converted files go.
     """
 
@@ -40,7 +40,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Unprepared:
-    """What a dry run leaves undone, so that nothing more can be said.
+    """What a dry run leaves undone, after which nothing more can be said.
 
     Attributes:
         steps: What would be done, a sentence each.
@@ -50,11 +50,11 @@ class Unprepared:
 
 
 def prepare(wanted: ModelSpec, name: str, console: Console, dry_run: bool) -> Checkpoint | Unprepared:
-    """Fetch, check and convert.
+    """Fetch, check and convert a model.
 
     Args:
         wanted: The model.
-        name: For the directory of converted files.
+        name: Part of the name of the directory of converted files.
         console: Where progress is shown.
         dry_run: Fetch and convert nothing.
 
@@ -62,7 +62,7 @@ def prepare(wanted: ModelSpec, name: str, console: Console, dry_run: bool) -> Ch
         A whole model in safetensors.
 
     Raises:
-        CommandError: There is none, it is broken, no GPT-J, or cannot be fetched or converted.
+        CommandError: There is no model, it is broken, it is no GPT-J, or it cannot be fetched or converted.
         OSError: Something cannot be read or written.
     """
     try:
@@ -76,7 +76,7 @@ def prepare(wanted: ModelSpec, name: str, console: Console, dry_run: bool) -> Ch
         Tokenizer.load(checkpoint.directory)
         why = needs_conversion(checkpoint, wanted.keep_dtype, wanted.shard_bytes)
         return checkpoint if why is None else _converted(checkpoint, why, wanted, name, console, dry_run)
-    except StartupError as error:  # what serving says of a model that it would not start with
+    except StartupError as error:  # this is what serving says of a model that it would not start with
         raise CommandError(str(error)) from error
 
 
@@ -84,9 +84,9 @@ def needs_conversion(checkpoint: Checkpoint, keep_dtype: bool, shard_bytes: int)
     """Why a checkpoint cannot go up as it is; None if it can.
 
     Args:
-        checkpoint: It.
-        keep_dtype: Weights that are not float16 stay what they are.
-        shard_bytes: A single file of more than this is split.
+        checkpoint: The checkpoint.
+        keep_dtype: Whether weights that are not float16 keep their type.
+        shard_bytes: A single file that is larger is split.
     """
     if checkpoint.files.format != SAFETENSORS:
         return "the weights are a pickle"
@@ -121,7 +121,8 @@ def _from_hub(wanted: ModelSpec, console: Console, dry_run: bool) -> Path | Unpr
 def _converted(
     checkpoint: Checkpoint, why: str, wanted: ModelSpec, name: str, console: Console, dry_run: bool
 ) -> Checkpoint | Unprepared:
-    from gptj_serve.aws.model import conversion  # with PyTorch, which whoever only uploads need not wait for
+    # this imports PyTorch, which is not needed for an upload alone
+    from gptj_serve.aws.model import conversion
 
     directory = wanted.work_dir / f"{name}-{_identity(checkpoint, wanted)}"
     keep, shard_bytes = wanted.keep_dtype, wanted.shard_bytes
@@ -138,7 +139,7 @@ def _converted(
 
 
 def _identity(checkpoint: Checkpoint, wanted: ModelSpec) -> str:
-    """Differs wherever the converted files would."""
+    """A string that differs wherever the converted files would."""
     files = sorted(path for path in checkpoint.directory.iterdir() if path.is_file())
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     content = [str(checkpoint.directory.resolve()), facts, wanted.keep_dtype, wanted.shard_bytes]

@@ -22,13 +22,13 @@ _SHARDS = ("model-*.safetensors", "pytorch_model-*.bin")
 
 @dataclass(frozen=True, slots=True)
 class HubSnapshot:
-    """What a download consists of.
+    """The files of a repository at a commit.
 
     Attributes:
         repository: For example ``EleutherAI/gpt-j-6b``.
-        revision: What was asked for, a branch for example.
-        commit: What it is at the moment.
-        bytes_by_name: The files that serving needs.
+        revision: The revision that was asked for, for example a branch.
+        commit: The commit that the revision is at the moment.
+        bytes_by_name: The sizes of the files that serving needs.
     """
 
     repository: str
@@ -38,7 +38,7 @@ class HubSnapshot:
 
     @property
     def num_bytes(self) -> int:
-        """Of all files."""
+        """The size of all files."""
         return sum(self.bytes_by_name.values())
 
 
@@ -100,10 +100,10 @@ def find_snapshot(repository: str, revision: str) -> HubSnapshot | None:
 
 
 def download(snapshot: HubSnapshot, console: Console) -> Path:
-    """Fetch a snapshot into the hub's usual cache; what is there already is kept.
+    """Fetch a snapshot into the hub's usual cache; files that are there already are kept.
 
     Returns:
-        Its directory.
+        The snapshot's directory.
 
     Raises:
         CommandError: The hub refuses, or cannot be reached any more.
@@ -125,14 +125,14 @@ def download(snapshot: HubSnapshot, console: Console) -> Path:
 
 
 def _fetch(snapshot: HubSnapshot, name: str, add: Callable[[int], None]) -> Path:
-    """Fetch one file; in this thread, since Ctrl-C has to wait for the hub's own threads."""
+    """Fetch a file in this thread, because Ctrl-C would have to wait for the hub's own threads."""
     from huggingface_hub import hf_hub_download
     from tqdm import tqdm
 
     num_told = 0
 
     class Counter(tqdm):  # type: ignore[misc]  # tqdm has no types
-        """Shows nothing, but passes on what arrives."""
+        """Shows nothing, but counts the bytes that arrive."""
 
         def __init__(self, *arguments: Any, initial: int = 0, **named: Any) -> None:
             super().__init__(*arguments, **{**named, "disable": True})
@@ -143,14 +143,14 @@ def _fetch(snapshot: HubSnapshot, name: str, add: Callable[[int], None]) -> Path
             num_told += int(n or 0)
             add(int(n or 0))
 
-    # by the revision's name, so that it is found again without a network
+    # it is fetched by the revision's name, so that it is found again without a network
     path = hf_hub_download(snapshot.repository, name, revision=snapshot.revision, tqdm_class=Counter)
-    add(snapshot.bytes_by_name[name] - num_told)  # what was there already
+    add(snapshot.bytes_by_name[name] - num_told)  # the file was there already
     return Path(path)
 
 
 def downloaded_before(repository: str, revision: str) -> Path | None:
-    """The directory of a snapshot in the hub's cache, without asking the hub; None if there is none."""
+    """The directory of a snapshot in the hub's cache; None if it is not there. The hub is not asked."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -164,7 +164,7 @@ def downloaded_before(repository: str, revision: str) -> Path | None:
 
 
 def unreachable(repository: str, revision: str, why: str = "") -> CommandError:
-    """There is no way to the hub from here."""
+    """The error for a hub that cannot be reached from here."""
     name = model_name(repository, None)
     return CommandError(
         f"the Hugging Face Hub cannot be reached from here{f' ({why})' if why else ''}",
@@ -174,11 +174,11 @@ def unreachable(repository: str, revision: str, why: str = "") -> CommandError:
 
 
 class _Unreachable(Exception):
-    """Nothing answered."""
+    """Nothing answered at the hub's address."""
 
 
 def _wanted(names: Sequence[str]) -> list[str]:
-    """The files that serving needs: of several formats of weights the first that is there."""
+    """The files that serving needs; of several formats of weights, the first that exists."""
     beside = [name for name in BESIDE_THE_WEIGHTS if name in names]
     first = next((name for name in NAMES if name in names), None)
     if first is None:
@@ -192,7 +192,7 @@ def _wanted(names: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _explained(repository: str, revision: str) -> Iterator[None]:
-    """Say in plain words what the hub's client raises."""
+    """Turn what the hub's client raises into plain words."""
     import httpx
     from huggingface_hub import errors
 

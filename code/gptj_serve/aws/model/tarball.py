@@ -1,4 +1,4 @@
-"""``model.tar.gz``: the same model gives the same archive, byte for byte (of one version of zlib)."""
+"""Writes ``model.tar.gz``. The same model gives the same bytes with the same version of zlib."""
 
 import gzip
 import os
@@ -14,17 +14,17 @@ from gptj_serve.aws.model.files import ModelFile
 
 NAME = "model.tar.gz"
 LEVEL = 0
-"""Of gzip: stored as it is. Level 1 makes weights 7 % smaller, but packs 34 MB/s on one core instead of 452,
-and each new instance would unpack 172 MB/s instead of 565."""
+"""The gzip level 0 stores files as they are. Level 1 makes weights 7 % smaller, but packs 34 MB/s on one core
+instead of 452, and each new instance would unpack 172 MB/s instead of 565."""
 
 
 def write(path: Path, files: Sequence[ModelFile], add: Callable[[int], None]) -> None:
-    """Write the archive; under its name it is whole.
+    """Write the archive, which has its name only when it is whole.
 
     Args:
-        path: Where to; its directory is made if need be.
-        files: What goes in, at the archive's top level.
-        add: Told the number of bytes that were packed.
+        path: The archive; its directory is made if needed.
+        files: The files, which are put at the archive's top level.
+        add: Gets the number of bytes that were packed.
 
     Raises:
         CommandError: The disk is too small.
@@ -34,7 +34,7 @@ def write(path: Path, files: Sequence[ModelFile], add: Callable[[int], None]) ->
     _check_room(path.parent, sum(file.num_bytes for file in files))
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as raw:
-        # the header has neither a name nor a time
+        # so that the header has neither a name nor a time
         with gzip.GzipFile("", "wb", LEVEL, raw, mtime=0) as packed, _open(packed) as archive:
             for file in sorted(files, key=lambda one: one.name):
                 _add_file(archive, file, add)
@@ -55,7 +55,7 @@ def _add_file(archive: tarfile.TarFile, file: ModelFile, add: Callable[[int], No
 
 
 class _Counted:
-    """A file that tells how much was read of it."""
+    """A file that counts how much was read of it."""
 
     def __init__(self, file: IO[bytes], add: Callable[[int], None]) -> None:
         self._file, self._add = file, add

@@ -1,7 +1,7 @@
-"""Puts a model's files under one prefix of S3: what is there already stays, and the manifest goes last.
+"""Uploads a model's files to a prefix of S3: what is there already stays, and the manifest comes last.
 
-S3 has whole objects only, and checks each against the CRC-32 of the file that was read before. An object
-that is there counts as the same if its size and the SHA-256 among its metadata are.
+S3 only has whole objects, and checks each against the CRC-32 of the file that was read before. An object that
+exists counts as the same if its size and the SHA-256 in its metadata are the same.
 """
 
 import base64
@@ -26,10 +26,10 @@ from gptj_serve.aws.model import manifest
 from gptj_serve.aws.model.files import ModelFile
 
 SHA256 = "gptj-serve-sha256"
-"""Metadata: of the object's own bytes; of an archive, of all that is in it."""
+"""The name of the metadata with the SHA-256 of the object's bytes, or of everything in an archive."""
 
 PART_BYTES = 64 << 20
-"""Files above this size go up in parts."""
+"""Files above this size are uploaded in parts."""
 _CONNECTIONS = 10
 
 
@@ -38,9 +38,9 @@ class FileUpload:
     """A file and its object.
 
     Attributes:
-        file: What goes up.
-        key: The object's.
-        sha256: What its metadata say.
+        file: The file.
+        key: The object's key.
+        sha256: The SHA-256 in the object's metadata.
     """
 
     file: ModelFile
@@ -54,8 +54,8 @@ class Remote:
 
     Attributes:
         bytes_by_key: Every object's size.
-        sha256_by_key: What our own objects' metadata say.
-        unfinished: Keys and ids of uploads in parts that were broken off.
+        sha256_by_key: The SHA-256 in the metadata of our own objects.
+        unfinished: Keys and ids of interrupted uploads in parts.
     """
 
     bytes_by_key: Mapping[str, int] = field(default_factory=dict)
@@ -63,19 +63,19 @@ class Remote:
     unfinished: Sequence[tuple[str, str]] = ()
 
     def has(self, key: str, sha256: str, num_bytes: int | None) -> bool:
-        """Whether an object is what would be uploaded; sizes are compared if one is given."""
+        """Whether an object is what would be uploaded; sizes are compared if a size is given."""
         same_size = num_bytes is None or self.bytes_by_key.get(key) == num_bytes
         return same_size and self.sha256_by_key.get(key) == sha256
 
 
 @dataclass(frozen=True, slots=True)
 class S3Target:
-    """Where a model goes.
+    """The place that a model is uploaded to.
 
     Attributes:
-        url: The prefix; its key ends with ``/``.
-        extra: Arguments of every call that makes an object (encryption).
-        owner: Arguments of every call.
+        url: The prefix, whose key ends with ``/``.
+        extra: Arguments for every call that makes an object (encryption).
+        owner: Arguments for every call.
     """
 
     url: S3Url
@@ -83,18 +83,18 @@ class S3Target:
     owner: Mapping[str, str]
 
     def call(self, operation: str, note: str = "", **request: Any) -> Action:
-        """A call on the bucket."""
+        """Build a call on the bucket."""
         return Action("s3", operation, {"Bucket": self.url.bucket, **request, **self.owner}, note)
 
 
 @dataclass(frozen=True, slots=True)
 class UploadPlan:
-    """All that has to be done, in this order.
+    """Everything that has to be done, in this order.
 
     Attributes:
         before: Calls that clear the way.
-        uploads: What is missing or differs.
-        after: Calls that take away what does not belong there, and put the manifest there.
+        uploads: Files that are missing or differ.
+        after: Calls that delete what does not belong there, and put the manifest there.
     """
 
     before: Sequence[Action]
@@ -103,18 +103,18 @@ class UploadPlan:
 
     @property
     def num_bytes(self) -> int:
-        """What goes up, without the manifest."""
+        """How many bytes are uploaded, without the manifest."""
         return sum(upload.file.num_bytes for upload in self.uploads)
 
 
 def target(aws: Aws, url: S3Url, kms_key: str | None) -> S3Target:
-    """Where a model goes; with a key of KMS if one is given."""
+    """The place for a model, with a KMS key if one is given."""
     encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
     return S3Target(url, encryption, owner(aws, url.bucket))
 
 
 def look(aws: Aws, place: S3Target) -> Remote:
-    """What is there.
+    """Look at what is under the prefix.
 
     Raises:
         ClientError: AWS refuses to tell.
@@ -133,10 +133,10 @@ def look(aws: Aws, place: S3Target) -> Remote:
 def plan(
     place: S3Target, uploads: Sequence[FileUpload], whole: manifest.ModelManifest, remote: Remote
 ) -> UploadPlan:
-    """What is missing, differs or does not belong there.
+    """Plan what is missing, differs or does not belong there.
 
     Raises:
-        CommandError: Somebody else's objects are under the prefix: SageMaker would download them too.
+        CommandError: Somebody else's objects are under the prefix, which SageMaker would download too.
     """
     manifest_key, body = place.url.key + manifest.NAME, whole.to_bytes()
     is_complete = remote.has(manifest_key, hashlib.sha256(body).hexdigest(), len(body))
@@ -156,7 +156,7 @@ def plan(
 
 
 def upload_actions(place: S3Target, uploads: Sequence[FileUpload]) -> list[Action]:
-    """The calls that uploads consist of, for people: parts are told, not listed."""
+    """The calls of uploads for people to read, in which parts are counted, not listed."""
     actions = []
     for one in uploads:
         num_parts = -(-one.file.num_bytes // PART_BYTES)
@@ -172,12 +172,12 @@ def upload_actions(place: S3Target, uploads: Sequence[FileUpload]) -> list[Actio
 
 
 def apply(aws: Aws, place: S3Target, steps: UploadPlan, console: Console) -> None:
-    """Do what was planned, and show how far it is.
+    """Carry out a plan, and show how far it is.
 
     Raises:
         CommandError: A file changed meanwhile.
         ClientError: AWS refuses.
-        KeyboardInterrupt: Parts that are on their way are given up, and taken away again.
+        KeyboardInterrupt: The upload was interrupted; its parts are deleted again.
     """
     _call(aws, steps.before, console)
     config = TransferConfig(
@@ -234,7 +234,7 @@ def _wait(upload: FileUpload, future: Any) -> None:
 
 
 def _check(aws: Aws, place: S3Target, upload: FileUpload) -> None:
-    """See that the object is the file: stores that are only like S3 may not have looked at the checksum."""
+    """Check that the object is the file, as stores that are only like S3 may have ignored the checksum."""
     answer = aws.client("s3").head_object(
         Bucket=place.url.bucket, Key=upload.key, ChecksumMode="ENABLED", **place.owner
     )
@@ -259,7 +259,7 @@ def _unfinished(s3: Any, place: S3Target) -> list[tuple[str, str]]:
 
 
 def _is_direct(key: str, prefix: str) -> bool:
-    """Whether an object is in the prefix itself: an upload's prefix may lie below another's."""
+    """Whether an object is directly under the prefix, as another upload's prefix may lie below it."""
     return key.startswith(prefix) and "/" not in key[len(prefix) :] and key != prefix
 
 
@@ -278,7 +278,7 @@ def _stale(place: S3Target, wanted: set[str], remote: Remote) -> list[str]:
 
 
 def _comparable_bytes(upload: FileUpload, whole: manifest.ModelManifest) -> int | None:
-    # an archive of the same contents may have another size where zlib is another
+    # with another zlib, an archive of the same contents may have another size
     return None if whole.is_tar else upload.file.num_bytes
 
 

@@ -1,1 +1,1 @@
-"""What ``scripts/deploy`` consists of: checks, requests, and rolling them out."""
+"""The parts of ``scripts/deploy``: its checks, its requests, and the roll-out."""

@@ -1,4 +1,4 @@
-"""What would fail minutes later, found beforehand: instance types, memory, updates that SageMaker refuses."""
+"""Finds beforehand what would fail minutes later: instance types, memory, updates that SageMaker refuses."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ def find_type(name: str, volume_gb: int | None) -> InstanceType:
     """The instance type of a name.
 
     Raises:
-        UsageError: There is none such, it cannot work, or it takes no volume.
+        UsageError: There is no such type, it cannot work, or it takes no volume.
     """
     instance = find_instance(name)
     if instance is None:
@@ -40,7 +40,7 @@ def check_ami(instance: InstanceType, ami: str | None) -> None:
     """Check that an instance type takes a host image.
 
     Raises:
-        UsageError: It has no GPU, and so no choice; or this is no name of one.
+        UsageError: The type has no GPU and so no choice of an image, or the image does not exist.
     """
     if ami is None:
         return
@@ -51,10 +51,10 @@ def check_ami(instance: InstanceType, ami: str | None) -> None:
 
 
 def check_room(instance: InstanceType, max_count: int) -> None:
-    """Check that an endpoint for inference components has GPUs, and one more than a copy takes.
+    """Check that an endpoint for inference components has one GPU more than a copy takes.
 
     Raises:
-        UsageError: It does not.
+        UsageError: It has not.
     """
     if instance.gpu is None:
         raise UsageError(
@@ -70,11 +70,11 @@ def check_room(instance: InstanceType, max_count: int) -> None:
 
 
 def costs(wanted: EndpointSpec, kind: str) -> tuple[str, ...]:
-    """What is to be known before anything that costs is made, a sentence each; nothing if nothing is.
+    """What the user should know before anything that costs is made, a sentence each; may be empty.
 
     Args:
         wanted: The endpoint.
-        kind: Of the `rollout.Rollout`.
+        kind: The kind of the `Rollout`.
     """
     if kind == "none":
         return ()
@@ -95,7 +95,7 @@ def costs(wanted: EndpointSpec, kind: str) -> tuple[str, ...]:
 
 
 def warn(instance: InstanceType, console: Console, *, uses_all_gpus: bool) -> None:
-    """Say what is to be known of an instance type."""
+    """Warn of what the user should know about an instance type."""
     if instance.warning:
         console.progress(f"Warning: {instance.name}: {instance.warning}.")
     if instance.num_gpus > 1 and not uses_all_gpus:
@@ -109,7 +109,7 @@ def check_fit(instance: InstanceType, data: ModelData, settings: Settings) -> No
     """Check that the model fits the GPU.
 
     Raises:
-        CommandError: It does not; says what would.
+        CommandError: It does not; the message says what would.
     """
     config = config_or_default(data)
     context = min(settings.max_context or config.max_positions, config.max_positions)
@@ -119,14 +119,14 @@ def check_fit(instance: InstanceType, data: ModelData, settings: Settings) -> No
 
 
 def check_alarms(name: str, alarms: Iterable[Mapping[str, Any]]) -> None:
-    """Check that nothing would call an update off at once.
+    """Check that no alarm would roll an update back at once.
 
     Args:
-        name: The endpoint's.
-        alarms: Its alarms.
+        name: The endpoint's name.
+        alarms: The endpoint's alarms.
 
     Raises:
-        CommandError: One is in alarm.
+        CommandError: An alarm has gone off.
     """
     raised = [one["AlarmName"] for one in our_alarms(name, alarms) if one.get("StateValue") == "ALARM"]
     if raised:
@@ -140,12 +140,12 @@ def check_update(aws: Aws, wanted: EndpointSpec, current: Mapping[str, Any] | No
     """Check that SageMaker can update the endpoint as it is to what is wanted.
 
     Args:
-        aws: Where.
-        wanted: The endpoint as it shall be.
-        current: Its present configuration; None if that is gone.
+        aws: The account and region.
+        wanted: The endpoint as it is wanted.
+        current: The endpoint's present configuration; None if that is gone.
 
     Raises:
-        CommandError: It cannot; says what to do.
+        CommandError: It cannot; the message says what to do.
     """
     if current is None:
         return
@@ -169,7 +169,7 @@ def check_traffic(update: EndpointUpdate) -> None:
     """Check that an endpoint's instances can be divided.
 
     Raises:
-        UsageError: A canary is asked for, and there is but one.
+        UsageError: A canary is asked for, and there is only one instance.
     """
     if update.traffic == "canary" and not update.is_canary:
         raise UsageError("--traffic canary: the endpoint has one instance by now, which cannot be divided")

@@ -1,4 +1,4 @@
-"""One run of ``scripts/deploy``: its options become an `EndpointSpec`, and that becomes goals."""
+"""One run of ``scripts/deploy``: turns its options into an `EndpointSpec`, and that into goals."""
 
 import argparse
 from collections.abc import Mapping
@@ -33,9 +33,9 @@ class Deployment:
     Attributes:
         arguments: The parsed command line.
         console: Where to show what happens.
-        aws: Where.
+        aws: The account and region.
         spec: The endpoint as its user wants it.
-        waiter: Watches it from the beginning of the run on.
+        waiter: Watches the endpoint from the beginning of the run on.
     """
 
     arguments: argparse.Namespace
@@ -46,7 +46,7 @@ class Deployment:
 
     @property
     def roller(self) -> Roller:
-        """What makes the calls."""
+        """The roller that makes the calls."""
         return Roller(
             self.aws,
             self.spec.name,
@@ -58,16 +58,16 @@ class Deployment:
 
     @property
     def alarms(self) -> tuple[str, ...]:
-        """Names of the alarms that call updates off."""
+        """The names of the alarms that roll updates back."""
         if self.arguments.no_alarms:
             return ()
         latency_s = options.latency_s(self.arguments)
         return alarm_names(self.spec.name, latency_s, has_streams=self.spec.has_streams)
 
     def find_settled(self) -> tuple[Resources, list[str]]:
-        """What there is when the endpoint does nothing by itself any more, and what has to be waited for.
+        """Wait until the endpoint has settled; returns what exists then.
 
-        A dry run does not wait: it takes what the endpoint does now for done.
+        A dry run does not wait: it assumes that what the endpoint does now ends well.
 
         Raises:
             CommandError: Somebody else made the endpoint.
@@ -92,11 +92,11 @@ class Deployment:
         """How the endpoint is changed.
 
         Args:
-            endpoint: As it is, None if there is none.
-            current: Its present configuration, None if there is none.
+            endpoint: The endpoint as it is; None if there is none.
+            current: The endpoint's present configuration; None if there is none.
         """
         spec = self.spec
-        # scaling may have changed the number since; another --count is an order to change it
+        # scaling may have changed the number meanwhile, but another --count is an order to change it
         keeps_count = _initial_count(current) == spec.num_instances
         num_instances = requests.num_desired(endpoint, spec.num_instances)
         return EndpointUpdate(
@@ -108,10 +108,10 @@ class Deployment:
         )
 
     def endpoint_goal(self, update: EndpointUpdate) -> EndpointGoal:
-        """The endpoint as it shall be."""
+        """The endpoint as it is wanted."""
         spec = self.spec
         model = requests.model_action(spec)
-        model_name = model.request["ModelName"]  # ends with a hash of all the rest
+        model_name = model.request["ModelName"]  # the name ends with a hash of the rest of the request
         config = requests.config_action(spec, model_name)
         config_name = config.request["EndpointConfigName"]
         dimensions = of_component(spec.name) if spec.is_pool else of_variant(spec.name)
@@ -125,7 +125,7 @@ class Deployment:
             config=config,
             create=requests.endpoint_action(spec, config_name),
             update=requests.update_action(spec.name, config_name, update),
-            alarms=dict(zip(self.alarms, alarms, strict=False)),  # none with --no-alarms
+            alarms=dict(zip(self.alarms, alarms, strict=False)),  # there are none with --no-alarms
             role=self._role() if self.arguments.create_role else None,
         )
 
@@ -135,10 +135,10 @@ class Deployment:
         return plan_role(aws, self.spec.name, execution_policy(scope))
 
     def component_goal(self, model_name: str) -> ComponentGoal:
-        """The component on it as it shall be.
+        """The endpoint's component as it is wanted.
 
         Args:
-            model_name: Of the endpoint's model.
+            model_name: The name of the endpoint's model.
         """
         update = ComponentUpdate(
             traffic=self.arguments.traffic,
@@ -152,10 +152,10 @@ class Deployment:
 
 
 def begin(arguments: argparse.Namespace, console: Console) -> Deployment:
-    """Check all that can be known beforehand, what needs no AWS first.
+    """Check all that can be checked beforehand, and first what needs no AWS.
 
     Raises:
-        CommandError: Something is wrong with it.
+        CommandError: Something cannot work.
     """
     requests.check_name(arguments.name)
     options.check(arguments)
@@ -201,12 +201,12 @@ def check_pool(goal: EndpointGoal, endpoint: Description | None, current: Descri
     """Check that an endpoint that exists can host the component.
 
     Args:
-        goal: The endpoint as it shall be.
-        endpoint: As it is, None if there is none.
-        current: Its present configuration, None if there is none.
+        goal: The endpoint as it is wanted.
+        endpoint: The endpoint as it is; None if there is none.
+        current: The endpoint's present configuration; None if there is none.
 
     Raises:
-        CommandError: It is of another kind, or has other instances.
+        CommandError: The endpoint is of another kind or has other instances.
     """
     if ENDPOINT.status(endpoint) not in ("InService", "UpdateRollbackFailed"):
         return

@@ -1,4 +1,4 @@
-"""The environment variables of an endpoint's container, checked as the service itself will check them."""
+"""Makes the environment of an endpoint's container, checked as the service itself will check it."""
 
 import re
 from collections.abc import Sequence
@@ -8,24 +8,24 @@ from gptj_serve.errors import StartupError
 from gptj_serve.settings import Settings
 
 DEFAULTS = {
-    # the front that streams, notices clients that left, and has /metrics, which SageMaker reads
+    # this front streams, notices clients that left, and has /metrics, which SageMaker reads
     "GPTJ_FRONT": "http",
     "TENSOR_PARALLEL_DEGREE": "1",
 }
 
 ASYNC_TIMEOUT_S = "890"
-"""SageMaker gives an asynchronous request 15 minutes unless its client says otherwise."""
+"""It is below the 15 minutes that SageMaker gives an asynchronous request by default."""
 
 
 def container_environment(assignments: Sequence[str], *, is_async: bool) -> tuple[dict[str, str], Settings]:
-    """The container's variables, and what the service makes of them.
+    """The container's variables, and the settings that the service makes of them.
 
     Args:
-        assignments: "NAME=VALUE" each, from ``--env``.
-        is_async: The endpoint is asynchronous.
+        assignments: The values of ``--env``, "NAME=VALUE" each.
+        is_async: Whether the endpoint is asynchronous.
 
     Raises:
-        UsageError: One is malformed, unknown, out of range, or cannot work on SageMaker.
+        UsageError: A variable is malformed, unknown, out of range, or cannot work on SageMaker.
     """
     chosen = DEFAULTS | ({"GPTJ_REQUEST_TIMEOUT_S": ASYNC_TIMEOUT_S} if is_async else {})
     for assignment in assignments:

@@ -1,4 +1,4 @@
-"""Why an endpoint, or the component on it, did not come up: reason, remedy, the container's last words."""
+"""Explains why an endpoint or its component did not come up: reason, remedy, the container's last lines."""
 
 from dataclasses import dataclass
 
@@ -31,11 +31,11 @@ _HINTS = (
 
 
 class StartFailed(Exception):
-    """An endpoint or a component did not come up, or its update was called off.
+    """An endpoint or a component did not come up, or its update was rolled back.
 
     Args:
-        kind: Which of the two.
-        found: Its description, None if it is gone.
+        kind: Whether it is an endpoint or a component.
+        found: Its description; None if it is gone.
     """
 
     def __init__(self, kind: Kind, found: Description | None) -> None:
@@ -45,13 +45,13 @@ class StartFailed(Exception):
 
 
 def has_no_capacity(found: Description) -> bool:
-    """Whether one failed because AWS had no instance."""
+    """Whether it failed because AWS had no instance."""
     reason = str(found.get("FailureReason", ""))
     return "InsufficientInstanceCapacity" in reason or "insufficient capacity" in reason.lower()
 
 
 def explain(aws: Aws, wanted: EndpointSpec, failed: StartFailed) -> CommandError:
-    """The reason, what to do, and the container's last words; asks for them, so call it before undoing."""
+    """The reason, the remedy and the container's last lines, which are asked for: call it before undoing."""
     kind, subject = failed.kind, f"{failed.kind.noun}{wanted.name}"
     if failed.found is None:
         return CommandError(f"{subject} was deleted by somebody else meanwhile")
@@ -74,7 +74,7 @@ def _advice(aws: Aws, wanted: EndpointSpec, reason: str, group: str) -> str:
 
 
 def _other_host(wanted: EndpointSpec) -> str:
-    """What to try when a container could not even write a line: the host's driver may not go with it."""
+    """What to try when a container wrote no line at all: the host's driver may be too old for it."""
     if wanted.ami is None:
         return ""
     other = next_ami(wanted.instance, wanted.ami)
@@ -95,8 +95,8 @@ class _Log:
     """The end of a container's log.
 
     Attributes:
-        lines: Its last lines, or one that says why there are none.
-        is_empty: It wrote nothing.
+        lines: The log's last lines, or one that says why there are none.
+        is_empty: Whether the container wrote nothing.
     """
 
     lines: tuple[str, ...]
@@ -104,7 +104,7 @@ class _Log:
 
 
 def _read_log(aws: Aws, group: str) -> _Log:
-    """The last lines in a container's log group."""
+    """Read the last lines of a container's log group."""
     logs = aws.client("logs")
     try:
         answer = logs.describe_log_streams(

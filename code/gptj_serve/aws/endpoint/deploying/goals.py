@@ -1,7 +1,7 @@
-"""An endpoint, and the component on it, as they shall be; and the calls that lead there from what exists.
+"""An endpoint and its component as they are wanted, and the calls that lead there from what exists.
 
-Every step is one call whose effect can be seen afterwards, and the plan is made from what can be seen. So
-whatever an interrupted run has left, the next one goes on from there; what ends up unused is taken away.
+Every step is one call whose effect can be seen afterwards, and the plan is made from what can be seen. So a
+run can resume from whatever an interrupted one has left; what is not used in the end is deleted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,15 @@ from gptj_serve.aws.iam.roles import RoleChange
 
 @dataclass(frozen=True, slots=True)
 class EndpointGoal:
-    """The endpoint as it shall be, and the calls that would make everything from nothing.
+    """The endpoint as it is wanted, and the calls that would make everything from nothing.
 
     Attributes:
-        name: Of the endpoint.
-        model_name, config_name: Of its model and its configuration.
-        model, config: Make these two.
-        create, update: Make the endpoint, or move it to the configuration.
-        alarms: Make the alarms, by their names.
-        role: Makes or completes the execution role; None if that is not ours.
+        name: The endpoint's name.
+        model_name, config_name: The names of its model and its configuration.
+        model, config: The calls that make these two.
+        create, update: The calls that make the endpoint, or move it to the configuration.
+        alarms: The calls that make the alarms, by the alarms' names.
+        role: The calls that make or complete the execution role; None if that is not ours.
     """
 
     name: str
@@ -43,25 +43,25 @@ class EndpointGoal:
 
     @property
     def delete(self) -> Action:
-        """The call that takes one away that failed."""
+        """The call that deletes an endpoint that failed."""
         note = "it has failed, and cannot be mended"
         return Action("sagemaker", "delete_endpoint", {"EndpointName": self.name}, note)
 
     def is_reached(self, found: Description) -> bool:
-        """Whether the endpoint that was found is as it shall be."""
+        """Whether the endpoint that was found is as it is wanted."""
         status = found["EndpointStatus"]
         return bool(status == "InService" and found["EndpointConfigName"] == self.config_name)
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What is to be done now.
+    """The calls that are to be made now.
 
     Attributes:
         kind: "create", "recreate", "update" or "none".
-        prepare: Costs nothing and changes nothing that serves.
-        switch: The endpoint itself; waited for after each.
-        tidy: Takes away what is not used any more.
+        prepare: Calls that cost nothing and change nothing that serves.
+        switch: Calls that change the endpoint itself; it is waited for after each.
+        tidy: Calls that delete what is not used any more.
     """
 
     kind: str
@@ -71,12 +71,12 @@ class Rollout:
 
     @property
     def actions(self) -> tuple[Action, ...]:
-        """All of it, in order."""
+        """All calls, in order."""
         return self.prepare + self.switch + self.tidy
 
 
 def plan_rollout(goal: EndpointGoal, found: Resources) -> Rollout:
-    """Compare what is wanted with what exists; the endpoint has settled."""
+    """Compare what is wanted with what exists once the endpoint has settled."""
     prepare = list(goal.role.actions) if goal.role else []
     if goal.model_name not in found.models:
         prepare.append(goal.model)
@@ -99,7 +99,7 @@ def _switch(goal: EndpointGoal, endpoint: Description | None) -> tuple[str, tupl
 def tidy_actions(
     name: str, found: Resources, config: str | None, model: str | None, alarms: Sequence[str]
 ) -> list[Action]:
-    """The calls that take away what belongs to an endpoint and is none of these."""
+    """The calls that delete what belongs to an endpoint and is none of these."""
     why = "not used any more"
     actions = [
         Action("sagemaker", "delete_endpoint_config", {"EndpointConfigName": one}, why)
@@ -117,14 +117,14 @@ def tidy_actions(
 
 @dataclass(frozen=True, slots=True)
 class ComponentUpdate:
-    """How a component that serves is changed: new copies beside old ones, some at a time.
+    """How a component that serves is changed: new copies come up beside old ones, some at a time.
 
     Attributes:
         traffic: One of `requests.TRAFFIC`: a tenth of the copies at a time with "canary", else half of them,
             which is the most that SageMaker takes.
         bake_s: How long new copies are watched before the next ones come, 0..3600.
-        alarms: Names of the alarms that call it off.
-        most: Copies that the instances have GPUs for, the old ones included.
+        alarms: Names of the alarms that roll it back.
+        most: How many copies the instances have GPUs for, the old ones included.
     """
 
     traffic: str
@@ -136,11 +136,11 @@ class ComponentUpdate:
         """The update's ``DeploymentConfig``.
 
         Args:
-            name: The component's.
-            num_copies: Copies that there are by now, from 0.
+            name: The component's name.
+            num_copies: How many copies there are by now, from 0.
 
         Raises:
-            CommandError: They leave no GPU free.
+            CommandError: The copies leave no GPU free.
         """
         if num_copies >= self.most:
             raise CommandError(
@@ -161,13 +161,13 @@ class ComponentUpdate:
 
 @dataclass(frozen=True, slots=True)
 class ComponentGoal:
-    """The component as it shall be.
+    """The component as it is wanted.
 
     Attributes:
-        name: The endpoint's, and the component's.
-        specification: What it runs.
+        name: The name of the endpoint and of the component.
+        specification: What the component runs.
         create: The call that makes it from nothing.
-        update: How one that is there gets so.
+        update: How an existing component is changed.
     """
 
     name: str
@@ -178,23 +178,23 @@ class ComponentGoal:
 
     @property
     def delete(self) -> Action:
-        """The call that takes it away."""
+        """The call that deletes it."""
         request = {"InferenceComponentName": self.name}
         return Action("sagemaker", "delete_inference_component", request, "component")
 
     def is_reached(self, found: Description) -> bool:
-        """Whether the component that was found is as it shall be."""
+        """Whether the component that was found is as it is wanted."""
         return COMPONENT.status(found) == "InService" and self._runs_in(found)
 
     def _runs_in(self, found: Description) -> bool:
         return contains(found["Specification"], self.specification)
 
     def plan(self, found: Description | None, *, endpoint_is_new: bool) -> list[Action]:
-        """The calls that lead there from what exists; it has settled.
+        """The calls that lead there from what exists, once the component has settled.
 
         Args:
-            found: The component, None if there is none.
-            endpoint_is_new: It belongs to an endpoint that is no more.
+            found: The component; None if there is none.
+            endpoint_is_new: The component belongs to an endpoint that does not exist any more.
 
         Raises:
             CommandError: There is no room for an update.

@@ -32,11 +32,11 @@ scripts/deploy --print-iam deploy
 """
 
 MAX_COUNT = 4
-"""Instances at most of an endpoint that may have none, unless its user says otherwise."""
+"""How many instances an endpoint that may have none has at most, unless its user says otherwise."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser."""
+    """The parser of the command line."""
     made = make_parser("deploy", DESCRIPTION, EXAMPLES)
     made.add_argument(
         "name", nargs="?", default="gpt-j", metavar="NAME", help="the endpoint's (default: gpt-j)"
@@ -175,7 +175,7 @@ def _add_update(group: argparse._ArgumentGroup) -> None:
 
 
 def latency_s(arguments: argparse.Namespace) -> float:
-    """What the slowest hundredth of the answers may take in an update, 0 for no limit."""
+    """How many seconds the slowest hundredth of the answers may take in an update; 0 for no limit."""
     if arguments.rollback_latency_s is not None:
         return float(arguments.rollback_latency_s)
     # an asynchronous request may take 15 minutes
@@ -188,10 +188,10 @@ def max_count(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """What can be said of the options without asking AWS.
+    """Check the options, as far as that goes without asking AWS.
 
     Raises:
-        UsageError: One is missing, or does not go with another.
+        UsageError: An option is missing, or does not go with another.
     """
     for option in ("image", "model_data"):
         if not getattr(arguments, option):

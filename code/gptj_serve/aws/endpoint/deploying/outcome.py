@@ -1,4 +1,4 @@
-"""What ``scripts/deploy`` shows: its plan, or what came out of it."""
+"""Shows the plan of ``scripts/deploy``, or its result."""
 
 from gptj_serve.aws.common.plan import show, validate
 from gptj_serve.aws.endpoint.deploying import options
@@ -29,13 +29,13 @@ def show_plan(made: Deployment, rollout: Rollout, waits: list[str]) -> None:
 
 
 def show_end(made: Deployment, kind: str, goal: EndpointGoal, endpoint: Description) -> None:
-    """Show what there is now.
+    """Show what exists now.
 
     Args:
         made: The run.
-        kind: What was done, as `Rollout.kind` says it.
-        goal: What was reached.
-        endpoint: Its description.
+        kind: What was done, as in `Rollout.kind`.
+        goal: The goal that was reached.
+        endpoint: The endpoint's description.
     """
     spec = made.spec
     variants = endpoint.get("ProductionVariants") or [{}]

@@ -1,7 +1,7 @@
-"""The calls that make an endpoint, as data. Nothing here asks AWS.
+"""Builds the calls that make an endpoint, as data, without asking AWS.
 
 Models and configurations are named after a hash of their whole request: the same arguments give the same
-names, so that whatever is there already under that name is what is wanted.
+names, so what exists under such a name is what is wanted.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ from gptj_serve.aws.machines.instances import InstanceType
 from gptj_serve.aws.model.in_s3 import ModelData
 
 DATA_TAG = "gptj-serve:model-data"
-"""Tag with a fingerprint of the model's files: new files at the same address make another model."""
+"""The tag with a fingerprint of the model's files, because new files at an address make another model."""
 
 TRAFFIC = ("auto", "canary", "all-at-once")
 
 COPY_MEMORY_MB = 1024
-"""Memory of the instance that a copy reserves. It is no limit: a copy may use more. Small, because an
-instance offers much less than it has, and refuses a copy whose reservation does not fit."""
+"""Memory of the instance that a copy reserves; it may use more. It is small, because an instance offers much
+less memory than it has, and refuses a copy whose reservation does not fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,24 +34,24 @@ class EndpointSpec:
     """An endpoint as its user wants it.
 
     Attributes:
-        name: Of the endpoint.
-        image: Address with digest.
+        name: The endpoint's name.
+        image: The image's address with its digest.
         data: The model's files.
-        instance: Their type.
-        num_instances: Their number at first.
+        instance: The type of the instances.
+        num_instances: How many instances there are at first.
         role_arn: The execution role.
         environment: The container's variables.
-        has_metrics: The container has Prometheus metrics.
-        tags: The user's own.
-        volume_gb: Disk of each instance; None for SageMaker's choice or the type's own.
-        download_timeout_s, startup_timeout_s: None to go by the model's size.
+        has_metrics: Whether the container has Prometheus metrics.
+        tags: The user's own tags.
+        volume_gb: Size of each instance's disk; None for SageMaker's choice or the type's own disk.
+        download_timeout_s, startup_timeout_s: None chooses them by the model's size.
         async_output: S3 prefix for answers; None for a real-time endpoint.
-        async_concurrency: Requests that an instance of an asynchronous endpoint gets at once.
+        async_concurrency: How many requests an instance of an asynchronous endpoint gets at once.
         subnets, security_groups: The network; both or neither.
-        is_isolated: The container has no network.
+        is_isolated: Whether the container has no network.
         inference_ami: Host image; None for the one that goes with the instance type.
-        max_instances: At most; the endpoint is a pool of them, at least none, and the model an inference
-            component on it. None for an endpoint that has the model itself.
+        max_instances: The most instances of a pool, which may have none, and on which the model is an
+            inference component. None for an endpoint that has the model itself.
 
     Raises:
         ValueError: A pool cannot be asynchronous.
@@ -90,7 +90,7 @@ class EndpointSpec:
 
     @property
     def all_tags(self) -> list[dict[str, str]]:
-        """The user's tags, and the one that says whose all of it is."""
+        """The user's tags, and the tag that says which endpoint everything belongs to."""
         return to_list({**self.tags, TAG: self.name})
 
     @property
@@ -100,7 +100,7 @@ class EndpointSpec:
 
     @property
     def has_streams(self) -> bool:
-        """Whether clients can have streams: the front with metrics has them, on real-time endpoints."""
+        """Whether clients can have streams: the front with metrics has them on real-time endpoints."""
         return self.has_metrics and not self.async_output
 
 
@@ -110,10 +110,10 @@ class EndpointUpdate:
 
     Attributes:
         traffic: One of `TRAFFIC`.
-        bake_s: How long the new instances are watched before the old ones go, 0..3600.
-        alarms: Names of the alarms that call it off.
-        num_instances: That serve afterwards, from 0.
-        keeps_count: The number of instances stays what scaling made it.
+        bake_s: How many seconds the new instances are watched before the old ones end, 0..3600.
+        alarms: Names of the alarms that roll it back.
+        num_instances: How many instances serve afterwards, from 0.
+        keeps_count: Whether the number of instances stays what scaling made it.
     """
 
     traffic: str
@@ -129,10 +129,10 @@ class EndpointUpdate:
 
 
 def check_name(name: str) -> str:
-    """An endpoint's name as it is.
+    """Check an endpoint's name; returns it.
 
     Raises:
-        UsageError: SageMaker would not take it, or what is named after it.
+        UsageError: SageMaker would refuse the name, or a name that is derived from it.
     """
     if len(name) > MAX_NAME or not re.fullmatch(r"[a-z0-9](-?[a-z0-9])*", name):
         raise UsageError(
@@ -170,7 +170,7 @@ def config_action(wanted: EndpointSpec, model: str) -> Action:
 
     Args:
         wanted: The endpoint.
-        model: Name of its model; a pool's configuration has none.
+        model: Name of the endpoint's model; a pool's configuration has none.
     """
     request: dict[str, Any] = {
         "ProductionVariants": [_variant(wanted, model)],
@@ -182,7 +182,7 @@ def config_action(wanted: EndpointSpec, model: str) -> Action:
         "Tags": wanted.all_tags,
     }
     if wanted.is_pool:
-        # these are the model's, but SageMaker wants to know them before there is any
+        # these belong to the model, but SageMaker wants them before there is one
         request["ExecutionRoleArn"] = wanted.role_arn
         request["EnableNetworkIsolation"] = wanted.is_isolated
         request |= _network(wanted)
@@ -212,13 +212,13 @@ def endpoint_action(wanted: EndpointSpec, config: str) -> Action:
 def component_specification(
     wanted: EndpointSpec, model: str, *, num_gpus: int = 1, memory_mb: int = COPY_MEMORY_MB
 ) -> dict[str, Any]:
-    """What a copy of the model on a pool runs, and what it takes.
+    """What a copy of the model on a pool runs, and what it reserves.
 
     Args:
         wanted: The endpoint.
-        model: Name of its model.
-        num_gpus: GPUs a copy has to itself: the service's TENSOR_PARALLEL_DEGREE.
-        memory_mb: Memory of the instance reserved for a copy, at least 128.
+        model: Name of the endpoint's model.
+        num_gpus: How many GPUs a copy has to itself: the service's TENSOR_PARALLEL_DEGREE.
+        memory_mb: How much memory of the instance a copy reserves, at least 128.
     """
     needs = {"NumberOfAcceleratorDevicesRequired": num_gpus, "MinMemoryRequiredInMb": memory_mb}
     return {
@@ -229,7 +229,7 @@ def component_specification(
 
 
 def component_action(wanted: EndpointSpec, specification: Mapping[str, Any]) -> Action:
-    """The call that puts one copy on a pool, as an inference component of the endpoint's name."""
+    """The call that puts a copy on a pool, as an inference component with the endpoint's name."""
     request = {
         "InferenceComponentName": wanted.name,
         "EndpointName": wanted.name,
@@ -242,7 +242,7 @@ def component_action(wanted: EndpointSpec, specification: Mapping[str, Any]) -> 
 
 
 def num_desired(endpoint: Mapping[str, Any] | None, at_first: int) -> int:
-    """How many instances an endpoint has by now, as far as AWS says."""
+    """How many instances an endpoint is meant to have by now, as far as AWS says."""
     variants = (endpoint or {}).get("ProductionVariants") or [{}]
     return int(variants[0].get("DesiredInstanceCount", at_first))
 
@@ -313,7 +313,8 @@ def _network(wanted: EndpointSpec) -> dict[str, Any]:
 
 
 def _volume_gb(data: ModelData) -> int:
-    copies = 3 if data.is_archive else 1  # the archive, and what is unpacked, twice while it is moved
+    # of an archive there are the archive and the unpacked files, which are there twice while they are moved
+    copies = 3 if data.is_archive else 1
     return min(512, 30 + math.ceil(copies * data.num_bytes / 1e9))
 
 
@@ -322,14 +323,14 @@ def _timeout(seconds: float) -> int:
 
 
 def _named(operation: str, key: str, name: str, request: dict[str, Any], note: str) -> Action:
-    """A call that makes something which is named after the endpoint and a hash of all that is asked for.
+    """A call that makes something that is named after the endpoint and a hash of the whole request.
 
     Args:
-        operation: boto3's name of it.
+        operation: boto3's name of the call.
         key: The member that names what is made.
-        name: The endpoint's.
-        request: The others.
-        note: What it is for.
+        name: The endpoint's name.
+        request: The other members.
+        note: What the call is for.
     """
     text = json.dumps(request, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]

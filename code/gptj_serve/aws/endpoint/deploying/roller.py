@@ -24,20 +24,20 @@ from gptj_serve.aws.endpoint.waiting import Waiter, duration
 from gptj_serve.aws.iam.roles import removal_actions
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 600.0
-"""Between tries when AWS has no instance: doubled each time."""
+"""Seconds between tries while AWS has no instance; they double each time."""
 
 ROLE_ATTEMPTS, ROLE_PAUSE_S = 10, 6.0
-"""A role that was just made is not known everywhere at once."""
+"""A new role is not known everywhere at once, so its first use is tried several times."""
 
 UPDATE_ATTEMPTS = 5
-"""Scaling may change the endpoint at any time, and SageMaker updates none that is being changed."""
+"""Scaling may change the endpoint at any time, and SageMaker refuses to update an endpoint that changes."""
 
 
 class CallRefused(Exception):
     """AWS refused one of the calls that a rollout is made of.
 
     Args:
-        error: What it said.
+        error: What AWS said.
     """
 
     def __init__(self, error: ClientError) -> None:
@@ -49,12 +49,12 @@ class Roller:
     """Makes the calls for an endpoint and the component on it.
 
     Args:
-        aws: Where.
-        name: Of both.
+        aws: The account and region.
+        name: The name of both.
         console: Where to show what happens.
         waiter: Watches the endpoint.
-        capacity_wait_s: How long to try again while AWS has no instance.
-        has_new_role: The execution role may have been made just now.
+        capacity_wait_s: How many seconds to try again while AWS has no instance.
+        has_new_role: Whether the execution role may have been made just now.
     """
 
     def __init__(
@@ -72,15 +72,15 @@ class Roller:
         self._role_attempts = ROLE_ATTEMPTS if has_new_role else 1
 
     def apply(self, rollout: Rollout, goal: EndpointGoal) -> Description:
-        """Do what a rollout says, and wait for the endpoint.
+        """Make the calls of a rollout and wait for the endpoint.
 
         Returns:
-            Its description, in service and as it shall be.
+            The endpoint's description, in service and as it is wanted.
 
         Raises:
-            StartFailed: It is not.
+            StartFailed: The endpoint did not get there.
             CallRefused: AWS refused a call.
-            ClientError: AWS does not say how it is; it goes on by itself.
+            ClientError: AWS does not describe the endpoint, which goes on by itself.
         """
         for action in rollout.prepare:
             self.make(action)
@@ -90,7 +90,7 @@ class Roller:
         return found or {}
 
     def settle(self, goal: EndpointGoal | ComponentGoal) -> Description | None:
-        """Wait until what a goal is about does nothing by itself any more; its description, None if gone."""
+        """Wait until what a goal is about has settled; returns its description, None if it is gone."""
         if goal.kind is ENDPOINT:
             return self._waiter.settle()
         return Waiter(self._aws.client("sagemaker"), self._name, self._console, COMPONENT).settle()
@@ -100,15 +100,15 @@ class Roller:
 
         Args:
             goal: What is waited for.
-            switch: The calls; without any, what is there must be as it shall be already.
+            switch: The calls; without any, what exists must already be as it is wanted.
 
         Returns:
-            Its description, in service and as it shall be.
+            The description, in service and as it is wanted.
 
         Raises:
-            StartFailed: It is not.
+            StartFailed: It did not get there.
             CallRefused: AWS refused a call.
-            ClientError: AWS does not say how it is; it goes on by itself.
+            ClientError: AWS does not describe what is waited for, which goes on by itself.
         """
         clock, pause_s = self._waiter.clock, FIRST_PAUSE_S
         give_up_s = clock.now() + self._capacity_wait_s
@@ -138,13 +138,13 @@ class Roller:
         return self.settle(goal)
 
     def roll_back(self, goal: EndpointGoal, *, with_endpoint: bool) -> None:
-        """Take away all that the endpoint does not use, and with it what was made in vain.
+        """Delete everything that the endpoint does not use, and so what was made in vain.
 
         Args:
-            goal: What was not reached.
-            with_endpoint: The endpoint itself never came up: it goes too.
+            goal: The goal that was not reached.
+            with_endpoint: Also delete the endpoint, because it never came up.
         """
-        self.settle(goal)  # what an update is about to use looks unused until it ends
+        self.settle(goal)  # what an update is about to use looks unused until the update ends
         if with_endpoint:
             self.make(goal.delete)
             self.settle(goal)
@@ -154,7 +154,7 @@ class Roller:
         for action in tidy_actions(self._name, found, config, self._model_of(config), alarms):
             self.make(action)
         if goal.role:
-            # the version before may need what another policy allowed
+            # the previous version may need what another policy allowed
             undo = goal.role.undo if found.endpoint else removal_actions(self._aws, self._name, self._console)
             for action in undo:
                 self.make(action)
@@ -170,7 +170,7 @@ class Roller:
         return component["Specification"]["ModelName"] if component else None
 
     def make(self, action: Action) -> None:
-        """Make a call; that it was made before is not an error: an answer may have been lost on its way.
+        """Make a call. That it was made before is no error, because an answer may have been lost.
 
         Raises:
             CallRefused: AWS refused it.
@@ -195,7 +195,7 @@ class Roller:
                     raise CallRefused(error) from error
 
     def _is_updating_already(self, action: Action, error: ClientError) -> bool:
-        """SageMaker says of a second call no more than that the endpoint is busy."""
+        """Whether a call was refused for its own first try: SageMaker only says that the endpoint is busy."""
         if action.operation != "update_endpoint" or error.response["Error"]["Code"] != "ValidationException":
             return False
         endpoint = describe_endpoint(self._aws.client("sagemaker"), self._name) or {}

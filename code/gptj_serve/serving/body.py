@@ -140,15 +140,10 @@ def prefers_plain(accept: str | None) -> bool:
     """Whether an ``Accept`` header ranks plain text at least as high as JSON, and at all."""
     if not (accept or "").strip():
         return True
-    ranks = _ranks(accept or "")
+    named = map(_options, (accept or "").split(","))
+    ranks = {kind: _weight(options.get("q", "1")) for kind, options in named}
     plain = ranks.get(PLAIN, ranks.get("text/*", ranks.get("*/*", 0.0)))
     return plain > 0 and plain >= ranks.get(JSON, ranks.get("application/*", ranks.get("*/*", 0.0)))
-
-
-def _ranks(accept: str) -> dict[str, float]:
-    """The weight of each media range that an ``Accept`` header names."""
-    named = map(_options, accept.split(","))
-    return {kind: _weight(options.get("q", "1")) for kind, options in named}
 
 
 def _weight(value: str) -> float:

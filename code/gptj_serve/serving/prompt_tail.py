@@ -6,7 +6,7 @@ before it, and a tail that begins at a border has exactly the tokens that the wh
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import tokenizers
@@ -40,7 +40,9 @@ class PromptTail:
             token.content for token in backend.get_added_tokens_decoder().values() if token.content
         ]
         self._longest_added = max(map(len, self._added), default=0)
-        words = _state(backend.pre_tokenizer)
+        pre_tokenizer: Any = backend.pre_tokenizer
+        # as ``tokenizer.json`` has it
+        words = {} if pre_tokenizer is None else json.loads(pre_tokenizer.__getstate__())
         self._knows_borders = (
             backend.normalizer is None and words.get("type") == "ByteLevel" and words.get("use_regex", True)
         )
@@ -74,20 +76,17 @@ class PromptTail:
     def _border(self, text: str, end: int) -> int:
         """The last border at or before a place, or the text's beginning."""
         for window in (_FIRST_WINDOW_CHARS, MAX_WORD_CHARS):
-            for place in self._places(text, max(0, end - window), end):
-                if self._is_border(text, place):
-                    return place
+            start = max(0, end - window)
+            words = _WORDS.pre_tokenize_str(text[start : end + 1])
+            for _, (first, _) in reversed(words):  # where words begin if one does at the start
+                if first > 0 and self._is_border(text, start + first):
+                    return start + first
             if end <= window:
                 return 0
         raise ValueError(
             f"has a word of more than {MAX_WORD_CHARS} characters; in prompts as long as this one, spaces or"
             " line ends have to come sooner"
         )
-
-    def _places(self, text: str, start: int, end: int) -> Iterator[int]:
-        """Where words begin if one does at ``start``, from the last one on."""
-        words = _WORDS.pre_tokenize_str(text[start : end + 1])
-        return (start + first for _, (first, _) in reversed(words) if first > 0)
 
     def _is_border(self, text: str, place: int) -> bool:
         """Whether a word begins here whatever comes before the two characters at this place.
@@ -109,12 +108,3 @@ class PromptTail:
             around.find(content, max(0, middle - len(content)), middle + len(content)) >= 0
             for content in self._added
         )
-
-
-def _state(pre_tokenizer: Any) -> dict[str, Any]:
-    """The pre-tokenizer as ``tokenizer.json`` has it; nothing if it is none, or written in Python."""
-    try:
-        found: dict[str, Any] = json.loads(pre_tokenizer.__getstate__())
-    except Exception:  # the library raises plain `Exception`
-        return {}
-    return found

@@ -143,12 +143,8 @@ class _Root:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["method"] == "POST":
             return await self._generate(scope, receive, send)
-        response = await _page(Request(scope, receive))
-        return await response(scope, receive, send)
-
-
-async def _page(_: Request) -> Response:
-    return HTMLResponse(resources.files("gptj_serve.serving.http").joinpath("page.html").read_text())
+        page = resources.files("gptj_serve.serving.http").joinpath("page.html").read_text()
+        return await HTMLResponse(page)(scope, receive, send)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -39,7 +39,18 @@ def read(data: bytes, content_type: str | None, max_bytes: int) -> Ask:
     text = body.read_text(data, max_bytes)
     if kind == body.PLAIN:
         return plain.read(text)
-    return _read_document(body.read_json(text))
+    document = body.read_json(text)
+    if not isinstance(document, dict):
+        raise BadRequest(f"the body must be a JSON object; {_ACCEPTED}")
+    if isinstance(document.get("inputs"), dict):
+        return guide.read(document)
+    if document.get("inputs") is not None:
+        return tgi.read(document)
+    if "prompt" in document:
+        return openai.read(document)
+    if "messages" in document:
+        return chat.read(document)
+    raise BadRequest(f"inputs: is missing; {_ACCEPTED}")
 
 
 def _read_as(read: Callable[[Any], Ask], data: bytes, content_type: str | None, max_bytes: int) -> Ask:
@@ -92,20 +103,6 @@ def _to_json(document: Any) -> bytes:
         members = (encode(name).encode() + b":" + _to_json(value) for name, value in document.items())
         return b"{" + b",".join(members) + b"}"
     return encode(document).encode()
-
-
-def _read_document(document: Any) -> Ask:
-    if not isinstance(document, dict):
-        raise BadRequest(f"the body must be a JSON object; {_ACCEPTED}")
-    if document.get("inputs") is None:
-        if "prompt" in document:
-            return openai.read(document)
-        if "messages" in document:
-            return chat.read(document)
-        raise BadRequest(f"inputs: is missing; {_ACCEPTED}")
-    if isinstance(document["inputs"], dict):
-        return guide.read(document)
-    return tgi.read(document)
 
 
 def guess(data: bytes) -> Schema:

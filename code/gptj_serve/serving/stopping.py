@@ -34,13 +34,16 @@ class StopFinder:
         if not self._matchers:
             return "" if hidden else text
         num_read = self._num_held
-        self._hold(text, hidden)
+        if text:
+            self._held.append((text, hidden))
+            self._num_held += len(text)
         for char in text:
             num_read += 1
             lengths = [matcher.length for matcher in self._matchers if matcher.push(char)]
             if lengths:
                 self.found = True
-                return self._until_stop(num_read, max(lengths))
+                before = self._release(num_read - max(lengths))
+                return before + (self._release(max(lengths), with_hidden=True) if self._keep_stop else "")
         num_undecided = max(matcher.num_matched for matcher in self._matchers)
         return self._release(self._num_held - num_undecided)
 
@@ -48,15 +51,6 @@ class StopFinder:
         """The end: what was held back is text, unless a stop was found; later text is not looked at."""
         self._matchers = []
         return "" if self.found else self._release(self._num_held)
-
-    def _hold(self, text: str, hidden: bool) -> None:
-        if text:
-            self._held.append((text, hidden))
-            self._num_held += len(text)
-
-    def _until_stop(self, num_read: int, length: int) -> str:
-        before = self._release(num_read - length)
-        return before + self._release(length, with_hidden=True) if self._keep_stop else before
 
     def _release(self, num_chars: int, with_hidden: bool = False) -> str:
         self._num_held -= num_chars

@@ -365,21 +365,18 @@ class _Flow(FlowControl):
 
     def hold(self, is_full: bool) -> None:
         """Say whether too much waits."""
-        changes, self.is_full = is_full != self.is_full, is_full
-        if changes and not self.read_paused:
-            self._apply(is_full)
+        self._change(is_full, self.read_paused)
 
     def pause_reading(self) -> None:
         """uvicorn has enough of a body."""
-        changes, self.read_paused = not self.read_paused, True
-        if changes and not self.is_full:
-            self._apply(True)
+        self._change(self.is_full, True)
 
     def resume_reading(self) -> None:
         """uvicorn wants more."""
-        changes, self.read_paused = self.read_paused, False
-        if changes and not self.is_full:
-            self._apply(False)
+        self._change(self.is_full, False)
 
-    def _apply(self, pauses: bool) -> None:
-        (self._transport.pause_reading if pauses else self._transport.resume_reading)()
+    def _change(self, is_full: bool, read_paused: bool) -> None:
+        was_paused = self.is_full or self.read_paused
+        self.is_full, self.read_paused = is_full, read_paused
+        if was_paused != (is_full or read_paused):
+            (self._transport.resume_reading if was_paused else self._transport.pause_reading)()

@@ -36,6 +36,7 @@ def read(document: dict[str, Any]) -> Ask:
     where = "inputs.parameters"
     beside = dict.fromkeys(_INPUTS, f"belongs beside {where}, not into it")
     fields = join_stops(read_fields(inputs.get("parameters"), _CHECKS, where, beside), where)
+    fields["min_new_tokens"] = max(fields.get("min_tokens", 0), fields.get("min_new_tokens", 0))
     texts, is_list = tgi.read_prompts(inputs.get("text_inputs"), "inputs.text_inputs")
     return Ask(
         schema=Guide.name,
@@ -43,7 +44,7 @@ def read(document: dict[str, Any]) -> Ask:
         is_list=is_list,
         prompts_field="inputs.text_inputs",
         parameters_field=where,
-        parameters=to_parameters(_translate(fields)),
+        parameters=to_parameters({"return_full_text": True, **fields}),
     )
 
 
@@ -58,11 +59,6 @@ class Guide(Schema):
         """The pipeline's result: entries for one prompt, a list of lists for a list of prompts."""
         groups = tgi.grouped(call, answers)
         return {"response": groups if call.ask.is_list else groups[0], "status": 200}
-
-
-def _translate(fields: dict[str, Any]) -> dict[str, Any]:
-    min_new_tokens = max(fields.get("min_tokens", 0), fields.get("min_new_tokens", 0))
-    return {"return_full_text": True, **fields, "min_new_tokens": min_new_tokens}
 
 
 def _whole(check: Check) -> Check:

@@ -50,7 +50,8 @@ def load(model_dir: Path) -> TemplateFiles | None:
         UnusableTemplate: They name one that cannot be read, or several of which none is the default.
     """
     named = _template_files(model_dir)  # they come before the configuration's
-    config = _config(model_dir)
+    path = model_dir / _CONFIG
+    config = _read(read_json, path) if _is_there(path) else {}
     named = named or _templates_of(config)
     if not named:
         return None
@@ -110,11 +111,6 @@ def _special_tokens(config: Mapping[str, Any], model_dir: Path) -> dict[str, str
         name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()
     }
     return {name: text for name, text in texts.items() if isinstance(text, str)}
-
-
-def _config(model_dir: Path) -> dict[str, Any]:
-    path = model_dir / _CONFIG
-    return _read(read_json, path) if _is_there(path) else {}
 
 
 def _read(read: Callable[[Path], T], path: Path) -> T:

@@ -98,8 +98,7 @@ def main() -> int:
         run_dir.tell_start_failure(args.directory, str(error))
         return 1
     seconds = round(time.monotonic() - started_s, 3)
-    message = "Transformers has read the tokenizer's files"
-    log_event(logger, "tokenizer_converted", message, seconds=seconds)
+    log_event(logger, "tokenizer_converted", "Transformers has read the tokenizer's files", seconds=seconds)
     return 0
 
 

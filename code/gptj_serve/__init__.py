@@ -1,3 +1,3 @@
-"""Serves GPT-J over HTTP: an engine process (token ids) behind a front (text)."""
+"""Serves GPT-J over HTTP: an engine process works on token ids, and a front before it on text."""
 
 __version__ = "0.1.0"

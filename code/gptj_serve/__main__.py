@@ -3,7 +3,7 @@
 import signal
 import sys
 
-# until the launcher looks at them: PID 1 would lose a signal that finds no handler
+# they are blocked until the launcher looks at them: PID 1 would lose a signal without a handler
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
 
 from gptj_serve.launcher import main  # noqa: E402

@@ -1,10 +1,10 @@
-"""Child processes of the launcher, which may be PID 1: started, listened to, reaped, ended.
+"""The launcher's child processes: starts them, passes their output on, reaps and ends them.
 
-Each child leads a session of its own, so that Ctrl-C in a terminal reaches the launcher alone, and
-dies with the launcher. It does not hear of SIGTERM or SIGINT: systemd sends those to every process at
-once, and when a child has to end is the launcher's to say, by `END_SIGNAL`. Orphans of a child (a model
-server's workers) come to the launcher. What the children print goes on to our stdout; lines that are no
-JSON are wrapped, so that the log stays JSON.
+The launcher may be PID 1. Each child leads a session of its own, so that Ctrl-C in a terminal only reaches
+the launcher, and each child dies with the launcher. Children ignore SIGTERM and SIGINT, because systemd sends
+those to every process at once, while the launcher decides when a child has to end, and says so by
+`END_SIGNAL`. Orphans of a child (a model server's workers) become children of the launcher. What the children
+print goes to our stdout; lines that are no JSON are wrapped, so that the log stays JSON.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 END_SIGNAL = signal.SIGUSR1
-"""How the launcher tells a child to end in order; a child without a handler for it ends at once."""
+"""The signal that tells a child to end in order; a child without a handler for it ends at once."""
 SAME_STOP_S = 1.0
-"""Signals to stop that come so soon after one say nothing new: `run_local` passes on what serve gets too."""
+"""A signal to stop that comes so soon after another is the same one, which `run_local` has passed on."""
 
 logger = logging.getLogger("gptj_serve.child")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Stopped(Exception):
-    """A SIGTERM or SIGINT arrived."""
+    """A SIGTERM or SIGINT has arrived."""
 
 
 class ChildDied(Exception):
-    """A child ended that should not have."""
+    """A child has ended that was not told to."""
 
     def __init__(self, child: "Child") -> None:
         killed = child.exit_code == -signal.SIGKILL
@@ -48,7 +48,7 @@ class ChildDied(Exception):
 
 
 class Child:
-    """A started process; made by `Children.start`."""
+    """A process that `Children.start` has started."""
 
     def __init__(self, name: str, popen: "subprocess.Popen[bytes]") -> None:
         self.name = name
@@ -59,28 +59,28 @@ class Child:
 
     @property
     def is_running(self) -> bool:
-        """The process has not been reaped."""
+        """Whether the process has not been reaped yet."""
         return self.exit_code is None
 
     def terminate(self) -> None:
-        """Send `END_SIGNAL` to the process alone; its end is no surprise from now on."""
+        """Send `END_SIGNAL` to the process only; from now on its end is expected."""
         self.expected_to_end = True
         if self.is_running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, END_SIGNAL)
 
     def kill_session(self) -> None:
-        """Kill the process and all that it started and that stayed in its session."""
+        """Kill the process and everything that it started and that stayed in its session."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
     def note_exit(self, status: int) -> None:
-        """Take the status that ``waitpid`` gave; negative exit codes are signals."""
+        """Note the status that ``waitpid`` gave; negative exit codes are signals."""
         self.exit_code = self._popen.returncode = os.waitstatus_to_exitcode(status)
 
 
 class Children:
-    """All children of this process and the signals it gets. One at a time, in the main thread."""
+    """All children of this process and the signals that it gets; only one exists, in the main thread."""
 
     def __init__(self) -> None:
         self._children: list[Child] = []
@@ -102,7 +102,7 @@ class Children:
         """Start a process.
 
         Args:
-            name: For the log.
+            name: The child's name in the log.
             command: Program and arguments.
             env: The whole environment of the child.
             pass_fds: Descriptors that the child inherits.
@@ -125,11 +125,11 @@ class Children:
         return child
 
     def wait(self, timeout_s: float | None) -> None:
-        """Sleep until something happens or for ``timeout_s``, passing on what the children print.
+        """Sleep until something happens or for ``timeout_s``, and pass on what the children print.
 
         Raises:
             Stopped: SIGTERM or SIGINT came.
-            ChildDied: A child ended that was not told to.
+            ChildDied: A child has ended that was not told to.
         """
         stop = False
         for key, _ in self._selector.select(timeout_s):
@@ -153,7 +153,7 @@ class Children:
         return not child.is_running
 
     def end_all(self, timeout_s: float) -> None:
-        """`END_SIGNAL` to all, SIGKILL to what is left after ``timeout_s``; nothing stays behind."""
+        """Send `END_SIGNAL` to all, and SIGKILL to those that are left after ``timeout_s``."""
         for child in self._children:
             child.terminate()
         deadline_s = time.monotonic() + timeout_s
@@ -196,7 +196,7 @@ class _Relay:
         self._rest = b""
 
     def read(self, descriptor: int) -> bool:
-        """Pass on what there is; False at the end of the output."""
+        """Pass on what can be read; False at the end of the output."""
         try:
             chunk = os.read(descriptor, 1 << 16)
         except BlockingIOError:
@@ -210,7 +210,8 @@ class _Relay:
 
     def _pass_on(self, line: bytes) -> None:
         if line.startswith(b"{") and line.rstrip().endswith(b"}"):
-            with contextlib.suppress(OSError):  # nobody reads it any more: no reason to end in disorder
+            # that nobody reads the log any more is no reason to end in disorder
+            with contextlib.suppress(OSError):
                 sys.stdout.buffer.write(line + b"\n")
                 sys.stdout.buffer.flush()
         elif line.strip():
@@ -222,14 +223,14 @@ class _Relay:
 def die_with_parent(number: int) -> None:
     """Let the kernel send this process a signal when its parent dies.
 
-    For ``preexec_fn``, between fork and exec: only where the parent has no threads.
+    This is for ``preexec_fn``, between fork and exec, and only where the parent has no threads.
     """
     _libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def _become_child() -> None:
     die_with_parent(signal.SIGKILL)
-    # both: Java unblocks what is blocked, and Python's servers set handlers of their own for what is ignored
+    # blocked and ignored: Java unblocks signals, and Python's servers set handlers for ignored ones
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

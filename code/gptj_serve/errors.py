@@ -1,7 +1,7 @@
 """Errors that a client or an operator sees. Each says what was wrong and what would be right.
 
-Every `ServingError` maps to one HTTP status and one JSON body; nothing else of an exception
-(type, traceback, file names) ever leaves the process.
+Every `ServingError` has one HTTP status and one JSON body; nothing else of an exception (type, traceback,
+file names) ever leaves the process.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ class StartupError(Exception):
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether it is an error and no wish to end: a panic of a library written in Rust is no `Exception`."""
+    """Whether it is a failure and no wish to end; a panic of a library in Rust is no `Exception`."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
@@ -22,7 +22,7 @@ def first_line(error: BaseException) -> str:
 
 
 def release_frames(error: BaseException) -> None:
-    """Let go of what the functions held that an error has passed through: bodies of megabytes, for example.
+    """Release what the functions held that an error has passed through, for example bodies of megabytes.
 
     A function that raises an error which one of its own variables holds makes a circle through its
     traceback, and asyncio has such functions too. A circle stays until the garbage collector finds it.
@@ -37,9 +37,9 @@ class ServingError(Exception):
     """A request that gets an error answer.
 
     Attributes:
-        status: Of the HTTP answer.
-        kind: Its ``error_type``.
-        code: What OpenAI's clients know the error by, where that is not its kind.
+        status: The HTTP answer's status.
+        kind: The answer's ``error_type``.
+        code: The code by which OpenAI's clients know the error, where that is not its kind.
 
     Args:
         message: What was wrong, naming the field and the allowed range.

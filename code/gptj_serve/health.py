@@ -1,8 +1,8 @@
-"""Is the service on this machine ready: what the image's HEALTHCHECK runs.
+"""Checks whether the service on this machine is ready; the image's HEALTHCHECK runs it.
 
 Usage: python -m gptj_serve.health
 
-Asks ``GET /ping`` where the environment says that ``serve`` listens. Exit codes: 0 ready, 1 not.
+It asks ``GET /ping`` where the environment says that ``serve`` listens. Exit codes: 0 ready, 1 not.
 """
 
 import contextlib

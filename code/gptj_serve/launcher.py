@@ -1,7 +1,7 @@
 """PID 1 of the container: starts the engine, then the front, and ends both together.
 
-The front listens when the engine is ready and never outlives it, so a front that answers ``/ping``
-means a model that can answer. Exit codes: 0 after SIGTERM or SIGINT, else non-zero.
+The front listens when the engine is ready and never outlives it, so if a front answers ``/ping``, there is
+a model that can answer. Exit codes: 0 after SIGTERM or SIGINT, else non-zero.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ EXIT_NOT_STARTED = 1
 EXIT_ENGINE_DIED = 70
 EXIT_FRONT_DIED = 71
 ANSWER_GRACE_S = 1.0
-"""After the engine has ended, how long the front has for handing over its last answers."""
+"""How many seconds the front has for its last answers after the engine has ended."""
 END_TIMEOUT_S = 1.0
 WATCH_INTERVAL_S = 1.0
 FRONT_START_TIMEOUT_S = 120.0
@@ -56,8 +56,8 @@ class Launcher:
     Args:
         settings: The service's settings.
         env: Environment that the children inherit.
-        driver: The host's GPU driver and what it takes to use it.
-        directory: Private directory for sockets and generated files.
+        driver: The host's GPU driver, and what is needed to use it.
+        directory: The private directory for sockets and generated files.
     """
 
     def __init__(self, settings: Settings, env: dict[str, str], driver: Driver, directory: Path) -> None:
@@ -75,7 +75,7 @@ class Launcher:
         Raises:
             StartupError: The engine or the front could not start.
         """
-        # cheap, and better known before minutes of loading
+        # these checks are cheap, and their failures better known before minutes of loading
         check_port_is_free(self._settings.host, self._settings.port)
         self._front.check(self._env)
         model_dir = find_directory(
@@ -113,7 +113,7 @@ class Launcher:
             self._children.end_all(END_TIMEOUT_S)
 
     def _start_template_process(self, model_dir: Path) -> None:
-        """Start what renders the model's chat template, if it has one; its socket takes requests at once."""
+        """Start the process that renders the model's chat template, if any; its socket works at once."""
         if not names_template(model_dir):
             return
         with socket.socket(socket.AF_UNIX) as listener:
@@ -124,7 +124,7 @@ class Launcher:
             self._children.start("template process", command, self._env, pass_fds=[listener.fileno()])
 
     def _start_tokenizer(self, model_dir: Path) -> Child | None:
-        """Put the tokenizer where fronts find it; what does so, if Transformers has to be asked."""
+        """Put the tokenizer where fronts find it; returns the process that does so, if it takes one."""
         directory = run_dir.tokenizer(self._directory)
         plain = read_plain(model_dir)
         if plain is not None:
@@ -135,10 +135,10 @@ class Launcher:
         return process
 
     def _has_tokenizer(self, process: Child | None, engine: Child) -> bool:
-        """Wait for the tokenizer. False if the engine has died meanwhile: it says why.
+        """Wait for the tokenizer; False if the engine, which says why itself, has died meanwhile.
 
         Raises:
-            StartupError: There is none.
+            StartupError: The tokenizer cannot be read.
         """
         while process is not None and process.is_running:
             died = self._died_within(0.05)
@@ -151,7 +151,7 @@ class Launcher:
         return True
 
     def _start_engine(self) -> tuple[Child, int]:
-        """The engine's process, and the descriptor on which it says whether it is ready."""
+        """Start the engine; also returns the descriptor on which it says whether it is ready."""
         reader, writer = os.pipe()
         command = [sys.executable, "-m", "gptj_serve.engine", "--ready-fd", str(writer)]
         command += ["--socket", str(run_dir.engine_socket(self._directory))]
@@ -176,7 +176,7 @@ class Launcher:
         return msgspec.convert(message["model"], ModelInfo)
 
     def _died_within(self, timeout_s: float) -> ChildDied | None:
-        # an engine that says why it ends is heard before its end is looked at
+        # what an engine says is read before it is checked whether it has ended
         try:
             self._children.wait(timeout_s)
         except ChildDied as error:
@@ -184,7 +184,7 @@ class Launcher:
         return None
 
     def _start_waiting_front(self) -> int:
-        """Let the front load beside the engine; it listens when it reads from the pipe whose end this is."""
+        """Let the front load beside the engine; it listens when something is written to the returned pipe."""
         reader, go = os.pipe()
         command, env = self._front.prepare(reader, self._directory, self._env)
         self._children.start("front", command, env, pass_fds=[reader])
@@ -196,7 +196,7 @@ class Launcher:
             command, env = self._front.prepare(self._settings, info, self._directory, self._env)
             self._children.start("front", command, env)
         else:
-            with contextlib.suppress(BrokenPipeError):  # it has died, which is noticed below
+            with contextlib.suppress(BrokenPipeError):  # the front has died, which is noticed below
                 os.write(go, b"\n")
             os.close(go)
         try:
@@ -219,23 +219,23 @@ class Launcher:
     def _look_at_front(self, timeout_s: float) -> None:
         self._children.wait(timeout_s)
         reason = run_dir.start_failure(self._directory)
-        if reason is not None:  # the model server would start its workers again and again
+        if reason is not None:  # otherwise the model server would start its workers again and again
             raise StartupError(reason)
 
     def _not_started(self, error: Exception) -> StartupError:
-        """What ends the start: the reason that the front has left, if it has."""
+        """The error that ends the start, with the reason that the front has left, if there is one."""
         return StartupError(run_dir.start_failure(self._directory) or str(error))
 
     def _drain(self, engine: Child | None) -> int:
-        """Let the engine finish what it has; a second signal ends that. Returns the exit code."""
+        """Let the engine finish its requests, unless a second signal comes; returns the exit code."""
         log_event(logger, "stopping", "stopping")
         if engine is None:
             return 0
         engine.terminate()
-        # the engine itself fails what is left when its time is over, unless it is stuck
+        # unless it is stuck, the engine itself fails the requests that are left when its time is over
         with contextlib.suppress(Stopped, ChildDied):
             self._children.wait_for_end(engine, self._settings.drain_timeout_s + 1)
-        # its end is what makes the front answer everybody
+        # its end makes the front answer everybody
         engine.kill_session()
         self._let_front_answer()
         return 0 if engine.exit_code == 0 else EXIT_ENGINE_DIED
@@ -260,7 +260,7 @@ def _versions() -> dict[str, str]:
 
 
 def _check_arguments(arguments: list[str]) -> None:
-    # `docker run IMAGE serve` gives the entrypoint, which is serve, that word
+    # `docker run IMAGE serve` passes that word to the entrypoint, which is serve itself
     if arguments not in ([], ["serve"]):
         raise StartupError(
             f"{' '.join(arguments)!r}: the only command here is 'serve', without options: settings are "
@@ -285,5 +285,5 @@ def main() -> int:
     except StartupError as error:
         log_event(logger, "not_started", str(error), level=logging.ERROR)
         if sys.stderr.isatty():
-            print(error, file=sys.stderr)  # the log is for machines, and a person looks on
+            print(error, file=sys.stderr)  # the log is for machines, but here a person looks on
         return EXIT_NOT_STARTED

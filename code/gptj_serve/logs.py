@@ -1,4 +1,4 @@
-"""Logs as one JSON object a line on stdout. Prompts, answers and secrets never go through here.
+"""Writes logs as one JSON object a line to stdout. Prompts, answers and secrets are never logged.
 
 Every record of ours is an event with a name and fields (`log_event`); docs/log-events.md lists them.
 """
@@ -25,12 +25,12 @@ def log_event(
     """Log an event.
 
     Args:
-        logger: That of the module.
-        event: Its name, by which programs find it.
-        message: For people.
-        level: One of `logging`'s.
-        error: Its traceback becomes a field.
-        fields: What else there is to know, under names that stay.
+        logger: The module's logger.
+        event: The event's name, by which programs find it.
+        message: The message for people.
+        level: A level of `logging`.
+        error: An exception, whose traceback becomes a field.
+        fields: What else there is to know, under names that do not change.
     """
     logger.log(level, "%s", message, exc_info=error, extra={"fields": {"event": event, **fields}})
 

@@ -1,4 +1,4 @@
-"""What a front asks of the engine: one `GenerationRequest` a sequence, whatever the client spoke."""
+"""What a front asks of the engine: a `GenerationRequest` for each sequence, in whatever schema it came."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -21,7 +21,7 @@ DEFAULT_MODEL_NAME = "gpt-j"
 class ScoreParams:
     """What changes the scores of tokens; the names and meanings are those of Transformers' ``generate``.
 
-    Each field's default changes nothing. Those up to ``typical_p`` are used when drawing only.
+    Each field's default changes nothing. The fields up to ``typical_p`` are used only when drawing.
 
     Attributes:
         do_sample: Draw from the distribution instead of taking its maximum.
@@ -30,12 +30,13 @@ class ScoreParams:
         top_p: Keep the smallest set of tokens with this much probability, (0, 1]; 1 keeps all.
         min_p: Keep tokens with at least this share of the likeliest one's probability, 0..1; 0 keeps all.
         typical_p: Keep the most typical tokens with this much probability, (0, 1]; 1 keeps all.
-        repetition_penalty: > 0; 1 is none. Counts prompt and generated tokens.
-        presence_penalty: -2..2, taken from the logits of tokens that were generated already.
-        frequency_penalty: -2..2, the same times how often. Both are OpenAI's: the prompt does not count.
-        logit_bias: Token ids and what is added to their logits, -100..100. All three come before the rest.
-        no_repeat_ngram_size: No sequence of so many tokens comes twice, the prompt's included; 0 lets all.
-        bad_words_ids: Sequences of at least one id that are not completed; they may begin in the prompt.
+        repetition_penalty: > 0; 1 is none. It counts prompt and generated tokens.
+        presence_penalty: -2..2, subtracted from the logits of tokens that were generated already.
+        frequency_penalty: -2..2, the same times how often they were generated. Both are OpenAI's, for which
+            the prompt does not count.
+        logit_bias: Token ids and what is added to their logits, -100..100. Penalties and bias come first.
+        no_repeat_ngram_size: No sequence of so many tokens comes twice, counting the prompt; 0 allows all.
+        bad_words_ids: Sequences of at least one id that are never completed; they may begin in the prompt.
         suppress_tokens: Ids that are never chosen.
         begin_suppress_tokens: Ids that are not chosen first.
     """
@@ -58,9 +59,9 @@ class ScoreParams:
 
 _ALWAYS = {one.name: one.default for one in fields(ScoreParams) if not one.metadata}
 ALWAYS_USED = tuple(_ALWAYS)
-"""The names of the fields of `ScoreParams` that count with and without drawing."""
+"""The names of the fields of `ScoreParams` that are used with and without drawing."""
 USED_WHEN_DRAWING = tuple(one.name for one in fields(ScoreParams) if one.metadata)
-"""The names of the others."""
+"""The names of the fields that are used only when drawing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +69,12 @@ class SamplingParams(ScoreParams):
     """How the next token is chosen.
 
     Attributes:
-        max_new_tokens: Tokens generated at most, >= 1.
-        min_new_tokens: No end-of-sequence token before this many tokens, 0..max_new_tokens.
-        bad_words: As ``bad_words_ids``, but the whole of such a sequence has to be generated: vLLM's meaning.
+        max_new_tokens: How many tokens are generated at most, >= 1.
+        min_new_tokens: There is no end-of-sequence token before this many tokens, 0..max_new_tokens.
+        bad_words: As ``bad_words_ids``, but the whole sequence has to be generated, which is vLLM's meaning.
         seed: 0..2**64-1. The same seed and prompt give the same tokens whatever else runs.
         sequence_index: Which of several sequences for one prompt this is; part of the random key.
-        changes_scores: The tokens are not simply the logits' maxima, end-of-sequence tokens apart.
+        changes_scores: Whether the tokens are not simply the logits' maxima, end-of-sequence tokens aside.
     """
 
     max_new_tokens: int
@@ -84,17 +85,17 @@ class SamplingParams(ScoreParams):
     changes_scores: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # asked for at every step
+        # it is asked for at every step
         changed = any(getattr(self, name) != default for name, default in _ALWAYS.items())
         object.__setattr__(self, "changes_scores", bool(self.do_sample or self.bad_words or changed))
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One sequence to generate.
+    """A sequence to generate.
 
     Attributes:
-        request_id: Unique among the requests of one connection.
+        request_id: The request's id, unique among the requests of a connection.
         prompt_ids: The prompt, at least one token id, each 0..vocab_size-1.
         sampling: How tokens are chosen.
         eos_token_ids: Token ids that end the sequence (the ending token is reported too).
@@ -118,13 +119,13 @@ class GenerationRequest:
 
     @property
     def num_tokens_needed(self) -> int:
-        """Positions the sequence may fill: prompt plus new tokens."""
+        """How many positions the sequence may fill: prompt plus new tokens."""
         return len(self.prompt_ids) + self.sampling.max_new_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a front has to know of the engine; sent on every new connection.
+    """What a front has to know about the engine; it is sent on every new connection.
 
     Attributes:
         engine: Name of the engine that runs ("hf", "deepspeed", "fused").
@@ -207,19 +208,19 @@ class EngineStats:
     """What the engine does now and has done since it started. Counts are of sequences unless said otherwise.
 
     Attributes:
-        num_waiting: Accepted, not started.
-        num_running: In the running batch.
+        num_waiting: Sequences that are accepted but not started.
+        num_running: Sequences in the running batch.
         num_steps: Steps of the step loop so far.
         step_age_s: Seconds since the step loop last moved (ended a step, or had nothing to do).
         num_prompt_tokens: Tokens of all prompts that were started.
-        num_generated_tokens: Tokens generated.
-        num_finished: Ended with "length" or "eos_token".
-        num_cancelled: Ended with "cancelled".
-        num_failed: Ended with "failed".
-        num_preempted: Times that a running sequence gave its cache to an older one; it goes on later.
+        num_generated_tokens: Tokens that were generated.
+        num_finished: Sequences that ended with "length" or "eos_token".
+        num_cancelled: Sequences that ended with "cancelled".
+        num_failed: Sequences that ended with "failed".
+        num_preempted: How often a running sequence gave its cache to an older one; it goes on later.
         cache_tokens: Tokens that the KV cache holds for the running batch, padding included.
         cache_capacity_tokens: Tokens that it can hold.
-        is_draining: Nothing new is accepted.
+        is_draining: Whether nothing new is accepted.
     """
 
     num_waiting: int = 0
@@ -238,5 +239,5 @@ class EngineStats:
 
 
 def _frozen(value: Any) -> Any:
-    """With tuples where JSON has lists."""
+    """The value with tuples where JSON has lists."""
     return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -1,6 +1,7 @@
 """The private directory of one running service: sockets and generated configuration.
 
-Its owner holds a lock on a file in it. Where nobody does, the owner was killed; the next start removes those.
+Its owner holds a lock on a file in it. Where nobody holds the lock, the owner was killed; the next start
+removes such directories.
 """
 
 import contextlib
@@ -16,20 +17,20 @@ from pathlib import Path
 from gptj_serve.errors import StartupError
 
 MAX_SOCKET_PATH_BYTES = 100
-"""The kernel takes 107; the front's own sockets have longer names than ours."""
+"""The kernel takes 107 bytes, and the front's own sockets have longer names than ours."""
 PREFIX = "gptj-"
 
 
 LOCK = "owner.lock"
 WARM_UP_HEADER = "x-serve-warm-up"
-"""Its value is `warm_up_key`."""
+"""The header of a warm-up request; its value is `warm_up_key`."""
 
 
 @contextlib.contextmanager
 def private() -> Iterator[Path]:
-    """A new directory, readable by this user alone, where socket paths are short enough; gone at exit.
+    """A new directory that only this user can read, with short socket paths; it is removed at exit.
 
-    What killed services of this user have left beside it is removed.
+    Directories that killed services of this user have left beside it are removed.
 
     Raises:
         StartupError: There is no folder for temporary files that can be written.
@@ -52,12 +53,12 @@ def private() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Say that this directory has an owner. The kernel takes the lock back, however that one ends."""
+    """Lock the directory for its owner. The kernel releases the lock, however the owner ends."""
     draft = directory / f"{LOCK}.draft"
     with draft.open("w") as lock:
-        with contextlib.suppress(OSError):  # a file system without locks: nothing there is ever swept
+        with contextlib.suppress(OSError):  # on a file system without locks, no directory is ever removed
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            draft.rename(directory / LOCK)  # what has this name has been locked
+            draft.rename(directory / LOCK)  # a file of this name has been locked
         yield
 
 
@@ -70,12 +71,12 @@ def _sweep(root: Path) -> None:
 
 
 def _is_ours(directory: Path) -> bool:
-    found = directory.lstat()  # others may put links into a folder for all
+    found = directory.lstat()  # other users may put links into a folder for everybody
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def _remove_if_left(directory: Path) -> None:
-    """Remove a directory whose lock nobody holds; one without any is being made, or is not of this kind."""
+    """Remove a directory whose lock nobody holds; one without a lock is being made, or is something else."""
     descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,21 +91,21 @@ def engine_socket(directory: Path) -> Path:
 
 
 def template_socket(directory: Path) -> Path:
-    """Path of the socket of the process that renders the chat template; there is none without a template."""
+    """Path of the socket of the process that renders the chat template; it exists only with a template."""
     return directory / "template.sock"
 
 
 def tokenizer(directory: Path) -> Path:
-    """Where the model's tokenizer is, once it has been read."""
+    """Path of the model's tokenizer, once it has been read."""
     return directory / "tokenizer"
 
 
 def tell_start_failure(directory: Path, reason: str) -> None:
-    """Leave the launcher the reason why a process of the front cannot start."""
+    """Leave a message for the launcher: why a process of the front cannot start."""
     path = _start_failure(directory)
     draft = path.with_suffix(f".{os.getpid()}")
     draft.write_text(reason, encoding="utf-8")
-    draft.replace(path)  # what is there is whole
+    draft.replace(path)  # the file appears only when it is whole
 
 
 def start_failure(directory: Path) -> str | None:
@@ -120,15 +121,15 @@ def _start_failure(directory: Path) -> Path:
 
 
 GIVING_MEMORY_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}
-"""A front's environment: what bodies and answers took goes back to the system. Else glibc moves its threshold
-up with the first large block, and keeps those that come after it."""
+"""Makes a front return the memory of bodies and answers to the system. Without it, glibc raises its threshold
+with the first large block, and keeps the blocks that come after it."""
 
 ENV_NAME = "SERVE_RUN_DIR"
-"""How the launcher tells a front's workers where the directory is."""
+"""The variable by which the launcher tells a front's workers where the directory is."""
 
 
 def warm_up_key(directory: Path) -> str:
-    """What marks a front's warm-up, which is neither logged nor counted; only this user can read it.
+    """The key that marks a front's warm-up, which is neither logged nor counted; only this user can read it.
 
     It is made when it is first asked for.
     """

@@ -1,10 +1,10 @@
-"""Serve on this machine: start ``serve``, show one completion and how to ask for it, wait for Ctrl-C.
+"""Serves on this machine: starts ``serve``, shows a completion and how to ask for it, waits for Ctrl-C.
 
 Usage: python -m gptj_serve.run_local [--check]
 
-The server's log goes to stderr, what is shown to stdout. A terminal gets the log's warnings alone, in plain
-words, unless ``GPTJ_LOG_LEVEL`` says otherwise. With ``--check`` nothing is started: what would fail is
-looked for, as far as that goes without any other package.
+The server's log goes to stderr, and what is shown to stdout. A terminal gets only the log's warnings, in
+plain words, unless ``GPTJ_LOG_LEVEL`` says otherwise. With ``--check`` nothing is started; it is only checked
+what would fail, as far as that goes without any other package.
 """
 
 import contextlib
@@ -42,10 +42,10 @@ def main() -> int:
     unset = [name for name in defaults if not os.environ.get(name, "").strip()]
     env = {**os.environ, **{name: defaults[name] for name in unset}}
     try:
-        # what a person gets wrong most is said before there is a log
+        # the most frequent mistakes are reported before there is a log
         settings = Settings.from_env(env)
         check_port_is_free(settings.host, settings.port)
-        with contextlib.suppress(ImportError):  # a pickle cannot be looked into before PyTorch is there
+        with contextlib.suppress(ImportError):  # a pickle cannot be checked before PyTorch is installed
             find_checkpoint(settings.model_dir, settings.model_as_given, settings.model_option)
     except StartupError as error:
         print(error, file=sys.stderr)
@@ -54,7 +54,9 @@ def main() -> int:
         return 0
     print(f"Loading {settings.model_dir} ...", file=sys.stderr)
     if settings.log_level != "debug":
-        env["GPTJ_LOG_LEVEL"] = "info"  # readiness is told at this level; what is shown is chosen here
+        env["GPTJ_LOG_LEVEL"] = (
+            "info"  # readiness is logged at this level; this process chooses what is shown
+        )
     serve = _start(env)
     assert serve.stdout is not None
     for line in serve.stdout:
@@ -65,12 +67,12 @@ def main() -> int:
 def _start(env: dict[str, str]) -> "subprocess.Popen[bytes]":
     """Start ``serve`` and pass each signal to end on to it.
 
-    It is out of the terminal's reach, in a session of its own: a Ctrl-C that reached both processes would
-    reach it twice, and the second signal breaks off what still runs.
+    It has a session of its own, out of the terminal's reach: a Ctrl-C that reached both processes would reach
+    it twice, and the second signal ends what still runs.
     """
     signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        signals.remove(signal.SIGHUP)  # nohup: the terminal's end is no end. SIGINT is ignored in background
+        signals.remove(signal.SIGHUP)  # with nohup, the terminal's end is no reason to end
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     serve = subprocess.Popen(
         [sys.executable, "-m", "gptj_serve"],
@@ -88,12 +90,12 @@ def _start(env: dict[str, str]) -> "subprocess.Popen[bytes]":
 
 def _become_serve() -> None:
     die_with_parent(signal.SIGTERM)
-    # the others wait for serve to look at them, and this one it leaves as it is
+    # serve unblocks the other signals when it can handle them, but leaves this one as it is
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 def _pass_on(line: bytes, settings: Settings, is_terminal: bool) -> None:
-    """Pass a line of the log on: a start that failed in plain words, one that succeeded with a completion."""
+    """Pass a line of the log on; show a failed start in plain words, and a completion after a good one."""
     record = _read(line)
     if record.get("event") == "not_started":
         line = f"{record['message']}\n".encode()
@@ -102,16 +104,16 @@ def _pass_on(line: bytes, settings: Settings, is_terminal: bool) -> None:
         line = ("\n".join(filter(None, words)) + "\n").encode()
     hidden = LOG_LEVELS[: LOG_LEVELS.index(settings.log_level)]
     if record.get("level") not in hidden:
-        with contextlib.suppress(OSError):  # a terminal that is gone is no reason to end before serve does
+        with contextlib.suppress(OSError):  # that the terminal is gone is no reason to end before serve does
             sys.stderr.buffer.write(line)
             sys.stderr.buffer.flush()
-    # not as soon as /ping answers: a front's workers may still be starting then
+    # when /ping answers, a front's workers may still be starting
     if record.get("event") == "ready":
         threading.Thread(target=_show_completion, args=(settings,), daemon=True).start()
 
 
 def _read(line: bytes) -> dict[str, Any]:
-    """A record of the log; empty for what is none, such as a traceback of ``serve`` itself."""
+    """Read a record of the log; empty for a line that is none, such as a traceback of ``serve`` itself."""
     try:
         record = json.loads(line)
     except ValueError:

@@ -1,9 +1,9 @@
 """Keeps the working directory out of what our processes run.
 
-``python -m`` looks for every module in the working directory first, before the standard library. That may be
-a model's, and a model is data: a ``json.py`` in it must not be run. So processes of ours start in ``/``, with
-``PYTHONSAFEPATH`` for versions of Python that know it, and what the user has named relative to the working
-directory is resolved before.
+``python -m`` looks for every module in the working directory first, before the standard library. That
+directory may be a model's, and a model is data: a ``json.py`` in it must not be run. So our processes start
+in ``/``, with ``PYTHONSAFEPATH`` for versions of Python that know it, and what the user has named relative to
+the working directory is resolved before.
 """
 
 import os
@@ -12,9 +12,9 @@ from pathlib import Path
 
 ROOT = "/"
 MODEL_AS_GIVEN = "SERVE_MODEL_AS_GIVEN"
-"""The model's absolute path and what it was given as, a line each, so that messages can name it so."""
+"""The model's absolute path and, on a second line, how the user wrote it, for messages."""
 MODEL_OPTION = "SERVE_MODEL_OPTION"
-"""The option that the model was named with, where that was on a command line."""
+"""The command-line option that named the model, if one did."""
 PATHS = (
     "GPTJ_MODEL_DIR",
     "JAVA_HOME",
@@ -25,14 +25,14 @@ PATHS = (
     "TORCH_EXTENSIONS_DIR",
 )
 PATH_LISTS = ("PYTHONPATH", "LD_LIBRARY_PATH", "PATH")
-"""In all of them an empty entry is the working directory; nobody means that."""
+"""An empty entry in any of them means the working directory, which nobody intends."""
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a process that starts in `ROOT`: the same files, by absolute paths.
+    """The environment for a process that starts in `ROOT`; it names the same files by absolute paths.
 
     Args:
-        env: As it is in the working directory.
+        env: The environment in the working directory.
     """
     resolved = {**env, "PYTHONSAFEPATH": "1"}
     for name in PATHS:
@@ -48,7 +48,7 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def leave_working_directory() -> None:
-    """Let this process, and with it all that it starts, go on in `ROOT`."""
+    """Move this process, and with it everything that it starts, to `ROOT`."""
     os.environ.update(environment(os.environ))
     os.chdir(ROOT)
 
@@ -61,7 +61,7 @@ def model_as_given(env: Mapping[str, str]) -> str | None:
 
 
 def model_option(env: Mapping[str, str]) -> str:
-    """What stands before the model's path in messages: the setting, or the option that the user has typed."""
+    """What messages put before the model's path: the setting, or the option that the user has typed."""
     return f"{env[MODEL_OPTION]} " if env.get(MODEL_OPTION) else "GPTJ_MODEL_DIR="
 
 

@@ -1,9 +1,9 @@
-"""Does this installation have what ``serve`` needs: the last step of building the image, without a GPU.
+"""Checks that this installation has what ``serve`` needs, without a GPU: the last step of the image's build.
 
 Usage: python -m gptj_serve.self_check
 
-Checks the versions of the packages, that Java starts, and, where PyTorch has CUDA, that the kernels compiled
-ahead of time load. Exit codes: 0 all is there, 1 something is missing, which is printed.
+It checks the versions of the packages, that Java starts, and, where PyTorch has CUDA, that the prebuilt
+kernels load. Exit codes: 0 everything is there, 1 something is missing, which is printed.
 """
 
 import importlib
@@ -62,7 +62,7 @@ def check_java() -> list[str]:
 
 
 def check_kernels() -> list[str]:
-    """What is wrong with the kernels; nothing where PyTorch has no CUDA to run them on."""
+    """What is wrong with the kernels; empty where PyTorch has no CUDA to run them on."""
     import torch
 
     if torch.version.cuda is None:

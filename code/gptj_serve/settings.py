@@ -1,7 +1,7 @@
 """Every setting of the service, read once from an environment that is passed in.
 
-A name that starts with ``GPTJ_`` and is none of ours, or a value outside its range, is a
-`StartupError` that names the key, the value and what is allowed.
+An unknown name that starts with ``GPTJ_``, or a value outside its range, is a `StartupError` that names the
+key, the value and what is allowed.
 """
 
 import difflib
@@ -28,34 +28,34 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The service's settings. ``None`` means: chosen from what the machine and the model have.
+    """The service's settings; ``None`` is chosen by what the machine and the model have.
 
     Attributes:
         model_dir: Where to look for the model; it may be nested in sub-folders.
-        model_as_given: How the user wrote that, for messages; None if nobody did.
+        model_as_given: How the user wrote that directory, for messages; None if nobody did.
         model_option: What messages put before it: the setting or the option that named it.
         engine: One of `ENGINES`.
         front: One of `FRONTS`.
         host: IPv4 address to listen on.
-        port: Port to listen on, 1..65535; at most 32766 with the ``mms`` front, which takes no higher one.
+        port: Port to listen on, 1..65535; at most 32766 with the ``mms`` front, which takes no higher port.
         max_batch_size: Sequences that run together at most, 1..256.
         max_context: Prompt plus new tokens at most, 2..1048576 (never more than the model's).
         max_queue: Sequences that may wait in the engine, and requests that may wait in the front for a
             worker, 0..100000.
-        batch_wait_ms: After a batch of several, how long waiting requests wait for company.
-        request_timeout_s: A request's time, from when a worker of the front takes it to the answer.
+        batch_wait_ms: After a batch of several, how many milliseconds waiting requests wait for others.
+        request_timeout_s: How long a request may take, from when a worker of the front takes it up.
         stream_timeout_s: The same for a request whose answer is streamed.
-        stall_timeout_s: The HTTP front is not healthy when the engine has made no step for so long while
-            work is waiting.
-        model_name: What the model is called in OpenAI's and TGI's answers; None takes its own name.
-        idle_timeout_s: The HTTP front closes a connection on which nothing was asked for so long since the
-            last answer; load balancers keep theirs for 60 s as a rule, and should be the first to close.
+        stall_timeout_s: The HTTP front is not healthy when the engine has made no step for so many seconds
+            while work is waiting.
+        model_name: The model's name in OpenAI's and TGI's answers; None takes the model's own name.
+        idle_timeout_s: The HTTP front closes a connection that has been idle for so many seconds since the
+            last answer. Load balancers usually keep theirs for 60 s, and should close first.
         page: Whether the HTTP front serves a page to try it.
         cors_origins: Web origins whose pages may call the HTTP front; "*" is any.
-        drain_timeout_s: After SIGTERM, how long running requests may go on.
-        max_payload_mb: Largest request body.
-        num_workers: Worker processes of the multi-model-server front.
-        worker_timeout_s: After this many seconds the model server kills a worker that is silent.
+        drain_timeout_s: How many seconds running requests may go on after SIGTERM.
+        max_payload_mb: The largest request body, in megabytes.
+        num_workers: How many worker processes the multi-model-server front has.
+        worker_timeout_s: After this many seconds, the model server kills a worker that is silent.
         log_level: One of `LOG_LEVELS`.
     """
 
@@ -85,7 +85,7 @@ class Settings:
 
     @property
     def local_host(self) -> str:
-        """Address at which this machine itself reaches the service."""
+        """The address at which this machine itself reaches the service."""
         return "127.0.0.1" if self.host == "0.0.0.0" else self.host
 
     @staticmethod
@@ -151,18 +151,18 @@ KEYS = (
     "GPTJ_DRAIN_TIMEOUT_S",
     "GPTJ_LOG_LEVEL",
 )
-"""Every ``GPTJ_*`` name there is."""
+"""All ``GPTJ_*`` names."""
 
 
 def _page(env: Mapping[str, str]) -> bool:
     asked = _read(env, "GPTJ_PAGE", "auto", _one_of(PAGE))
-    # SageMaker gives its containers credentials; nobody could reach the page there
+    # SageMaker's containers, which get credentials, have no page, as nobody could reach it there
     inside_sagemaker = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI" in env
     return not inside_sagemaker if asked == "auto" else asked == "on"
 
 
 def _name(raw: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._/:@-]{1,200}", raw):  # it is part of a path, too
+    if not re.fullmatch(r"[A-Za-z0-9._/:@-]{1,200}", raw):  # the name is also a part of a path
         raise ValueError("must be 1 to 200 letters, digits and . _ - / : @")
     return raw
 
@@ -176,7 +176,7 @@ def _origins(raw: str) -> tuple[str, ...]:
 
 
 def _request_timeout(env: Mapping[str, str], worker_timeout_s: int | None) -> float:
-    """The deadline has to come before the model server kills the worker that holds the request."""
+    """The request timeout, which ends before the model server kills the worker that holds the request."""
     default = 58.0 if worker_timeout_s is None else min(58.0, worker_timeout_s - 2.0)
     timeout_s = _read(env, "GPTJ_REQUEST_TIMEOUT_S", default, real(0.1, 3600))
     if worker_timeout_s is not None and timeout_s >= worker_timeout_s:
@@ -194,7 +194,7 @@ def _reject_unknown(env: Mapping[str, str]) -> None:
 
 
 def _suggestion(name: str) -> str:
-    # without what all names share, which would make any two of them alike
+    # names are compared without their common beginning, which would make any two of them alike
     keys = {key.removeprefix("GPTJ_"): key for key in KEYS}
     near = difflib.get_close_matches(name.removeprefix("GPTJ_"), keys, n=1, cutoff=0.7)
     return f"did you mean {keys[near[0]]}?" if near else f"there are {', '.join(KEYS)}"
@@ -218,7 +218,8 @@ def _ipv4(raw: str) -> str:
 
 
 def _path(raw: str) -> Path:
-    return Path(raw).expanduser().absolute()  # the model server's workers run in another directory
+    # the model server's workers run in another directory
+    return Path(raw).expanduser().absolute()
 
 
 def _port_of(front: str) -> Callable[[str], int]:

@@ -1,4 +1,4 @@
-"""Values of settings and command lines: each is checked, and an error names what is allowed."""
+"""Reads values of settings and command lines; each is checked, and an error names what is allowed."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
-    """Reads a whole number; raises ValueError that says what is allowed."""
+    """A reader of a setting's whole number; it raises a ValueError that says what is allowed."""
     allowed = f"must be {low}" if low == high else f"must be a whole number from {low} to {high}"
 
     def parse(raw: str) -> int:
@@ -21,7 +21,7 @@ def integer(low: int, high: int) -> Callable[[str], int]:
 
 
 def real(low: float, high: float) -> Callable[[str], float]:
-    """Reads a number; raises ValueError that says what is allowed."""
+    """A reader of a setting's number; it raises a ValueError that says what is allowed."""
 
     def parse(raw: str) -> float:
         try:
@@ -36,17 +36,17 @@ def real(low: float, high: float) -> Callable[[str], float]:
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
-    """An option's whole number in a range."""
+    """A reader of an option's whole number in a range."""
     return _option(integer(low, high))
 
 
 def number(low: float, high: float) -> Callable[[str], float]:
-    """An option's number in a range."""
+    """A reader of an option's number in a range."""
     return _option(real(low, high))
 
 
 def _option(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """Say what is wrong as argparse shows it."""
+    """Turn a reader's ValueError into what argparse shows."""
 
     def parse_option(raw: str) -> T:
         try:
@@ -58,7 +58,7 @@ def _option(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 
 def listed(parse_one: Callable[[str], T]) -> Callable[[str], list[T]]:
-    """Values with commas between them: at least one, and each of them once."""
+    """A reader of values with commas between them: at least one, and each of them once."""
 
     def parse_listed(raw: str) -> list[T]:
         found = list(dict.fromkeys(parse_one(one) for one in texts(raw)))
@@ -70,7 +70,7 @@ def listed(parse_one: Callable[[str], T]) -> Callable[[str], list[T]]:
 
 
 def one_of(allowed: Sequence[str]) -> Callable[[str], str]:
-    """A word out of several."""
+    """A reader of one of several words."""
 
     def parse_one_of(raw: str) -> str:
         if raw not in allowed:
@@ -81,10 +81,10 @@ def one_of(allowed: Sequence[str]) -> Callable[[str], str]:
 
 
 def wholes(low: int, high: int) -> Callable[[str], list[int]]:
-    """Whole numbers with commas between them."""
+    """A reader of whole numbers with commas between them."""
     return listed(whole(low, high))
 
 
 def texts(raw: str) -> list[str]:
-    """What stands between commas."""
+    """The texts between commas."""
     return [one.strip() for one in raw.split(",") if one.strip()]

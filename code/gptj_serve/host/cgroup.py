@@ -1,4 +1,4 @@
-"""What a container may use of its host, by the limits of its control group (``docker run --cpus, --memory``).
+"""Reads what a container may use of its host: its control group's limits (``docker run --cpus, --memory``).
 
 Both versions of control groups are read, as a container sees its own below /sys/fs/cgroup.
 """
@@ -11,19 +11,19 @@ UNLIMITED_BYTES = 1 << 60
 
 
 def cpu_limit(root: Path = ROOT) -> float | None:
-    """CPUs' worth of time that may be used, 1.5 for instance; None without a limit."""
+    """How many CPUs' worth of time may be used, for example 1.5; None without a limit."""
     quota, period = _read(root / "cpu.max"), ""
     if quota:
         quota, _, period = quota.partition(" ")
     else:
         quota, period = _read(root / "cpu/cpu.cfs_quota_us"), _read(root / "cpu/cpu.cfs_period_us")
     if not quota.isdigit() or not period.isdigit() or int(period) == 0:
-        return None  # "max", or -1 in version 1
+        return None  # no limit is "max", or -1 in version 1
     return int(quota) / int(period)
 
 
 def memory_limit_bytes(root: Path = ROOT) -> int | None:
-    """Memory that may be used; None without a limit."""
+    """How many bytes of memory may be used; None without a limit."""
     limit = _read(root / "memory.max") or _read(root / "memory/memory.limit_in_bytes")
     if not limit.isdigit() or int(limit) >= UNLIMITED_BYTES:
         return None

@@ -1,8 +1,8 @@
-"""The host's NVIDIA driver, and the image's own copy of CUDA's driver library for hosts whose is older.
+"""Finds the host's NVIDIA driver, and decides whether the image's own CUDA driver library is needed.
 
-An image cannot bring the kernel's part of a driver, but NVIDIA's "forward compatibility" packages bring
-the other part, ``libcuda.so``: with it a host with an older driver runs newer CUDA. On a host whose driver
-is as new or newer it must not be used, so it is on no search path until this module puts it there.
+An image cannot bring the kernel's part of a driver, but NVIDIA's "forward compatibility" packages bring the
+other part, ``libcuda.so``, with which a host with an older driver runs newer CUDA. On a host whose driver is
+as new or newer it must not be used, so it is on no search path until this module puts it there.
 """
 
 import ctypes
@@ -16,19 +16,19 @@ from pathlib import Path
 
 VERSION_FILE = Path("/proc/driver/nvidia/version")
 COMPAT_DIRS = (Path("/opt/cuda-compat"), Path("/usr/local/cuda/compat"))
-"""Where an image has the compatibility libraries: ours, and NVIDIA's own base images."""
+"""Where images have the compatibility libraries: ours, and NVIDIA's own base images."""
 
 PROBE_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """What was found and decided.
+    """The driver that was found, and whether the compatibility libraries are used.
 
     Attributes:
-        version: The host's driver, "550.54.15" for instance; None without one.
-        compat_dir: Folder that belongs in front of ``LD_LIBRARY_PATH``; None to leave that alone.
-        reason: Why, in words for the log.
+        version: The host's driver, for example "550.54.15"; None without one.
+        compat_dir: The folder that goes in front of ``LD_LIBRARY_PATH``; None leaves that alone.
+        reason: The reason for that, in words for the log.
     """
 
     version: str | None
@@ -43,10 +43,10 @@ class Driver:
 
 
 def find_driver(env: Mapping[str, str]) -> Driver:
-    """Look at this machine; takes no time unless the host's driver is older than the image's libraries.
+    """Look at this machine; it takes no time unless the host's driver is older than the image's libraries.
 
     Args:
-        env: Environment that the deciding trial runs with.
+        env: Environment of the trial that decides.
     """
     return choose_compat(
         driver_version(VERSION_FILE), find_compat(COMPAT_DIRS), lambda folder: cuda_starts(env, folder)
@@ -59,10 +59,10 @@ def choose_compat(
     """Decide whether the compatibility libraries are used.
 
     Args:
-        driver: Version of the host's driver, None without one.
+        driver: Version of the host's driver; None without one.
         compat: The libraries' version and folder.
-        works: Whether CUDA starts with the libraries of a folder; asked only when it matters. It does not
-            on GPUs without forward compatibility (GeForce), where the host's own driver may well do.
+        works: Whether CUDA starts with the libraries of a folder; only called when it matters. CUDA does not
+            start so on GPUs without forward compatibility (GeForce), where the host's own driver may work.
     """
     if driver is None:
         return Driver(None, None, "no NVIDIA driver on this host")
@@ -77,7 +77,7 @@ def choose_compat(
 
 
 def driver_version(path: Path = VERSION_FILE) -> str | None:
-    """Version of the driver that the kernel has loaded, from the file it shows it in; None without one."""
+    """Version of the driver that the kernel has loaded, read from the kernel's file; None without one."""
     try:
         said = path.read_text(errors="replace")
     except OSError:
@@ -88,7 +88,7 @@ def driver_version(path: Path = VERSION_FILE) -> str | None:
 
 
 def find_compat(folders: Iterable[Path]) -> tuple[str, Path] | None:
-    """Version and folder of the first compatibility libraries there are; None without any."""
+    """Version and folder of the first compatibility libraries that exist; None without any."""
     for folder in folders:
         versions = [
             found[1]
@@ -101,7 +101,7 @@ def find_compat(folders: Iterable[Path]) -> tuple[str, Path] | None:
 
 
 def cuda_starts(env: Mapping[str, str], folder: Path) -> bool:
-    """Whether CUDA can be initialised with the libraries of a folder, tried in a process of its own."""
+    """Whether CUDA can be initialised with the libraries of a folder; a process of its own tries it."""
     command = [sys.executable, "-m", "gptj_serve.host.driver"]
     try:
         ran = subprocess.run(
@@ -117,7 +117,7 @@ def cuda_starts(env: Mapping[str, str], folder: Path) -> bool:
 
 
 def initialise_cuda() -> int:
-    """Initialise CUDA's driver library in this process; its error code, 0 when it works."""
+    """Initialise CUDA's driver library in this process; returns its error code, 0 if it works."""
     try:
         return int(ctypes.CDLL("libcuda.so.1").cuInit(0))
     except OSError:

@@ -28,11 +28,11 @@ _INSTEAD = {
     "MMS_DEFAULT_RESPONSE_TIMEOUT": "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS",
     "TS_DEFAULT_RESPONSE_TIMEOUT": "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS",
 }
-"""Names that other images read, and what does that here."""
+"""Names that other images read, and what to use here instead."""
 
 
 def what_is_not_used(env: Mapping[str, str], front: str, folders: tuple[Path, ...]) -> list[str]:
-    """A sentence for each variable and script that a user may believe in.
+    """A sentence for each variable and script that a user may expect to have an effect.
 
     Args:
         env: The environment.

@@ -1,4 +1,4 @@
-"""Whether a port can be listened on, asked before anything is loaded."""
+"""Checks that a port can be listened on, before anything is loaded."""
 
 import socket
 
@@ -6,13 +6,13 @@ from gptj_serve.errors import StartupError
 
 
 def check_port_is_free(host: str, port: int) -> None:
-    """Bind to the port for a moment.
+    """Bind to a port for a moment.
 
     Raises:
-        StartupError: It cannot be had; names the address and the setting that moves it.
+        StartupError: The port cannot be bound; the message names the address and the setting to change.
     """
     with socket.socket() as probe:
-        # as the server does: connections of an earlier server that still linger are no obstacle
+        # as for the server, lingering connections of an earlier server are no obstacle
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

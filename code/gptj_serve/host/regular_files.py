@@ -11,10 +11,10 @@ from typing import Any
 from gptj_serve.errors import StartupError
 
 MAX_JSON_BYTES = 16 << 20
-"""Of a configuration or an index: a thousand times what GPT-J's take."""
+"""The largest configuration or index that is read: a thousand times what GPT-J's take."""
 
 GIT_LFS_POINTER = "version https://git-lfs"
-"""How a file begins that stands for one that was not fetched."""
+"""The beginning of a file that stands for one that was not fetched."""
 
 _KINDS = {
     stat.S_IFIFO: "a pipe (FIFO)",
@@ -26,16 +26,16 @@ _KINDS = {
 
 
 def special_kind(mode: int) -> str | None:
-    """What a path is that would be waited for, or read without end; None for files and directories."""
+    """The kind of a path on which a read might block or never end; None for files and directories."""
     kind = stat.S_IFMT(mode)
     return None if kind in (stat.S_IFREG, stat.S_IFDIR) else _KINDS.get(kind, "no regular file")
 
 
 def check_regular(path: Path) -> int:
-    """See that a path is a file with an end, and not a pipe or a device, before it is opened.
+    """Check that a path is a regular file, and no pipe or device, before it is opened.
 
     Returns:
-        Its size in bytes.
+        The file's size in bytes.
 
     Raises:
         StartupError: It is something else, or cannot be looked at.
@@ -51,7 +51,7 @@ def check_regular(path: Path) -> int:
 
 
 def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
-    """The text of a file in UTF-8.
+    """Read the text of a file in UTF-8.
 
     Raises:
         StartupError: It is no regular file, too large, unreadable, no UTF-8, or a Git LFS pointer.
@@ -70,7 +70,7 @@ def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
         StartupError: The file is unreadable or holds no JSON object.
@@ -86,13 +86,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def unreadable(path: Path, error: OSError) -> StartupError:
-    """What to say of a file that the system refuses to read; of permissions, with what would mend them."""
+    """The error for a file that cannot be read; with missing permissions, it says what would mend them."""
     said = f"{path}: cannot be read: {error.strerror or error}"
     if not isinstance(error, PermissionError):
         return StartupError(said)
     try:
         status = path.stat()
-    except OSError:  # a directory above it is locked
+    except OSError:  # a directory above it is closed to this user
         folder, whose = path.parent, "a directory above it is closed to this user"
     else:
         folder = path if stat.S_ISDIR(status.st_mode) else path.parent

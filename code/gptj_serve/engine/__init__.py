@@ -1,1 +1,1 @@
-"""Token ids in, token ids out: scheduler, sampler, loader and backends."""
+"""The engine, which turns token ids into token ids: scheduler, sampler, loader and backends."""

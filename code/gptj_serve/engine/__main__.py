@@ -1,10 +1,10 @@
-"""The engine process: loads the model, says that it is ready, serves the socket until drained.
+"""The engine process: loads the model, says that it is ready, and serves the socket until it is drained.
 
 Usage: python -m gptj_serve.engine --socket PATH --ready-fd N
 
 One JSON line goes to the descriptor: {"status": "ready", "model": {...}} or {"status": "failed",
-"message": "..."}. The launcher's signal (`children.END_SIGNAL`) drains. Exit codes: 0 drained, 1 not started,
-70 the engine cannot go on.
+"message": "..."}. The launcher's signal (`children.END_SIGNAL`) drains it. Exit codes: 0 drained, 1 not
+started, 70 the engine cannot go on.
 """
 
 import argparse
@@ -74,10 +74,10 @@ def _serve(engine: Any) -> int:
     signal.signal(END_SIGNAL, lambda *_: engine.drain())
     try:
         engine.run()
-    except Exception as error:  # what no step survives, or a bug outside of them
+    except Exception as error:  # an error that no step survives, or a bug outside of steps
         message = f"the engine cannot go on: {str(error) or repr(error)}"
         log_event(logger, "backend_dead", message, level=logging.ERROR, error=error)
-        with contextlib.suppress(Exception):  # the last answers, if they can still be sent
+        with contextlib.suppress(Exception):  # this sends the last answers, if they can still be sent
             engine.close()
         return EXIT_BACKEND_DEAD
     engine.close()
@@ -90,7 +90,7 @@ def _say(ready_fd: int, message: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    # no interpreter shutdown: with a CUDA context that is broken it can hang or crash
+    # the interpreter is not shut down: with a broken CUDA context, that can hang or crash
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

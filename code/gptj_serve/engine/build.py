@@ -41,7 +41,7 @@ def build_engine(settings: Settings, checkpoint: Checkpoint, socket_path: Path) 
         socket_path: Where fronts connect.
 
     Returns:
-        The engine, not running yet, and what fronts are told of it.
+        The engine, which does not run yet, and what fronts are told about it.
 
     Raises:
         StartupError: The engine asked for cannot run here, or the model does not load.
@@ -70,7 +70,7 @@ def build_engine(settings: Settings, checkpoint: Checkpoint, socket_path: Path) 
 
 
 def _choose(settings: Settings, machine: Machine, checkpoint: Checkpoint) -> tuple[str, str, Path | None]:
-    """The engine, why, and its kernels if they were looked for: `auto` passes over what does not compile."""
+    """The engine, the reason, and its kernels if they were looked for; `auto` skips what does not compile."""
     name, reason = choose_engine(settings.engine, machine, obstacle(checkpoint))
     if (settings.engine, name) != ("auto", "fused"):
         return name, reason, None
@@ -143,7 +143,7 @@ def _open(
 
 
 def _load_static(name: str, settings: Settings, checkpoint: Checkpoint, device: torch.device) -> Backend:
-    # each imports what it needs and no more: Transformers alone takes longer than PyTorch
+    # each only imports what it needs, as Transformers alone takes longer than PyTorch
     if name == "hf":
         with logged_import("Transformers"):
             from gptj_serve.engine.static.hf import load_hf
@@ -154,7 +154,7 @@ def _load_static(name: str, settings: Settings, checkpoint: Checkpoint, device: 
         from gptj_serve.engine.static.deepspeed.backend import load_deepspeed
         from gptj_serve.engine.static.deepspeed.rules import check_config
         from gptj_serve.engine.static.transformers_loader import load_config, load_model
-    # what it cannot run is known before minutes of loading
+    # what the engine cannot run is known before minutes of loading
     check_config(load_config(checkpoint))
     model = load_model(checkpoint, device, torch.float16)
     return load_deepspeed(model, settings.max_batch_size, settings.max_context)

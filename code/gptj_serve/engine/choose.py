@@ -1,4 +1,4 @@
-"""Which engine runs: a pure function of what was asked for and what the machine has."""
+"""Chooses the engine: a pure function of what was asked for and what the machine has."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,16 @@ MIN_CAPABILITY = (7, 0)
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What an engine may count on.
+    """What the machine has for an engine.
 
     Attributes:
-        gpu: Name of the GPU, None without one.
-        capability: Its compute capability.
+        gpu: Name of the GPU; None without one.
+        capability: The GPU's compute capability.
         kernels_missing: Why DeepSpeed's kernels cannot be had here; None when they can.
         fused_missing: Why the fused engine's kernels cannot be had here; None when they can.
         no_gpu: Why `gpu` is None.
-        trouble: What keeps a GPU that is there from being used; None when nothing does. Nobody who pays
-            for a GPU wants to find a model of 6 billion parameters on the CPU, so nothing starts then.
+        trouble: What keeps a GPU that is there from being used; None when nothing does. Nothing starts then,
+            as nobody should learn from slow answers that 6 billion parameters run on the CPU.
     """
 
     gpu: str | None
@@ -31,7 +31,7 @@ class Machine:
 
 
 def choose_engine(asked: str, machine: Machine, fused_obstacle: str | None = None) -> tuple[str, str]:
-    """Pick the engine: the fastest that runs the model here, as measured (docs/benchmarks).
+    """Choose the fastest engine that runs the model here, as measured (docs/benchmarks).
 
     Args:
         asked: One of `gptj_serve.settings.ENGINES`.

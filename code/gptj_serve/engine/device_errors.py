@@ -1,4 +1,4 @@
-"""Sorts what can go wrong on a device into what the batch does not survive and what nothing survives."""
+"""Classifies device failures: the batch is lost, or the process is."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ _MEMORY_MARKS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory", "CUDA error
 def batch_errors(what: str) -> Iterator[None]:
     """Turn every failure of the work inside into `BatchLost` or `BackendDead`.
 
-    When the device's memory ran out, what PyTorch holds free is given back first.
-    Kernels run after the call that started them has returned, so a CUDA error can show up in
-    whatever waits for the device next: the sampler's transfer needs this as much as the model.
+    When the device has run out of memory, the memory that PyTorch caches is released first. Kernels run after
+    the call that started them has returned, so a CUDA error can show up in whatever waits for the device
+    next: the sampler's transfer needs this as much as the model.
 
     Args:
         what: What was running, for the message; it reaches the client.
@@ -32,13 +32,13 @@ def batch_errors(what: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """The device had no memory left; it still works."""
+    """Whether the device had no memory left, after which it still works."""
     return isinstance(error, torch.OutOfMemoryError) or any(mark in str(error) for mark in _MEMORY_MARKS)
 
 
 def _sorted(error: Exception, what: str) -> Exception:
     if is_out_of_memory(error):
-        torch.cuda.empty_cache()  # pieces that fit nothing are of no use to the next batch
+        torch.cuda.empty_cache()  # fragments that fit nothing are of no use to the next batch
         return BatchLost(f"the GPU ran out of memory: {what}")
     # after another CUDA error every later call of this process would fail as well
     if isinstance(error, torch.AcceleratorError) or any(mark in str(error) for mark in _DEVICE_MARKS):

@@ -1,4 +1,4 @@
-"""Joins the socket to the step loop: messages in, steps, events out."""
+"""Connects the socket to the step loop: messages go in, and events come out of steps."""
 
 import queue
 import time
@@ -15,7 +15,7 @@ from gptj_serve.request import EndEvent, EngineStats, Event
 
 
 class Engine:
-    """Runs until it is told to drain and everything accepted has ended.
+    """Runs until it is told to drain and everything that it accepted has ended.
 
     Args:
         server: The socket.
@@ -40,7 +40,7 @@ class Engine:
         self._moved_s = time.monotonic()
 
     def stats(self) -> EngineStats:
-        """What the engine does now. For other threads too: it only reads, and figures may be a step apart."""
+        """What the engine does now. Other threads may call this; the figures may be a step apart."""
         scheduler, counters = self._scheduler, self._scheduler.counters
         return EngineStats(
             num_waiting=scheduler.num_waiting,
@@ -59,12 +59,12 @@ class Engine:
         )
 
     def drain(self) -> None:
-        """Accept no more, finish what is there. May be called from a signal handler."""
+        """Accept nothing more and finish what is there; may be called from a signal handler."""
         self._drain = True
         self._server.inbox.put(None)
 
     def close(self) -> None:
-        """Send what is left to send and end the connections."""
+        """Send what is still to be sent, and end the connections."""
         self._server.close()
 
     def run(self) -> None:
@@ -81,12 +81,12 @@ class Engine:
             wait_s = 0.0 if wait is None else self._wait_s(wait.until_s)
 
     def _wait_s(self, until_s: float | None) -> float:
-        # one second at most: a deadline may pass while nothing runs
+        # one second at most, because a deadline may pass while nothing runs
         wake_s = min(until_s if until_s is not None else float("inf"), self._drain_by_s)
         return max(0.0, min(1.0, wake_s - time.monotonic()))
 
     def _read_inbox(self, wait_s: float) -> None:
-        """Handle all messages there are; if there are none, wait for the first."""
+        """Handle all messages that have come; if there are none, wait for the first."""
         try:
             message = self._server.inbox.get(timeout=wait_s) if wait_s else self._server.inbox.get_nowait()
             while True:

@@ -1,4 +1,4 @@
-"""What a failed step costs: its batch, or the process. No torch here."""
+"""Decides what a failed step costs: its batch, or the process. No torch is imported here."""
 
 import logging
 
@@ -9,7 +9,7 @@ from gptj_serve.logs import log_event
 logger = logging.getLogger(__name__)
 
 MAX_FAILED_STEPS = 10
-"""After so many failed steps, each of another call and none served in between, the process ends."""
+"""The process ends after so many failed steps, each of another call, if none was served in between."""
 
 
 class BatchLost(Exception):
@@ -21,10 +21,10 @@ class BackendDead(Exception):
 
 
 class FailedSteps:
-    """Steps that were given up: each costs its sequences, but an engine that only fails has to end.
+    """Counts steps that were given up: each costs its sequences, but an engine that only fails has to end.
 
     Args:
-        counters: The scheduler's.
+        counters: The scheduler's counters.
     """
 
     def __init__(self, counters: Counters) -> None:
@@ -34,7 +34,7 @@ class FailedSteps:
         self._calls: set[int] = set()
 
     def check(self) -> None:
-        """To be called before a step.
+        """Check before a step that the process may go on.
 
         Raises:
             BackendDead: `MAX_FAILED_STEPS` have failed since a sequence was served.
@@ -46,11 +46,11 @@ class FailedSteps:
         """Log why a step was given up.
 
         Args:
-            error: What it raised. `BatchLost` says that the batch was the reason, and is not counted.
-            calls: Those that had a part in the step. However many steps a call needs, it counts once.
+            error: What the step raised. A `BatchLost` says that the batch was the reason, and is not counted.
+            calls: The calls that had a part in the step. A call counts once, however many steps it needs.
 
         Returns:
-            What to tell its clients.
+            The error for the step's clients.
         """
         log_event(logger, "batch_failed", "a batch was given up", level=logging.ERROR, error=error)
         if isinstance(error, BatchLost):

@@ -1,4 +1,4 @@
-"""What this machine offers to an engine: its GPU and whether PyTorch can use it, its CPUs."""
+"""Looks at what this machine offers to an engine: its GPU, whether PyTorch can use it, and its CPUs."""
 
 import math
 import re
@@ -19,10 +19,10 @@ HOW_TO_RUN_ON_THE_CPU = "an empty CUDA_VISIBLE_DEVICES runs on the CPU"
 
 
 def look_at_machine(env: Mapping[str, str]) -> Machine:
-    """Look for a GPU, and at whether it can be used.
+    """Look for a GPU, and check whether it can be used.
 
     Args:
-        env: For ``CUDA_VISIBLE_DEVICES``, which hides GPUs, and for finding a compiler.
+        env: Has ``CUDA_VISIBLE_DEVICES``, which hides GPUs, and is used to find a compiler.
     """
     cuda, driver = torch.version.cuda, driver_version()
     if not _cuda_is_available():
@@ -34,7 +34,7 @@ def look_at_machine(env: Mapping[str, str]) -> Machine:
 
 
 def describe(machine: Machine) -> dict[str, str | float | None]:
-    """Fields for the log: the GPU, its driver and CUDA; without a GPU how many threads compute."""
+    """Fields for the log: the GPU, its driver and CUDA, or the number of threads without a GPU."""
     fields: dict[str, str | float | None] = {"driver": driver_version(), "cuda": torch.version.cuda}
     if machine.gpu is None:
         return {"gpu": None, **fields, "threads": torch.get_num_threads()}
@@ -48,23 +48,23 @@ def describe(machine: Machine) -> dict[str, str | float | None]:
 
 
 def limit_threads(env: Mapping[str, str]) -> None:
-    """Use no more threads than the container may use CPUs: PyTorch counts the host's, which would queue."""
+    """Use no more threads than the container may use CPUs; PyTorch counts the host's, which would queue."""
     limit = cpu_limit()
     if limit is not None and not env.get("OMP_NUM_THREADS"):
         torch.set_num_threads(max(1, min(torch.get_num_threads(), math.ceil(limit))))
 
 
 def no_gpu(devices: Sequence[str], cuda: str | None) -> str:
-    """Why there is no GPU to use, when nothing is wrong; arguments as of `unusable`."""
+    """Why there is no GPU to use if nothing is wrong; the arguments are those of `unusable`."""
     return "this PyTorch is built without CUDA" if devices and cuda is None else "no NVIDIA GPU is visible"
 
 
 def unusable(devices: Sequence[str], cuda: str | None, driver: str | None) -> str | None:
-    """What is wrong when there are GPUs, but CUDA is not to be had; None when nothing is.
+    """What is wrong if there are GPUs, but CUDA cannot be used; None if nothing is.
 
     Args:
         devices: Device files of the GPUs that are not hidden on purpose.
-        cuda: CUDA version that PyTorch is built for, None for a build without.
+        cuda: CUDA version that PyTorch is built for; None for a build without CUDA.
         driver: The host's driver.
     """
     if not devices or cuda is None:
@@ -79,12 +79,12 @@ def unusable(devices: Sequence[str], cuda: str | None, driver: str | None) -> st
 
 
 def unsupported(gpu: str, capability: tuple[int, int], architectures: Iterable[str]) -> str | None:
-    """What is wrong when PyTorch has no kernels for the GPU; None when it has.
+    """What is wrong if PyTorch has no kernels for the GPU; None if it has.
 
     Args:
-        gpu: Its name.
-        capability: Its compute capability.
-        architectures: As ``torch.cuda.get_arch_list()`` names them: "sm_80", "compute_90".
+        gpu: The GPU's name.
+        capability: The GPU's compute capability.
+        architectures: What ``torch.cuda.get_arch_list()`` gives: "sm_80", "compute_90".
     """
     known = list(architectures)
     if not known or any(_runs_on(name, capability) for name in known):
@@ -103,14 +103,14 @@ def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
     kind, built_for, is_exact = found[1], (int(found[2]), int(found[3])), bool(found[4])
     if is_exact:
         return built_for == capability
-    if kind == "compute":  # the driver compiles it for what is newer
+    if kind == "compute":  # the driver compiles it for newer GPUs
         return built_for <= capability
     return built_for[0] == capability[0] and built_for[1] <= capability[1]
 
 
 def _cuda_is_available() -> bool:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the same is said once, by us
+        warnings.simplefilter("ignore")  # we say the same ourselves, once
         return torch.cuda.is_available()
 
 

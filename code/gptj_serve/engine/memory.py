@@ -1,4 +1,4 @@
-"""Is there room for the model, on the GPU or in the host's memory. Asked before anything is read."""
+"""Checks that there is room for the model on the GPU or in the host's memory, before anything is read."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,12 +25,12 @@ class GpuMemory:
 
 @dataclass(frozen=True, slots=True)
 class HostMemory:
-    """What the machine has, in bytes.
+    """The machine's memory, in bytes.
 
     Attributes:
-        available_bytes: What processes can still take without swapping.
-        total_bytes: All of it.
-        limit_bytes: What the container may use; None without a limit.
+        available_bytes: How much processes can still take without swapping.
+        total_bytes: The whole memory.
+        limit_bytes: How much the container may use; None without a limit.
     """
 
     available_bytes: int
@@ -48,12 +48,12 @@ class HostMemory:
 def room_for_weights(
     needs: Mapping[str, int], device: torch.device, host_needs: Mapping[str, int] | None = None
 ) -> Iterator[None]:
-    """Check the memory before the work inside, and say the same if it runs out on the way.
+    """Check the memory before the work inside, and report it in the same way if it runs out on the way.
 
     Args:
-        needs: What the work inside takes on the device, in bytes, by what it is for.
-        device: Where it takes that.
-        host_needs: What it takes besides in the host's memory, whatever the device.
+        needs: How many bytes the work inside takes on the device, by what they are for.
+        device: The device.
+        host_needs: How many bytes it takes besides in the host's memory, whatever the device.
 
     Raises:
         StartupError: The GPU, the machine or the container has too little memory.
@@ -67,7 +67,7 @@ def room_for_weights(
     try:
         yield
     except RuntimeError as error:
-        # something took memory after the check
+        # something else took memory after the check
         if device.type == "cuda" and is_out_of_memory(error):
             raise _too_little_memory(needed_bytes, _gpu_memory(device)) from error
         if "can't allocate memory" in str(error):
@@ -76,35 +76,35 @@ def room_for_weights(
 
 
 def weights_need(num_weights: int, dtype: torch.dtype) -> dict[str, int]:
-    """What weights of a type take, for `room_for_weights`, with the arithmetic."""
+    """How many bytes weights of a type take, with the arithmetic, for `room_for_weights`."""
     return {f"weights {num_weights} * {dtype.itemsize} bytes =": num_weights * dtype.itemsize}
 
 
 def check_gpu_memory(needed_bytes: int, memory: GpuMemory) -> None:
-    """Refuse to load what cannot fit.
+    """Refuse to load what does not fit.
 
     Raises:
-        StartupError: Names the GPU, what is needed and what is free.
+        StartupError: The message names the GPU, what is needed and what is free.
     """
     if needed_bytes > memory.free_bytes:
         raise _too_little_memory(needed_bytes, memory)
 
 
 def host_memory() -> HostMemory:
-    """The machine's memory and the container's limit now. What the page cache holds counts as available."""
+    """The machine's memory and the container's limit at present; the page cache counts as available."""
     memory = psutil.virtual_memory()
     return HostMemory(memory.available, memory.total, memory_limit_bytes())
 
 
 def check_host_memory(needs: Mapping[str, int], memory: HostMemory) -> None:
-    """Refuse what has no room: the kernel would kill the process, or read from the disk without end.
+    """Refuse what does not fit: the kernel would kill the process, or read from the disk without end.
 
     Args:
-        needs: Bytes, by what they are for.
-        memory: What there is.
+        needs: How many bytes are needed, by what they are for.
+        memory: The memory.
 
     Raises:
-        StartupError: Says what is needed, for what, and what there is.
+        StartupError: The message says what is needed, for what, and what there is.
     """
     if sum(needs.values()) > memory.usable_bytes:
         raise _too_little_host_memory(needs, memory)

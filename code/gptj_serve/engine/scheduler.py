@@ -1,6 +1,6 @@
 """What all schedulers share: the sequences they hold, the queue, and the one end that each sequence gets.
 
-Sans-I/O: no torch, no clock, no sockets; time is passed in. What runs next is decided by
+There is no I/O here, no torch, no clock and no sockets; time is passed in. What runs next is decided by
 `gptj_serve.engine.static.scheduler` and `gptj_serve.engine.fused.schedule.scheduler`.
 """
 
@@ -15,15 +15,15 @@ from gptj_serve.errors import BadRequest, DeadlinePassed, Overloaded, ServingErr
 from gptj_serve.request import EndEvent, Event, GenerationRequest, Timings, TokenEvent
 
 Key = tuple[int, str]
-"""A connection's number and the request's id on it: ids of different fronts cannot collide."""
+"""A connection's number and the request's id on it, so that ids of different fronts cannot collide."""
 
 
 @dataclass(slots=True, eq=False)
 class HeldSequence:
-    """One sequence that the scheduler holds, waiting or running. Times are in seconds of one clock.
+    """A sequence that the scheduler holds, waiting or running. Times are in seconds of one clock.
 
-    ``number`` is its own, ``call`` is the same number for all sequences that were added together, ``turn``
-    the round in which this one may start.
+    ``number`` is the sequence's own, ``call`` is the same for all sequences that were added together, and
+    ``turn`` is the round in which this one may start.
     """
 
     key: Key
@@ -43,7 +43,7 @@ class HeldSequence:
         return float("inf") if timeout_s is None else self.arrived_s + timeout_s
 
     def timings(self, now_s: float) -> Timings | None:
-        """Where the time went, or None if the sequence never started."""
+        """Where the time went; None if the sequence never started."""
         if self.started_s is None:
             return None
         first_s = now_s if self.first_token_s is None else self.first_token_s
@@ -52,7 +52,7 @@ class HeldSequence:
 
 @dataclass(slots=True)
 class Counters:
-    """What the scheduler has done since it was made; sequences, but for the tokens.
+    """What the scheduler has done since it was made, counted in sequences, except for the tokens.
 
     ``preempted`` counts a sequence each time that it has to make room for an older one. ``served`` counts
     those that finished, or ran until they were cancelled (by a stop string, say): signs of a sound engine.
@@ -69,14 +69,14 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing to run before ``until_s``; None means until something is added."""
+    """There is nothing to run before ``until_s``; None means until something is added."""
 
     until_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What the sampler chose for one row: a token, or why there is none."""
+    """What the sampler chose for a row: a token, or the reason why there is none."""
 
     token_id: int = 0
     logprob: float | None = None
@@ -89,9 +89,9 @@ class Limits:
     """What a loaded model can hold, however it batches.
 
     Attributes:
-        max_batch_size: Sequences that run together at most.
-        max_context: Positions of one sequence at most, prompt plus new tokens. In a static batch these are
-            columns: the longest prompt (shorter ones are padded on the left to its length) plus what follows.
+        max_batch_size: How many sequences run together at most.
+        max_context: How many positions a sequence has at most, prompt plus new tokens. In a static batch
+            these are columns: the longest prompt (shorter ones are padded on the left) plus what follows.
         vocab_size: Width of the logits.
     """
 
@@ -101,15 +101,15 @@ class Limits:
 
 
 class IntegrityError(Exception):
-    """The books do not add up: a block leaked, is held twice, or someone has too few. Always a bug."""
+    """The books do not add up, which is always a bug: a block has leaked, is held twice, or is missing."""
 
 
 class Step(Protocol):
-    """What one step computes."""
+    """What a step computes."""
 
     @property
     def calls(self) -> set[int]:
-        """The calls whose sequences have a part in it."""
+        """The calls whose sequences have a part in the step."""
         ...
 
 
@@ -121,15 +121,15 @@ class Scheduler(ABC, Generic[StepT]):
 
     Every sequence that `add` accepted gets exactly one `EndEvent`.
 
-    Calls take turns: in each round every call that waits starts one sequence, and a new call joins in the
-    next round. So whoever asks for one sequence waits for one of each call before it, not for all of theirs,
-    and a call of many goes on however many others come.
+    Calls take turns: in each round every waiting call starts one sequence, and a new call joins in the next
+    round. So a call for one sequence waits for one sequence of each call before it, not for all of them, and
+    a call for many goes on however many others come.
 
     Args:
-        max_batch_size: Sequences that run together at most.
-        max_context: Prompt plus new tokens of one sequence at most.
+        max_batch_size: How many sequences run together at most.
+        max_context: How many prompt and new tokens a sequence has at most.
         vocab_size: Token ids must be below this.
-        max_queue: Sequences that may wait.
+        max_queue: How many sequences may wait.
     """
 
     def __init__(self, *, max_batch_size: int, max_context: int, vocab_size: int, max_queue: int) -> None:
@@ -140,38 +140,38 @@ class Scheduler(ABC, Generic[StepT]):
         self._waiting: deque[HeldSequence] = deque()
         self._calls = itertools.count()
         self._numbers = itertools.count()
-        self._turn = 0  # of the last sequence that started
+        self._turn = 0  # this is of the last sequence that started
         self._closed = False
         self.counters = Counters()
 
     @property
     def num_waiting(self) -> int:
-        """Sequences that wait for their turn."""
+        """How many sequences wait for their turn."""
         return len(self._waiting)
 
     @property
     @abstractmethod
     def num_running(self) -> int:
-        """Sequences that run and have not ended."""
+        """How many sequences run and have not ended."""
 
     @property
     def is_idle(self) -> bool:
-        """Nothing waits and nothing runs."""
+        """Whether nothing waits and nothing runs."""
         return not self._waiting and not self.num_running
 
     @property
     @abstractmethod
     def cache_capacity_tokens(self) -> int:
-        """Tokens that the cache can hold."""
+        """How many tokens the cache can hold."""
 
     @property
     @abstractmethod
     def num_cache_tokens(self) -> int:
-        """Tokens that the cache holds now, padding included. Other threads read it too."""
+        """How many tokens the cache holds now, with padding; other threads read this, too."""
 
     @abstractmethod
     def schedule(self, now_s: float) -> StepT | Wait:
-        """The next step to run. Every step must be answered by `commit` or `fail`, in order."""
+        """The next step to run; every step must be answered by `commit` or `fail`, in order."""
 
     @abstractmethod
     def commit(self, step: StepT, sampled: Sequence[Sequence[Sampled]], now_s: float) -> list[Event]:
@@ -185,7 +185,7 @@ class Scheduler(ABC, Generic[StepT]):
 
     @abstractmethod
     def fail(self, step: StepT, error: ServingError, now_s: float) -> list[Event]:
-        """The step raised: fail all its sequences that are still held; no others are touched."""
+        """Fail all sequences of a step that raised, as far as they are still held; no others are touched."""
 
     @abstractmethod
     def _running(self) -> list[HeldSequence]:
@@ -193,17 +193,17 @@ class Scheduler(ABC, Generic[StepT]):
 
     @abstractmethod
     def _num_can_start(self) -> int:
-        """Sequences that could start at once if none waited."""
+        """How many sequences could start at once if none waited."""
 
     @abstractmethod
     def _leave(self, sequence: HeldSequence, now_s: float) -> None:
-        """Give up what a sequence that runs holds."""
+        """Release what a running sequence holds."""
 
     def check(self) -> None:
         """Check that the books add up.
 
         Raises:
-            IntegrityError: They do not; says what is wrong.
+            IntegrityError: They do not; the message says what is wrong.
         """
         held = self._held()
         if len(set(held)) < len(held):
@@ -214,7 +214,7 @@ class Scheduler(ABC, Generic[StepT]):
         return [sequence.key for sequence in self._held()]
 
     def close(self) -> None:
-        """Accept nothing more; what was accepted goes on."""
+        """Accept nothing more; what was accepted before goes on."""
         self._closed = True
 
     def add(self, group: Sequence[tuple[Key, GenerationRequest]], now_s: float) -> None:
@@ -236,7 +236,7 @@ class Scheduler(ABC, Generic[StepT]):
                 retry_after_s=1,
             )
         call = next(self._calls)
-        # nobody comes before the first in the queue: what it needs may just be about to be free
+        # nobody overtakes the first in the queue, since what it needs may be about to be free
         head = next((waiting.turn for waiting in self._waiting if waiting.started_s is None), 0)
         turns = itertools.count(max(self._turn + 1, head))
         self._queue(
@@ -285,14 +285,14 @@ class Scheduler(ABC, Generic[StepT]):
         self._waiting = deque(sorted((*self._waiting, *more), key=lambda waiting: waiting.turn))
 
     def _start(self, sequence: HeldSequence, now_s: float) -> None:
-        """Note that a sequence starts; not its first time if it was preempted."""
+        """Note that a sequence starts, which is not for the first time if it was preempted."""
         self._turn = max(self._turn, sequence.turn)
         if sequence.started_s is None:
             sequence.started_s = now_s
             self.counters.prompt_tokens += len(sequence.request.prompt_ids)
 
     def _book(self, sequence: HeldSequence, choice: Sampled, now_s: float) -> list[Event]:
-        """Book what was chosen for a sequence that is held."""
+        """Book what was chosen for a held sequence."""
         if choice.error is not None:
             return [self._end(sequence, "failed", choice.error, now_s)]
         if sequence.first_token_s is None:

@@ -1,4 +1,4 @@
-"""The engine's side of the Unix socket, in a thread of its own so that a long step delays no message.
+"""The engine's side of the Unix socket, which has a thread of its own so that a long step delays no message.
 
 The step loop reads `inbox` and calls `send`; nothing else is shared between the two threads.
 """
@@ -20,12 +20,12 @@ from gptj_serve.request import EngineStats, ModelInfo
 logger = logging.getLogger(__name__)
 
 MAX_UNSENT_BYTES = 32 * 1024 * 1024
-"""A front that leaves more than this unread is cut off: it must not hold the engine's memory."""
+"""A front that leaves more than this unread is cut off, so that it does not hold the engine's memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """A front's connection has ended: nobody waits for its sequences."""
+    """A front's connection has ended, so nobody waits for its sequences."""
 
     connection: int
 
@@ -48,7 +48,7 @@ class EngineServer:
         self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._socket_path = socket_path
         self.stats: Callable[[], EngineStats] = EngineStats
-        """Asked, in the socket's thread, for what watching fronts are told."""
+        """Called in the socket's thread for what watching fronts are told."""
         self._info = info
         self._numbers = itertools.count()
         self._writers: dict[int, asyncio.StreamWriter] = {}
@@ -64,7 +64,7 @@ class EngineServer:
         self._listener = asyncio.run_coroutine_threadsafe(start, self._loop).result()
 
     def send(self, lines: Mapping[int, bytes]) -> None:
-        """Queue one line each for the given connections; those that have gone are ignored."""
+        """Queue a line for each of the given connections; those that have gone are ignored."""
         self._loop.call_soon_threadsafe(self._write, dict(lines))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Says in the log what took how long on the way to ready."""
+"""Logs how long each part of a start took."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def logged_import(what: str) -> Iterator[None]:
-    """Log the time of the imports inside: on a warm machine they are most of a start.
+    """Log the time of the imports inside, which are most of a start on a warm machine.
 
     Args:
         what: The slow packages among them.
@@ -39,10 +39,10 @@ def log_loaded(
     """Log that a model's weights are in place.
 
     Args:
-        logger: That of who loaded it.
-        seconds: What each phase took.
-        device: Where they are.
-        device_bytes: What they take there.
+        logger: The logger of the module that loaded them.
+        seconds: How long each phase took.
+        device: The device that they are on.
+        device_bytes: How many bytes they take there.
         more: Other fields.
     """
     fields: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """Runs what a scheduler decides: schedule → launch → results → commit, at once or one step ahead.
 
-One step ahead, the results waited for are those of the step before: while the host books and reports one
-step's tokens, the device computes the next step.
+One step ahead, the loop waits for the results of the previous step: while the host books and reports the
+tokens of one step, the device computes the next.
 """
 
 import time
@@ -20,7 +20,7 @@ class PendingStep(Protocol):
     """A step that was launched."""
 
     def results(self) -> Sequence[Sequence[Sampled]]:
-        """Wait for the step; the tokens of each row that chooses some, in the order of the step's rows.
+        """Wait for the step; returns the tokens of each row that chooses some, in the rows' order.
 
         Raises:
             BatchLost, BackendDead: As `gptj_serve.engine.failures` has them.
@@ -32,7 +32,7 @@ class StepRunner(Protocol[ComputedStep]):
     """Runs steps in the order in which they are launched."""
 
     def launch(self, step: ComputedStep) -> PendingStep:
-        """Start a step. A runner that can be one step ahead waits neither for it nor for any before it.
+        """Start a step. A runner that can be one step ahead waits neither for it nor for any previous step.
 
         Raises:
             ValueError: The step passes a limit; nothing has run.
@@ -41,13 +41,13 @@ class StepRunner(Protocol[ComputedStep]):
         ...
 
     def release(self) -> None:
-        """No sequence runs any more: give up what the last steps held."""
+        """Release what the last steps held, as no sequence runs any more."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Launched(Generic[StepT]):
-    """A step in flight, or why it could not be launched."""
+    """A step in flight, or the reason why it could not be launched."""
 
     step: StepT
     pending: PendingStep | Exception
@@ -58,14 +58,14 @@ class StepLoop(Generic[StepT]):
 
     Args:
         scheduler: Decides what runs.
-        runner: Runs it.
+        runner: Runs the steps.
         now_s: The clock, in seconds.
         steps_ahead: Steps in flight while the next one is scheduled: 0, or 1 for a scheduler that plans
             without knowing the tokens of the step before.
         checks: Check the scheduler's books after every step; an error in them ends the loop.
 
     Attributes:
-        num_steps: Steps that were run, those that failed included.
+        num_steps: How many steps were run, failed ones included.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class StepLoop(Generic[StepT]):
         self.num_steps = 0
 
     def step(self) -> tuple[list[Event], Wait | None]:
-        """Launch the next step, if there is one, and finish the one before, or this one.
+        """Launch the next step, if there is one, and finish the previous step, or this one.
 
         Returns:
-            What happened, and how long there is nothing to run (None if there may be more at once).
+            What happened, and how long there is nothing to run; None if there may be more at once.
 
         Raises:
             BackendDead: The process has to end; sequences of steps in flight have had no terminal event.

@@ -1,25 +1,25 @@
-"""What a model is, whatever its family calls it: dimensions, and the tensors that follow from them.
+"""Describes a model, whatever its family calls things: its dimensions, and the tensors that follow from them.
 
-One description serves the checks of a checkpoint, the engines, and what is computed of a model before it is
-loaded. A family is one file in `gptj_serve.models.families`.
+The checks of a checkpoint, the engines, and what is computed before a model is loaded all use one
+description. A family is a file in `gptj_serve.models.families`.
 """
 
 from dataclasses import dataclass
 from enum import Enum, auto
 
 TIED_HEAD = "lm_head.weight"
-"""Left out of checkpoints that tie it to the embedding, as a rule."""
+"""The head's weight, which checkpoints that tie it to the embedding usually leave out."""
 EMBEDDING = "transformer.wte.weight"
-"""Left out instead by safetensors' ``save_model``."""
+"""The embedding's weight, which safetensors' ``save_model`` leaves out instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rotary:
-    """Positions as angles by which pairs of numbers in queries and keys are turned.
+    """Positions are angles by which pairs of numbers in queries and keys are rotated.
 
     Attributes:
-        dim: Numbers of each head that are turned, even; the others stay.
-        base: Of the frequencies.
+        dim: How many numbers of each head are rotated, even; the others stay.
+        base: The base of the frequencies.
     """
 
     dim: int
@@ -31,18 +31,18 @@ class Architecture:
     """A model's dimensions.
 
     Attributes:
-        family: Name of its file in `gptj_serve.models.families`.
-        num_layers: Transformer blocks.
-        width: Numbers of the residual stream.
-        num_heads: Attention heads.
-        head_dim: Numbers of a head.
+        family: Name of the family's file in `gptj_serve.models.families`.
+        num_layers: How many transformer blocks there are.
+        width: Width of the residual stream.
+        num_heads: How many attention heads a block has.
+        head_dim: Width of a head.
         inner: Width of the MLP.
-        vocab_size: Token ids, rows of the embedding.
+        vocab_size: How many token ids there are, and rows of the embedding.
         max_positions: Longest context, in tokens.
         positions: How a token knows its position.
-        activation: Of the MLP, by Transformers' name.
+        activation: Transformers' name of the MLP's activation.
         epsilon: Added to the variance in each LayerNorm.
-        tied_head: The head shares the embedding's weight.
+        tied_head: Whether the head shares the embedding's weight.
     """
 
     family: str
@@ -60,7 +60,7 @@ class Architecture:
 
     @property
     def attention_width(self) -> int:
-        """Numbers of all heads together."""
+        """The width of all heads together."""
         return self.num_heads * self.head_dim
 
 
@@ -86,12 +86,12 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One tensor of a checkpoint.
+    """A tensor of a checkpoint.
 
     Attributes:
-        shape: Its dimensions, as files have it.
-        role: What it does.
-        layer: Which block it belongs to; None if to none.
+        shape: The tensor's shape in files.
+        role: What the tensor does.
+        layer: The block that it belongs to; None if it belongs to none.
     """
 
     shape: tuple[int, ...]

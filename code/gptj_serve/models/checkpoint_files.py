@@ -1,4 +1,4 @@
-"""Reads what a checkpoint's files hold, names and shapes alone, without loading a weight.
+"""Reads the names and shapes in a checkpoint's files, without loading a weight.
 
 A broken, truncated or malicious file is a `StartupError` that names the file and what is wrong.
 """
@@ -59,7 +59,7 @@ def find_files(directory: Path) -> CheckpointFiles | None:
 def read_contents(files: CheckpointFiles) -> Contents[StoredTensor] | Contents[PickledTensor]:
     """Every tensor of the checkpoint by name, without its values, and what was passed over.
 
-    Where two files hold a tensor of one name the later one counts, as in Transformers.
+    If two files hold a tensor of the same name, the later one counts, as in Transformers.
 
     Raises:
         StartupError: A file is unreadable, truncated, corrupt, or asks for code to be run.
@@ -85,7 +85,7 @@ def read_pickles(files: CheckpointFiles, *, with_values: bool) -> Contents[Pickl
 
 
 def unmapped_bytes(files: CheckpointFiles) -> int:
-    """Size of the files that can only be read as a whole: no zip files, from before PyTorch 1.6."""
+    """The size of the files that can only be read as a whole, which are pickles from before PyTorch 1.6."""
     pickles = files.paths if files.format == PICKLE else ()
     return sum(path.stat().st_size for path in pickles if not zipfile.is_zipfile(path))
 

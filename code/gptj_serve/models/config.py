@@ -1,4 +1,4 @@
-"""Reads the fields of a config.json: each of its type and in its range, or a message that names it."""
+"""Reads the fields of a config.json, each with its type and range; an error names the field."""
 
 import math
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ CONFIG = "config.json"
 
 
 def check_plain(raw: Mapping[str, Any], path: Path) -> None:
-    """Refuse what would make Transformers load something else than the files that are checked."""
+    """Refuse what would make Transformers load something else than the files that were checked."""
     for key in ("quantization_config", "transformers_weights", "fusion_config"):
         if raw.get(key) is not None:
             raise StartupError(f"{path}: {key} is not supported; remove it and give plain float weights")
 
 
 def architectures(raw: Mapping[str, Any], path: Path, example: str) -> list[str]:
-    """The names of ``architectures``, none if it is not given.
+    """The names in ``architectures``; empty if it is not given.
 
     Raises:
         StartupError: It is no list of names.
@@ -33,7 +33,7 @@ def architectures(raw: Mapping[str, Any], path: Path, example: str) -> list[str]
 def whole_number(
     raw: Mapping[str, Any], key: str, path: Path, default: int | None, least: int, most: int
 ) -> int:
-    """A whole number in its range.
+    """Read a whole number in its range.
 
     Raises:
         StartupError: It is another value; names file, field and range.
@@ -45,13 +45,13 @@ def whole_number(
 
 
 def fraction(raw: Mapping[str, Any], key: str, path: Path) -> float:
-    """A number from 0 to 1 that is given.
+    """Read a number from 0 to 1 that has to be given.
 
     Raises:
         StartupError: It is another value; names file, field and range.
     """
     value = raw[key]
-    # Transformers takes whole numbers for some of these alone
+    # Transformers takes whole numbers only for some of these
     is_number = type(value) is float or (type(value) is int and key.endswith("pdrop"))
     if not is_number or not (math.isfinite(value) and 0 <= value <= 1):
         raise StartupError(f"{path}: {key}={_short(value)}: must be a number from 0.0 to 1.0, as 0.00001")
@@ -59,7 +59,7 @@ def fraction(raw: Mapping[str, Any], key: str, path: Path) -> float:
 
 
 def flag(raw: Mapping[str, Any], key: str, path: Path, default: bool) -> bool:
-    """True or false.
+    """Read ``true`` or ``false``.
 
     Raises:
         StartupError: It is another value; names file and field.

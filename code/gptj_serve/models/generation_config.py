@@ -1,8 +1,8 @@
-"""What a model's ``generation_config.json`` says, and what of it holds here. No torch here.
+"""Reads a model's ``generation_config.json``, and decides what of it is used. No torch is imported here.
 
-What changes the scores of tokens whatever the request is (`_READERS`) holds for every request that does
-not say otherwise. How to sample and how long an answer may be is the request's alone. The rest is not to be
-had, and named once.
+What changes the scores of tokens whatever the request is (`_READERS`) is used for every request that does
+not say otherwise. How to sample and how long an answer may be is only up to the request. The rest is not
+supported, and mentioned once.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,10 +16,10 @@ from gptj_serve.host.regular_files import read_json
 FILE = "generation_config.json"
 
 GPT_J_EOS = 50256
-"""<|endoftext|> of the published tokenizer."""
+"""The id of <|endoftext|> in the published tokenizer."""
 
 MAX_NGRAM = 100
-"""Longer sequences are compared by no filter; see `gptj_serve.engine.sampling.score_filters`."""
+"""No filter compares longer sequences; see `gptj_serve.engine.sampling.score_filters`."""
 
 _REQUESTS = {
     "do_sample": (False,),
@@ -34,7 +34,7 @@ _REQUESTS = {
     "min_new_tokens": (0,),
     "num_return_sequences": (1,),
 }
-"""What requests say, and the values that say nothing."""
+"""Fields that only requests set, and the values with which they change nothing."""
 
 _NO_EFFECT = frozenset(
     {
@@ -74,7 +74,7 @@ _SPECULATION = (
     "target_lookbehind",
     "use_mtp",
 )
-"""Beginnings of names of what makes Transformers faster, not other."""
+"""How the names of fields begin that make Transformers faster, not different."""
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "diversity_penalty": (0,),
@@ -90,17 +90,17 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "renormalize_logits": (False,),
     "token_healing": (False,),
 }
-"""Values that ask for nothing, of what is not to be had."""
+"""Fields that are not supported, and the values with which they ask for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
-    """What a model directory says of how to generate.
+    """What a model directory says about how to generate.
 
     Attributes:
         eos_token_ids: Token ids that end a sequence; may be empty.
         scores: Fields of `gptj_serve.request.ScoreParams` for requests that do not set them.
-        notes: What does not hold here, a sentence each: worth a warning.
+        notes: What is not supported here, a sentence each for a warning.
     """
 
     eos_token_ids: tuple[int, ...]
@@ -112,8 +112,8 @@ def read_defaults(directory: Path, config: Mapping[str, Any], vocab_size: int) -
     """Read the file, if it is there.
 
     Args:
-        directory: The model's.
-        config: Its config.json, which says what ends a sequence where the file does not.
+        directory: The model's directory.
+        config: Its config.json, which says what ends a sequence if the file does not.
         vocab_size: Token ids are below this.
 
     Raises:
@@ -195,7 +195,7 @@ _READERS: Mapping[str, Callable[[Any, int], Any]] = {
     "suppress_tokens": _ids,
     "begin_suppress_tokens": _ids,
 }
-"""What holds for every request that does not say otherwise."""
+"""What is used for every request that does not say otherwise."""
 
 
 def _quoted(said: Mapping[str, Any], name: str) -> str:
@@ -207,7 +207,7 @@ def _asked(said: Mapping[str, Any]) -> list[str]:
 
 
 def _not_supported(said: Mapping[str, Any]) -> list[str]:
-    """What else asks for something, names that nobody here knows among it."""
+    """What else asks for something, unknown names included."""
     known = {*_REQUESTS, *_NO_EFFECT, *_READERS}
     return [
         name

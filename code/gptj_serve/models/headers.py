@@ -9,15 +9,15 @@ from gptj_serve.errors import StartupError
 from gptj_serve.host.regular_files import GIT_LFS_POINTER, check_regular
 from gptj_serve.models.tensors import StoredTensor
 
-_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_MAX_HEADER_BYTES = 100_000_000  # this is the format's own limit
 _FLOAT_BYTES = {"F8_E4M3": 1, "F8_E5M2": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
-# what else the format knows: the causal masks of old checkpoints are of such types
+# the format also knows these types, which the causal masks of old checkpoints have
 _OTHER_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8}
 _LFS_POINTER = GIT_LFS_POINTER.encode()
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file, by name.
+    """Read the tensors of a file, by name.
 
     The file is eight bytes of header length (little-endian), the header (JSON), then the tensors.
 
@@ -67,7 +67,7 @@ def _parse_entry(path: Path, entry: dict[str, Any], data_offset: int) -> StoredT
 
 
 def _check_places(path: Path, tensors: dict[str, StoredTensor], data_offset: int) -> int:
-    """See that each tensor begins where the one before it ends; returns where the last one ends."""
+    """Check that each tensor begins where the one before it ends; returns where the last one ends."""
     end = data_offset
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].num_bytes)):
         if tensor.offset != end:
@@ -82,7 +82,7 @@ def _corrupt(path: Path, why: str) -> StartupError:
 
 
 def truncated(path: Path, expected_bytes: str, actual_bytes: int) -> StartupError:
-    """A file that ends too early, or too late."""
+    """The error for a file that ends too early, or too late."""
     return StartupError(
         f"{path}: expected {expected_bytes} bytes by its own header, found {actual_bytes}: "
         "the file is truncated or corrupt; copy it again"
@@ -90,7 +90,7 @@ def truncated(path: Path, expected_bytes: str, actual_bytes: int) -> StartupErro
 
 
 def not_weights(path: Path, start: bytes, expected: str, actual_bytes: int) -> StartupError:
-    """A file that is something else, by its first bytes."""
+    """The error for a file that is something else, which its first bytes show."""
     if start.startswith(_LFS_POINTER):
         return StartupError(f"{path}: a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
     return StartupError(

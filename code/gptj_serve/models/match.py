@@ -1,4 +1,4 @@
-"""Are a checkpoint's tensors those of the model that its config.json describes."""
+"""Checks that a checkpoint's tensors are those of the model that its config.json describes."""
 
 import re
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from gptj_serve.models.config import CONFIG
 from gptj_serve.models.remedies import merge_command, unwrap_command
 from gptj_serve.models.tensors import T, TensorInfo
 
-# masks and tables that checkpoints of old Transformers carry along; computed anew since
+# masks and tables in checkpoints of old versions of Transformers, which are computed today
 _HARMLESS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_bias|bias|embed_positions)")
 
 _OF_THE_MODEL = re.compile(r"(transformer|h|wte|ln_f|lm_head)\..*")
-"""Tensors of such names would take part in the computation, if only the model knew them."""
+"""Tensors with such names would be a part of the computation if the model knew them."""
 
 _ADAPTER = re.compile(r"(^|.*\.)(lora_\w+|base_layer|modules_to_save)\..*")
 _WRAPPER = re.compile(
@@ -47,9 +47,9 @@ def check_tensors(
     missing = [name for name in expected if name not in named]
     if missing:
         _refuse_wrapped(found, expected, directory)
-    # what is missing may be there under another name
+    # a missing tensor may be there under another name
     left_over = [name for name in _unknown(named, expected) if missing or _OF_THE_MODEL.fullmatch(name)]
-    heads = {TIED_HEAD: expected[EMBEDDING]}  # also where it is tied, and stored all the same
+    heads = {TIED_HEAD: expected[EMBEDDING]}  # also if the head is tied, but stored all the same
     wrong = [
         f"{name} is {list(named[name].shape)}{'' if named[name].is_float else ' of no float type'}, "
         f"expected {list(shape)}"
@@ -67,7 +67,7 @@ def check_tensors(
 
 
 def ignored(found: Mapping[str, TensorInfo], expected: Mapping[str, Any]) -> list[str]:
-    """Names of tensors beside a whole model, a value head for instance, that nothing reads."""
+    """The names of tensors beside a whole model that nothing reads, for example a value head."""
     return [
         name
         for name in _unknown(found, expected)

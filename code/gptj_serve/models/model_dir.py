@@ -1,6 +1,6 @@
-"""Finds the model and checks it before anything is loaded: where it is, what it is, whether it is whole.
+"""Finds the model and checks what it is and whether it is whole, before anything is loaded.
 
-A wrong model is a `StartupError` within a second, not a failure minutes into the start. No torch here.
+A wrong model is a `StartupError` within a second, not a failure minutes into the start. No torch is imported.
 """
 
 import contextlib
@@ -33,13 +33,13 @@ BESIDE_THE_WEIGHTS = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-"""All that serving reads of a model directory besides its weights."""
+"""Everything that serving reads of a model directory besides its weights."""
 
 MAX_FOLDERS = 2000
-"""Folders that are searched at most: somebody has named the whole disk."""
+"""How many folders are searched at most, in case somebody has named the whole disk."""
 
 MAX_DEPTH = 4
-"""Sub-folders below the root that are searched; a tarball nests one or two."""
+"""How deep sub-folders are searched; a tarball nests one or two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +49,11 @@ class Checkpoint:
     Attributes:
         architecture: What the model is.
         directory: Where config.json is.
-        generation: What it says of how to generate.
+        generation: What it says about how to generate.
         files: The weight files.
-        num_weights: Numbers in all tensors of the model, a head that is stored though it is tied among them.
+        num_weights: How many numbers all tensors have, with a head that is stored though it is tied.
         unmapped_bytes: Size of the files that can only be read into memory as a whole.
-        notes: What is unusual about it and cannot change its answers, a sentence each: worth a warning.
+        notes: What is unusual but cannot change its answers, a sentence each for a warning.
     """
 
     architecture: Architecture
@@ -74,8 +74,8 @@ def find_checkpoint(root: Path, given: str | None = None, option: str = "GPTJ_MO
         option: What messages put before that.
 
     Raises:
-        StartupError: No model, several, another architecture, or weights that are missing, left
-            over, of other shapes, truncated, corrupt or unsafe; says which, where and what is right.
+        StartupError: There is no model, there are several, it has another architecture, or weights are
+            missing, left over, of other shapes, truncated, corrupt or unsafe; the message says what is right.
     """
     directory = find_directory(root, given, option)
     raw = read_json(directory / CONFIG)
@@ -109,7 +109,7 @@ def find_checkpoint(root: Path, given: str | None = None, option: str = "GPTJ_MO
 
 
 def mount_hint(root: Path) -> str:
-    """What to do about a missing model where containers expect one: nobody set that name there."""
+    """What to do about a missing model where containers expect one, as nobody has set that path."""
     return f"; mount it there (docker run -v MODEL:{root}:ro)" if root == DEFAULT_MODEL_DIR else ""
 
 
@@ -124,12 +124,12 @@ def find_directory(root: Path, given: str | None = None, option: str = "GPTJ_MOD
         option: What messages put before that.
 
     Raises:
-        StartupError: None is there (it says what is), several are, or files are pipes or devices.
+        StartupError: There is none (the message says what is there), there are several, or files are pipes.
     """
     said = f"{option}{given or root}"
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            root.stat()  # what may not be looked at is not taken for what is not there
+            root.stat()  # a path that may not be looked at is not taken for one that does not exist
         if not root.is_dir():
             raise StartupError(f"{said}: {describe_path(root, given or str(root))}{mount_hint(root)}")
         folders = list(_searched(root))
@@ -157,10 +157,10 @@ def find_directory(root: Path, given: str | None = None, option: str = "GPTJ_MOD
 
 
 def _candidates(folders: Sequence[Path]) -> list[Path]:
-    """Those that hold a model, or else those that hold a part of one."""
+    """The folders that hold a model, or else those that hold a part of one."""
     whole = [folder for folder in folders if _is_whole(folder)]
     part = [folder for folder in folders if _has_config(folder) or _has_weights(folder)]
-    # one directory may be reached by several links
+    # several links may lead to the same directory
     by_place = {directory.resolve(): directory for directory in reversed(whole or part)}
     return list(reversed(by_place.values()))
 
@@ -193,19 +193,19 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _refuse_special_files(directory: Path) -> None:
-    """Whoever opens a pipe waits for its writer, and a device may have no end: none belongs here."""
+    """Refuse pipes and devices: opening a pipe waits for its writer, and a device may have no end."""
     names = sorted(name for name in os.listdir(directory) if not name.startswith("."))
     for path in map(directory.joinpath, names):
         try:
             kind = special_kind(path.stat().st_mode)
-        except OSError:  # a link without a target; who needs it says so
+        except OSError:  # this is a link without a target; the code that needs the file says so
             continue
         if kind is not None:
             raise StartupError(f"{path}: is {kind}, expected a regular file; remove or replace it")
 
 
 def _refuse_unreadable_files(directory: Path) -> None:
-    """A container that runs as another user often may not read what training has written."""
+    """Refuse files that cannot be read: a container often runs as another user than the training did."""
     for path in (directory / name for name in BESIDE_THE_WEIGHTS):
         try:
             if path.is_file():

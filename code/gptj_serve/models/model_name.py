@@ -1,4 +1,4 @@
-"""What the model is called where clients ask for its name."""
+"""Finds the name that clients are told for the model."""
 
 import re
 from pathlib import Path
@@ -10,11 +10,11 @@ from gptj_serve.settings import Settings
 
 MAX_NAME_CHARS = 200
 _PUBLISHED = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-"""``owner/name``, as the Hub has it; a path of the machine that trained it is nobody's business."""
+"""``owner/name``, as the Hub has it. A path on the machine that trained the model is no such name."""
 
 
 def find_model_name(settings: Settings, model_dir: Path) -> str:
-    """The name that was set, else the one that ``config.json`` says the model was published under.
+    """The name that was set, or else the name under which ``config.json`` says the model was published.
 
     Args:
         settings: The service's settings.

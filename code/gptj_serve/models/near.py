@@ -1,6 +1,6 @@
-"""What is there where a model should be: its name, and the command that makes a model of it.
+"""Says what is there where a model should be, and which command makes a model of it.
 
-Only names are looked at, and the first bytes of few files; nothing is loaded.
+Only names are looked at, and the first bytes of a few files; nothing is loaded.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _MAX_LOOK_BYTES = 4 << 20
 _MAX_TOLD = 3
 
 ADAPTER = "adapter_config.json"
-"""By this file an adapter is known; it has no configuration of a model."""
+"""The file by which an adapter is recognised, which has no configuration of a model."""
 
 _OF_TRAINING = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|adapter_).*")
 _STEM = r"(?P<stem>model|pytorch_model)"
@@ -38,10 +38,10 @@ _WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt)")
 
 
 def describe_path(path: Path, given: str) -> str:
-    """What stands where a model directory should, and what to give instead.
+    """What is there in place of a model directory, and what to give instead.
 
     Args:
-        path: No directory.
+        path: A path that is no directory.
         given: How the user wrote it.
     """
     hub_name = _HUB_NAME.fullmatch(given)
@@ -67,11 +67,11 @@ def describe_path(path: Path, given: str) -> str:
 
 
 def describe_folders(root: Path, folders: Sequence[Path]) -> str:
-    """What directories hold instead of a model, a sentence each; at the end, what they hold at all.
+    """What directories hold instead of a model, a sentence each; if nothing is near a model, what they hold.
 
     Args:
         root: Where the user said that the model is.
-        folders: It and those below it that were searched.
+        folders: That directory and those below it that were searched.
     """
     found = [sentence for folder in folders for sentence in describe_folder(folder)]
     if found:
@@ -81,7 +81,7 @@ def describe_folders(root: Path, folders: Sequence[Path]) -> str:
 
 
 def describe_folder(folder: Path) -> list[str]:
-    """What one directory holds that is near a model, the most telling first."""
+    """What a directory holds that is near a model, the most helpful first."""
     names = _names(folder)
     lookers = (_adapter, _broken_links, _variants, _lone_shards, _checkpoints, _other_formats, _lone_weights)
     return [sentence for look in lookers for sentence in look(folder, names)]
@@ -220,7 +220,7 @@ def _move_to(path: Path, directory: Path) -> str:
 
 
 def _holds_a_model_object(path: Path) -> bool:
-    """``torch.save(model)`` names the model's class at the beginning, a state dictionary has no class."""
+    """Whether ``torch.save(model)`` wrote it, which names the model's class; a state dictionary does not."""
     with contextlib.suppress(OSError, StartupError):
         check_regular(path)
         with path.open("rb") as file:

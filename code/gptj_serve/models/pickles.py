@@ -1,7 +1,7 @@
-"""Reads PyTorch's pickles without running code of theirs, and without giving them more memory than they have.
+"""Reads PyTorch's pickles without running their code, and with no more memory than their size.
 
-The format since PyTorch 1.6 is a zip file whose numbers can be mapped. Older files hold one pickle after
-another, then the numbers, which can only be read.
+The format since PyTorch 1.6 is a zip file whose numbers can be mapped. Older files have one pickle after
+another and then the numbers, which can only be read.
 """
 
 import contextlib
@@ -21,22 +21,22 @@ from gptj_serve.models.remedies import extract_command
 from gptj_serve.models.tensors import Contents, PickledTensor
 
 _OLD_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
-"""What a file of before PyTorch 1.6 begins with, behind the pickle's protocol number."""
+"""How a file from before PyTorch 1.6 begins, after the pickle's protocol number."""
 
 _SPARE_BYTES = 512 << 20
-"""What unpickling may take beside the file: objects, never numbers."""
+"""How many bytes unpickling may take beside the file, for objects."""
 
 
 def read_pickle(path: Path, *, with_values: bool) -> Contents[PickledTensor]:
-    """The tensors of one checkpoint file.
+    """Read the tensors of a checkpoint file.
 
     Args:
         path: The file.
-        with_values: Read the numbers of files from before PyTorch 1.6, all of them at once; else their
-            tensors have a shape and a type alone. Those of later files are mapped in any case.
+        with_values: Read the numbers of files from before PyTorch 1.6, all of them at once; otherwise their
+            tensors only have a shape and a type. The numbers of later files are always mapped.
 
     Raises:
-        StartupError: It is none, is damaged, asks for code to be run, or holds no tensors.
+        StartupError: It is no such file, is damaged, asks for code to be run, or holds no tensors.
         OSError: It cannot be read.
     """
     actual_bytes = check_regular(path)
@@ -55,7 +55,7 @@ def read_pickle(path: Path, *, with_values: bool) -> Contents[PickledTensor]:
 
 
 def _check_entries(path: Path, actual_bytes: int) -> None:
-    """PyTorch compresses nothing, so what would be larger in memory than it is here is an attack."""
+    """Refuse compressed entries: PyTorch compresses nothing, so they are an attack on memory."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -77,7 +77,7 @@ def _load_old(path: Path, actual_bytes: int, with_values: bool) -> Any:
     storages = (one.untyped_storage() for one in _tensors(values))
     claimed_bytes = sum(
         {storage._cdata: storage.nbytes() for storage in storages}.values()
-    )  # shared ones once
+    )  # shared tensors count once
     if claimed_bytes > actual_bytes:
         raise truncated(path, f"more than {claimed_bytes}", actual_bytes)
     return _load(path, actual_bytes, map_location="cpu") if with_values else content
@@ -99,11 +99,11 @@ def _load(path: Path, actual_bytes: int, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def _bounded_memory(more_bytes: int) -> Iterator[None]:
-    """Let the process take no more address space than so many bytes beside what it has."""
+    """Let the process take no more than a number of bytes of address space beside what it has."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except OSError:  # not Linux: no limit is better than a wrong one
+    except OSError:  # elsewhere than on Linux, no limit is better than a wrong one
         yield
         return
     limit = pages * resource.getpagesize() + more_bytes
@@ -119,7 +119,7 @@ def _bounded_memory(more_bytes: int) -> Iterator[None]:
 def _why_refused(error: Exception) -> str:
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "refused: it takes more memory than the whole file has; save it again with torch.save"
-    # PyTorch's own message tells the reader to switch the protection off: never pass it on
+    # PyTorch's own message says how to switch the protection off, so it is never passed on
     if "weights_only" in str(error) or "Weights only" in str(error):
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({found.group(1)})" if found else ""
@@ -145,7 +145,7 @@ def _describe(path: Path, tensor: torch.Tensor) -> PickledTensor:
 
 
 def _where_the_weights_are(path: Path, content: Mapping[Any, Any], others: list[str]) -> str:
-    """What holds no tensors itself may be a training checkpoint with the weights as one of its parts."""
+    """Where the weights are in a file without tensors, which may be a training checkpoint."""
     inner = {
         name: len(_tensors(value.values())) for name, value in content.items() if isinstance(value, Mapping)
     }

@@ -1,4 +1,4 @@
-"""Commands that mend a model directory, as messages give them: they can be pasted into a shell."""
+"""The commands that messages give for mending a model directory; they can be pasted into a shell."""
 
 import importlib.util
 import shlex
@@ -11,12 +11,12 @@ _GPT_J_REVISION = "float16"
 
 
 def default_revision(repository: str) -> str:
-    """The branch of a repository of the hub: GPT-J-6B in half precision is one of its own."""
+    """The branch of a repository of the hub; GPT-J-6B has a branch in half precision."""
     return _GPT_J_REVISION if repository.lower() == GPT_J.lower() else "main"
 
 
 def download_command(repository: str, directory: str, files: Sequence[str] = ()) -> str:
-    """A command that fetches a model of the hub, or only these files of it."""
+    """A command that fetches a model from the hub, or only some of its files."""
     hf = Path(sys.executable).with_name("hf")
     revision = "" if files or default_revision(repository) == "main" else f"--revision {_GPT_J_REVISION} "
     names = "".join(f"{name} " for name in files)
@@ -25,12 +25,12 @@ def download_command(repository: str, directory: str, files: Sequence[str] = ())
 
 
 def extract_command(paths: Sequence[Path], directory: Path, part: str = "", key: str = "name") -> str:
-    """A command that writes tensors of files into a model.safetensors, which is what is read first.
+    """A command that writes tensors of files into a model.safetensors, which is read first.
 
     Args:
         paths: Pickles, or safetensors files; none of them the one that is written.
-        directory: Where that goes.
-        part: Python that follows a file's content, ``['model']`` for instance.
+        directory: Where that file goes.
+        part: Python that follows a file's content, for example ``['model']``.
         key: A Python expression for the new name of the tensor ``name``.
     """
     load = (
@@ -45,7 +45,7 @@ def extract_command(paths: Sequence[Path], directory: Path, part: str = "", key:
 
 
 def unwrap_command(paths: Sequence[Path], wrappers: Sequence[str]) -> str:
-    """A command that takes what wrappers have put before and between tensors' names out of them."""
+    """A command that removes what wrappers have put before and into tensors' names."""
     directory, aside = paths[0].parent, paths[0].parent / "wrapped"
     key = "name" + "".join(f".replace({wrapper!r}, '')" for wrapper in wrappers)
     names = sorted({*paths, *directory.glob(f"*{paths[0].suffix}.index.json")})
@@ -66,7 +66,7 @@ def merge_command(adapter: Path, merged: Path) -> str:
 
 
 def tokenizer_command(directory: Path) -> str:
-    """Where a missing tokenizer comes from."""
+    """Where to get a missing tokenizer from."""
     return (
         "copy the tokenizer's files of the model that this one was trained from; those of GPT-J itself: "
         + download_command(GPT_J, str(directory), ("tokenizer.json", "tokenizer_config.json"))
@@ -87,12 +87,12 @@ def save_command(module: Path, directory: Path) -> str:
 
 
 def _python(script: str) -> str:
-    # Python's own quotes are single ones: double quotes keep the command readable where they can
+    # the program has single quotes, so double quotes around it keep the command readable where possible
     is_plain = not set(script) & set('"$`\\!')
     quoted = f'"{script}"' if is_plain else shlex.quote(script)
     return f"{_program()} -c {quoted}"
 
 
 def _program() -> str:
-    """Python as a shell calls it: this one if it has PyTorch, since the one on PATH often has none."""
+    """How a shell calls Python: this interpreter if it has PyTorch, since the one on PATH often has none."""
     return shlex.quote(sys.executable) if importlib.util.find_spec("torch") else "python3"

@@ -1,4 +1,4 @@
-"""Where a checkpoint's numbers are read from: byte ranges of safetensors files, or mapped pickles."""
+"""Reads a checkpoint's numbers from byte ranges of safetensors files, or from mapped pickles."""
 
 import contextlib
 import io
@@ -29,11 +29,11 @@ _DTYPES = {
 
 
 class Source(Protocol):
-    """One tensor of a checkpoint, read in pieces by several threads.
+    """A tensor of a checkpoint, which several threads may read in pieces.
 
     Attributes:
-        shape: Its dimensions.
-        dtype: Type of its numbers in the file.
+        shape: The tensor's dimensions.
+        dtype: The type of its numbers in the file.
     """
 
     @property
@@ -45,11 +45,11 @@ class Source(Protocol):
         """Fill a buffer.
 
         Args:
-            first_byte: Of the tensor's row-major bytes, where to begin.
-            buffer_N: uint8, on the host.
+            first_byte: Where to begin in the tensor's row-major bytes.
+            buffer_N: The buffer, uint8, on the host.
 
         Raises:
-            StartupError: The file cannot be read or ends too early; names it.
+            StartupError: The file, which is named, cannot be read or ends too early.
         """
         ...
 
@@ -112,7 +112,7 @@ class MappedSource:
 
 @contextlib.contextmanager
 def open_sources(checkpoint: Checkpoint) -> Iterator[dict[str, Source]]:
-    """Read the files' headers again and open the files; at the end see that they are still the same.
+    """Read the files' headers again and open the files; at the end, check that they are still the same.
 
     Yields:
         The source of every tensor of the model, by its full name.
@@ -131,7 +131,7 @@ def open_sources(checkpoint: Checkpoint) -> Iterator[dict[str, Source]]:
         else:
             pickled = read_pickles(checkpoint.files, with_values=True).tensors
             mapped = check_tensors(pickled, expected, checkpoint.directory)
-            # only what was saved transposed is copied here
+            # only a tensor that was saved transposed is copied here
             yield {name: MappedSource(one.tensor.contiguous()) for name, one in mapped.items()}
         for path, descriptor in opened.items():
             if _signature(descriptor) != before[path]:

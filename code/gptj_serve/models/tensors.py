@@ -1,4 +1,4 @@
-"""What is known of a checkpoint's tensors without their values."""
+"""What is known about a checkpoint's tensors without their values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What a file says of one tensor.
+    """What a file says about a tensor.
 
     Attributes:
         path: The file.
-        shape: Its dimensions.
-        is_float: Its numbers are of a floating type.
+        shape: The tensor's dimensions.
+        is_float: Whether its numbers have a floating type.
     """
 
     path: Path
@@ -29,9 +29,9 @@ class StoredTensor(TensorInfo):
     """Where the numbers of a safetensors file's tensor are: row-major, little-endian, without gaps.
 
     Attributes:
-        dtype: The format's name of their type, "F16" for instance.
-        offset: Of the first byte, from the beginning of the file.
-        num_bytes: How many there are.
+        dtype: The format's name of their type, for example "F16".
+        offset: Where the first byte is in the file.
+        num_bytes: How many bytes there are.
     """
 
     dtype: str
@@ -44,7 +44,7 @@ class PickledTensor(TensorInfo):
     """A pickle's tensor.
 
     Attributes:
-        tensor: Its values stay on the disk, mapped; in files from before PyTorch 1.6 they cannot.
+        tensor: The tensor, whose values are mapped from the disk; not in files from before PyTorch 1.6.
     """
 
     tensor: "torch.Tensor"
@@ -59,8 +59,8 @@ class Contents(Generic[T_co]):
     """What files hold.
 
     Attributes:
-        tensors: By name.
-        notes: What was passed over because it changes nothing, a sentence each.
+        tensors: The tensors by name.
+        notes: What was ignored because it changes nothing, a sentence each.
     """
 
     tensors: Mapping[str, T_co]

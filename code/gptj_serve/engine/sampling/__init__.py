@@ -1,1 +1,1 @@
-"""From logits to tokens: what every engine's sampling shares."""
+"""From logits to tokens: the sampling that all engines share."""

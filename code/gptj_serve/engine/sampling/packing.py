@@ -1,9 +1,9 @@
 """Packs many small arrays into one buffer, so that one transfer moves them all; neither way waits.
 
-A transfer costs a few microseconds of the host whatever its size, and one that is made from a Python list
-would wait for the device. The host's side is page-locked where the other is a GPU, which copies from and to
-such memory on its own. PyTorch's cache gives that memory to nobody else before the copies that were started
-with it have ended.
+A transfer costs the host a few microseconds whatever its size, and one that is made from a Python list would
+wait for the device. The host's side is page-locked if the other is a GPU, which copies from and to such
+memory by itself. PyTorch's allocator reuses that memory only when the copies that were started with it have
+ended.
 
 Shape suffix: W words of the buffer, 8 bytes each.
 """
@@ -25,9 +25,9 @@ class Field:
     """Where an array lies in a buffer of words.
 
     Attributes:
-        start: Its first word, >= 0.
-        num: Its elements, >= 0.
-        dtype: Their type, of at most 8 bytes.
+        start: The array's first word, >= 0.
+        num: How many elements it has, >= 0.
+        dtype: The elements' type, of at most 8 bytes.
     """
 
     start: int
@@ -36,7 +36,7 @@ class Field:
 
     @property
     def stop(self) -> int:
-        """The word after its last one."""
+        """The word after the array's last one."""
         return self.start + -(-self.num * self.dtype.itemsize // WORD_BYTES)
 
     def of(self, words_W: torch.Tensor) -> torch.Tensor:
@@ -48,34 +48,34 @@ class Layout:
     """Places arrays one after the other.
 
     Attributes:
-        num_words: What they take so far.
+        num_words: How many words they take so far.
     """
 
     def __init__(self) -> None:
         self.num_words = 0
 
     def add(self, num: int, dtype: torch.dtype) -> Field:
-        """Room for one more array."""
+        """Add room for one more array."""
         field = Field(self.num_words, num, dtype)
         self.num_words = field.stop
         return field
 
 
 class Upload:
-    """Collects arrays of host values, then moves all of them in one transfer."""
+    """Collects arrays of host values, and then moves all of them in one transfer."""
 
     def __init__(self) -> None:
         self._layout = Layout()
         self._arrays: list[tuple[Field, Sequence[float] | np.ndarray]] = []
 
     def add(self, values: Sequence[float] | np.ndarray, dtype: torch.dtype) -> Field:
-        """One more array: int64, float64, or float32, which is rounded once from the float64 values."""
+        """Add an array of int64, float64, or float32, which is rounded once from the float64 values."""
         field = self._layout.add(len(values), dtype)
         self._arrays.append((field, values))
         return field
 
     def to(self, device: torch.device) -> torch.Tensor:
-        """Start the transfer; the host does not wait. Returns what fields are views of, int64 [W]."""
+        """Start the transfer without waiting for it; returns the buffer of all fields, int64 [W]."""
         host_W = torch.empty(self._layout.num_words, dtype=torch.int64, pin_memory=device.type == "cuda")
         words = host_W.numpy()
         for field, values in self._arrays:
@@ -84,11 +84,11 @@ class Upload:
 
 
 class Download:
-    """Starts a copy to the host, behind all work of the current stream; does not wait for it.
+    """Starts a copy to the host behind all work of the current stream, without waiting for it.
 
     Args:
-        tensor: What to copy, contiguous, on any device. Work that is launched later may overwrite it.
-        what: What made it, for the messages of errors.
+        tensor: The tensor to copy, contiguous, on any device. Work that is launched later may overwrite it.
+        what: What has made it, for the messages of errors.
 
     Raises:
         BatchLost, BackendDead: The device failed, here or in work that was started before.
@@ -117,14 +117,14 @@ class PickedRows:
     """Some rows of a batch.
 
     Attributes:
-        index: Which, int64, uploaded; None if they are all.
+        index: Which rows, int64, uploaded; None if they are all.
     """
 
     index: Field | None
 
     @staticmethod
     def of(wanted: Sequence[int], num_rows: int, upload: Upload) -> "PickedRows":
-        """Rows in rising order, none twice, of a batch of so many."""
+        """Pick rows of a batch of a given size; they are in rising order, and none comes twice."""
         return PickedRows(None if len(wanted) == num_rows else upload.add(wanted, torch.int64))
 
     def select(self, batch: torch.Tensor, words_W: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Works out what a request's parameters mean for its scores: once a sequence, not at every step."""
+"""Works out what a request's parameters mean for its scores, once for each sequence and not at every step."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ class Words:
     Shape suffixes: N words, P ids before the last one in the longest of them.
 
     Attributes:
-        prefixes: int64 [N, P], all but the last id, at the row's end; what is before them means nothing.
-        lengths: int64 [N], how many of those there are, 1..P.
+        prefixes: int64 [N, P], all but the last id, at the row's end; what is before them has no meaning.
+        lengths: int64 [N], how many ids of the prefix there are, 1..P.
         last_ids: int64 [N], the last id.
         starts: int64 [N], the earliest position of a sequence that the first id may have.
     """
@@ -29,7 +29,7 @@ class Words:
 
     @staticmethod
     def of(words: Sequence[tuple[tuple[int, ...], int]]) -> "Words":
-        """From whole words, each with the position where it may begin."""
+        """Make them from whole words, each with the position where it may begin."""
         lengths = [len(word) - 1 for word, _ in words]
         prefixes_NP = np.zeros((len(words), max(lengths, default=0)), np.int64)
         for n, (word, _) in enumerate(words):
@@ -38,7 +38,7 @@ class Words:
         return Words(prefixes_NP, *(np.array(values, np.int64) for values in (lengths, last, starts)))
 
     def that_fit(self, end: int) -> "Words":
-        """Those that may be completed by the token at position ``end``."""
+        """The words that the token at position ``end`` may complete."""
         fits_N = end - self.lengths >= self.starts
         columns = (self.prefixes, self.lengths, self.last_ids, self.starts)
         return Words(*(one[fits_N] for one in columns))
@@ -50,16 +50,16 @@ class Profile:
 
     Attributes:
         sampling: What the request asks for.
-        num_prompt: Tokens of its prompt, >= 1.
-        never_ids: Ids that are never chosen, of those that the vocabulary has.
-        never_first_ids: Ids that are not chosen first, the same.
-        words: Longer sequences that are not completed; may be none.
+        num_prompt: How many tokens the prompt has, >= 1.
+        never_ids: Ids of the vocabulary that are never chosen.
+        never_first_ids: Ids of the vocabulary that are not chosen first.
+        words: Longer sequences that are not completed; there may be none.
         min_new_tokens: 0 if there is no end of sequence to hold back.
-        eos_token_ids: Those that the vocabulary has.
-        bias_ids: int64 [N], each once; those that the vocabulary has.
-        bias_values: float64 [N], beside them.
+        eos_token_ids: Ids of the vocabulary that end the sequence.
+        bias_ids: int64 [N], ids of the vocabulary with a bias, each once.
+        bias_values: float64 [N], their biases.
         top_k: See `SamplingParams`; 0 if the vocabulary has no more.
-        draw_state: What its random numbers have in common.
+        draw_state: What the sequence's random numbers have in common.
         uses: Names of the filters that may have something to do, and "draw".
     """
 
@@ -127,7 +127,7 @@ def profile(request: GenerationRequest, vocab_size: int) -> Profile:
 def _words(
     anywhere: Sequence[tuple[int, ...]], generated: IdLists, num_prompt: int, vocab_size: int
 ) -> Words:
-    """Those of several ids, if the vocabulary has all of them."""
+    """The words of several ids that are all in the vocabulary."""
     # Transformers lets a word pass that would fill the whole sequence
     starts = [(word, 1) for word in anywhere] + [(word, num_prompt) for word in generated]
     return Words.of(

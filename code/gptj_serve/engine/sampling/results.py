@@ -1,4 +1,4 @@
-"""The results of a step's sampling: written on the device, copied to the host in one transfer, read late.
+"""The results of a step's sampling, which are written on the device and copied to the host in one transfer.
 
 Shape suffixes: B rows that choose a token, R those of them whose scores were changed first, L those that
 report log-probabilities, K likeliest tokens, W words of the transfer.
@@ -15,7 +15,7 @@ from gptj_serve.errors import InternalError
 from gptj_serve.request import GenerationRequest
 
 WHAT = "choosing the next tokens"
-"""What fails when sampling does, in the words that reach a client."""
+"""What fails when sampling does, in words for the client."""
 
 TopLogprobs = tuple[tuple[int, float], ...]
 """Token ids and their log-probabilities, the likeliest first."""
@@ -23,12 +23,12 @@ TopLogprobs = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What the transfer brings, as views of its buffer, on either side.
+    """What the transfer brings, as views of its buffer on either side.
 
     Attributes:
-        ids_B: int64, the tokens. Where a row failed the id means nothing, but the vocabulary has it.
-        best_B: Largest logits, in the logits' type; whether they are finite is for the host to see.
-        scored_R: float32, largest scores of the rows whose scores were changed.
+        ids_B: int64, the tokens. Where a row failed, the id has no meaning, but the vocabulary has it.
+        best_B: The largest logits, in the logits' type; the host checks whether they are finite.
+        scored_R: float32, the largest scores of the rows whose scores were changed.
         logprobs_L: float32, of the chosen tokens.
         top_values_LK: float32, log-probabilities, the largest first.
         top_ids_LK: int64, the tokens beside them.
@@ -43,13 +43,13 @@ class Results:
 
 
 class ResultLayout:
-    """Whose results a step has, which of them say more than a token, and where they lie in the buffer.
+    """Which rows' results a step has, which of them say more than a token, and where they are in the buffer.
 
     Args:
-        requests: Whose tokens are chosen, one a row.
+        requests: The requests whose tokens are chosen, one for each row.
         scored: The rows whose scores are changed, in rising order.
-        dtype: The logits'.
-        vocab_size: Their width.
+        dtype: The logits' type.
+        vocab_size: The logits' width.
 
     Attributes:
         num_words: W.
@@ -88,7 +88,7 @@ class ResultLayout:
         return Results(ids_B, best_B, scored_R, logprobs_L, top_values.view(shape), top_ids.view(shape))
 
     def read(self, words_W: torch.Tensor) -> list[Sampled]:
-        """The results in the host's buffer, one a row."""
+        """Read the results in the host's buffer, one for each row."""
         host = self.views(words_W)
         is_finite_B: list[bool] = host.best_B.isfinite().tolist()
         for b, is_finite in zip(self._scored, host.scored_R.isfinite().tolist(), strict=True):
@@ -127,8 +127,8 @@ class Choice:
         """Wait for the tokens.
 
         Returns:
-            One entry a row. A row with no finite maximum (a NaN or an infinity in its logits, or no token
-            that may be chosen) has ``error`` set instead of a token; its neighbours are not touched.
+            One entry for each row. A row with no finite maximum (a NaN or an infinity in its logits, or no
+            token that may be chosen) has ``error`` set instead of a token; its neighbours are not touched.
             ``logprob`` is that of the model's own distribution, in float32, and None unless asked for.
 
         Raises:
@@ -138,12 +138,12 @@ class Choice:
 
 
 def sampled(token_id: int, is_finite: bool, logprob: float | None = None, top: TopLogprobs = ()) -> Sampled:
-    """One row's result.
+    """The result of a row.
 
     Args:
         token_id: The token.
-        is_finite: Its scores had a finite maximum; if not, the row failed.
-        logprob: Its log-probability, None unless asked for.
+        is_finite: Whether its scores had a finite maximum; otherwise the row failed.
+        logprob: The token's log-probability; None unless it was asked for.
         top: The most likely tokens that were asked for, and their log-probabilities.
     """
     if not is_finite:

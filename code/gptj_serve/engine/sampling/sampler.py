@@ -1,16 +1,15 @@
 """Chooses next tokens, as Transformers' ``generate`` would, without the host ever waiting for the device.
 
-What is done with the scores, and in which order, is `gptj_serve.engine.sampling.score_plan`'s. A draw is the
-inverse of the cumulative distribution in the order of token ids, at a number that depends on the seed, the
-sequence and the position alone (`gptj_serve.engine.sampling.uniform`).
+`gptj_serve.engine.sampling.score_plan` decides what is done with the scores and in which order. A draw is the
+inverse of the cumulative distribution in the order of token ids, at a number that depends only on the seed,
+the sequence and the position (`gptj_serve.engine.sampling.uniform`).
 
-A sequence's ids, prompt and generated, lie in its row of a history on the device, and so does the chosen one
-as soon as it is chosen. The host knows how many there are, and need not know which: continuous batching
-launches the next step before it does, static batching reads them at once.
+A sequence's ids, prompt and generated, are in its row of a history on the device, and so is a chosen id as
+soon as it is chosen. The host knows how many there are, but need not know which: continuous batching launches
+the next step before it knows them, and static batching reads them at once.
 
-Parameters go up in one copy from page-locked memory, results come back in another, and no size depends on
-anything but what the host knows. Rows that only take the argmax of their logits cost one reduction together,
-and nothing more.
+Parameters go up in one copy from page-locked memory, results come back in another, and sizes depend only on
+what the host knows. Rows that only take the argmax of their logits cost one reduction together.
 
 Temporaries at their peak: 40 bytes for each row that needs more than the argmax and each token of the
 vocabulary, and with top-p or typical-p what the device takes to sort, about as much again. So 130 to 260 MB
@@ -36,10 +35,10 @@ from gptj_serve.request import GenerationRequest, SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class SamplerRow:
-    """One row of the logits, which chooses one token.
+    """A row of the logits, which chooses a token.
 
     Attributes:
-        request: What its sequence was asked to be. Token ids outside the vocabulary are ignored in it.
+        request: The sequence's request. Token ids outside the vocabulary are ignored in it.
         slot: The row of the history that has the sequence's ids, 0..S-1.
         end: How many of them count, at least the prompt's, C - 1 at most: the token gets this position, and
             is the sequence's number ``end - len(prompt_ids)`` counted from 0.
@@ -51,7 +50,7 @@ class SamplerRow:
 
 
 class Sampler:
-    """Chooses one token a row and appends it to the history of the row's sequence.
+    """Chooses a token for each row and appends it to the history of the row's sequence.
 
     Args:
         history_SC: Token ids, int64 or int32, contiguous, on the device. Belongs to the runner, who has
@@ -71,14 +70,14 @@ class Sampler:
 
     @torch.inference_mode()
     def choose(self, logits_BV: torch.Tensor, rows: Sequence[SamplerRow]) -> Choice:
-        """Choose one token a row, behind all work of the current stream; does not wait for it.
+        """Choose a token for each row behind all work of the current stream, without waiting for it.
 
         All rows see the history as it was before: several of one slot may follow each other, as those of
         guessed tokens do that the runner has put there.
 
         Args:
             logits_BV: Next-token logits of any floating type, on the history's device; not changed.
-            rows: One a row of the logits.
+            rows: One for each row of the logits.
 
         Raises:
             ValueError: Rows do not match the logits or the history; nothing has run.
@@ -140,13 +139,13 @@ def _report(logits_LV: torch.Tensor, ids_L: torch.Tensor, num_top: int, results:
 
 
 def warm_up(device: torch.device, dtype: torch.dtype, max_rows: int, vocab_size: int) -> None:
-    """Choose once in every way: a GPU loads each kernel at its first use, which takes long enough to notice.
+    """Choose once in every way, as a GPU loads each kernel at its first use, which takes noticeably long.
 
     Args:
-        device: Where the logits will be.
-        dtype: Their type.
+        device: The device of the logits.
+        dtype: The logits' type.
         max_rows: How many rows there will be at most.
-        vocab_size: How many logits a row.
+        vocab_size: How many logits a row has.
     """
     history_SC = torch.zeros(max_rows, 3, dtype=torch.int64, device=device)
     sampler = Sampler(history_SC, vocab_size)

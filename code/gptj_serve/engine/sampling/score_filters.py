@@ -1,8 +1,8 @@
-"""What changes the scores of tokens before one is chosen, and the draw: one function each.
+"""The filters that change the scores of tokens before one is chosen, and the draw, as one function each.
 
-All work on the device alone: parameters are tensors there, nothing is read back, no size depends on
-values. So none of them makes the host wait (`torch.where` with a number, indexing with a mask and
-``nonzero`` would). None changes its input.
+All of them only work on the device: parameters are tensors there, nothing is read back, no size depends on
+values. So none of them makes the host wait (`torch.where` with a number, indexing with a mask and ``nonzero``
+would). None changes its input.
 
 Shape suffixes: F rows that a filter works on, S rows of the history, V vocabulary, C positions of a
 history, T positions read of it, N words and P ids before the last of the longest, 1 a column of one value a
@@ -41,14 +41,14 @@ def subtract_penalties(
     presence_F1: torch.Tensor,
     frequency_F1: torch.Tensor,
 ) -> torch.Tensor:
-    """Take OpenAI's penalties from what will be added to the scores.
+    """Subtract OpenAI's penalties from what will be added to the scores.
 
     Args:
         added_FV: float64.
         ids_FT: int64; one may come several times.
         counts_FT: float64, 1 where the id was generated, 0 where it does not count.
-        presence_F1: float64, taken from every token that counts.
-        frequency_F1: float64, the same times how often it counts.
+        presence_F1: float64, subtracted from every token that counts.
+        frequency_F1: float64, the same times how often the token counts.
     """
     total_FV = torch.zeros_like(added_FV).scatter_add_(1, ids_FT, counts_FT)
     total_FT = total_FV.gather(1, ids_FT)
@@ -85,7 +85,7 @@ def forbid_repeated_ngrams(
     num_read, device = ids_FT.shape[1], ids_FT.device
     position_T, before_K = torch.arange(num_read, device=device), torch.arange(num_before, device=device)
     padded = torch.nn.functional.pad(ids_FT, (num_before, 0))
-    # of each position the ids before it, beside those before the token to be chosen
+    # compares the ids before each position with those before the token to be chosen
     before_FTK = padded.unfold(1, num_before, 1)[:, :num_read]
     last_F1K = padded.gather(1, ends_F1 + before_K).unsqueeze(1)
     does_not_count_F1K = (before_K <= num_before - sizes_F1).unsqueeze(1)
@@ -125,12 +125,12 @@ def forbid_words(
 
 
 def _ceilings(is_forbidden: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """What a score may be at most: -inf where it is forbidden, else anything."""
+    """The highest value that each score may have: -inf where it is forbidden, else anything."""
     return like.new_full(is_forbidden.shape, float("inf")).masked_fill(is_forbidden, float("-inf"))
 
 
 def divide_by_temperature(scores_FV: torch.Tensor, temperatures_F1: torch.Tensor) -> torch.Tensor:
-    """Temperatures are float32."""
+    """Divide scores by temperatures, which are float32."""
     return scores_FV / temperatures_F1
 
 
@@ -185,8 +185,8 @@ def _drop(scores_FV: torch.Tensor, order_FV: torch.Tensor, drop_FV: torch.Tensor
 def draw(scores_FV: torch.Tensor, uniforms_F1: torch.Tensor) -> torch.Tensor:
     """The first token whose cumulative probability is above the uniform number, int64 [F].
 
-    Sums of floats do not behave: ``u * total`` can round up to the total, and a parallel sum need not
-    rise everywhere. So only tokens that have a probability may win, and the last of them wins by default.
+    Sums of floats round: ``u * total`` can round up to the total, and a parallel sum need not rise
+    everywhere. So only tokens that have a probability may win, and the last of them wins by default.
 
     Args:
         scores_FV: float32.

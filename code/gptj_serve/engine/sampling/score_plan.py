@@ -1,13 +1,12 @@
 """Plans which filters the rows of a step pass, in which order, and with which parameters.
 
-Order: what OpenAI's API adds to logits (bias, presence and frequency penalties); then that of
+First comes what OpenAI's API adds to logits (bias, presence and frequency penalties). Then comes the order of
 ``GenerationMixin._get_logits_processor``: repetition penalty, no n-gram twice, bad words, no end of sequence
-before ``min_new_tokens``, suppressed tokens; then, when sampling, temperature, top-k, top-p, min-p,
-typical-p; then the draw.
+before ``min_new_tokens``, suppressed tokens. When sampling, temperature, top-k, top-p, min-p and typical-p
+follow, and then the draw.
 
-The host plans, knowing parameters and lengths and no token ids; all numbers go to the device in one
-transfer (`gptj_serve.engine.sampling.packing`); the device works, each filter on the rows that asked for it
-alone.
+The host plans with parameters and lengths, but without token ids. All numbers go to the device in one
+transfer (`gptj_serve.engine.sampling.packing`), where each filter only works on the rows that asked for it.
 
 Shape suffixes: R rows that need more than the argmax of their logits, F those of them that a filter works on,
 V vocabulary, S rows of the history, C its positions, W words of the transfer.
@@ -42,7 +41,7 @@ EVERY_FILTER = SamplingParams(
     frequency_penalty=0.1,
     logit_bias=((0, 1.0),),
 )
-"""For warming up: a GPU loads each kernel at its first use."""
+"""A request that uses every filter, for the warm-up: a GPU loads each kernel at its first use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +49,9 @@ class PlannedRow:
     """A row that chooses a token.
 
     Attributes:
-        profile: Its sequence's constants.
+        profile: The constants of the row's sequence.
         slot: The row of the history that has its token ids, 0..S-1.
-        end: How many there are, prompt and generated, 1..C-1.
+        end: How many ids there are, prompt and generated, 1..C-1.
     """
 
     profile: Profile
@@ -61,12 +60,12 @@ class PlannedRow:
 
     @property
     def num_generated(self) -> int:
-        """Tokens generated so far, >= 0."""
+        """How many tokens were generated so far, >= 0."""
         return self.end - self.profile.num_prompt
 
     @property
     def takes_argmax(self) -> bool:
-        """Only the argmax of its logits is needed."""
+        """Whether only the argmax of the row's logits is needed."""
         return not self.profile.sampling.changes_scores and self.num_generated >= self.profile.min_new_tokens
 
     @property
@@ -78,10 +77,10 @@ class PlannedRow:
 
 
 Apply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""From scores_FV (float32), the uploaded words_W and history_SC to new scores_FV."""
+"""Makes new scores_FV of scores_FV (float32), the uploaded words_W and history_SC."""
 
 _Plan = Callable[[Sequence[PlannedRow], int, Upload], Apply | None]
-"""From a filter's rows, the vocabulary's size and the upload; None if there is nothing to do this time."""
+"""Plans a filter for its rows, the vocabulary's size and the upload; None if there is nothing to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +103,8 @@ class ScorePlan:
 
         Args:
             scores_RV: float32 logits; not changed.
-            words_W: What the upload became on the scores' device.
-            history_SC: Token ids there, integers, valid below each row's end.
+            words_W: The upload on the scores' device.
+            history_SC: Token ids on that device, integers, valid below each row's end.
 
         Returns:
             float32 scores, -inf where a token cannot be chosen.
@@ -118,11 +117,12 @@ class ScorePlan:
     def choose(
         self, scores_RV: torch.Tensor, words_W: torch.Tensor, history_SC: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`process`, then choose.
+        """Apply penalties and filters, then choose.
 
         Returns:
             best_R: float32, the largest score.
-            ids_R: int64, the token. Where the best is not finite it means nothing, but the vocabulary has it.
+            ids_R: int64, the token. Where the best score is not finite, it has no meaning, but is in the
+                vocabulary.
         """
         scores_RV = self.process(scores_RV, words_W, history_SC)
         # max takes a NaN for the largest, so it tells of NaN, +inf and a row of -inf alike
@@ -135,12 +135,12 @@ class ScorePlan:
 
 
 def plan_scores(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> ScorePlan:
-    """Plan one step.
+    """Plan a step.
 
     Args:
         rows: One or more, in the order of the scores.
         vocab_size: Width of the scores.
-        upload: Gets all numbers that the device needs; must be there before the plan is carried out.
+        upload: Gets all numbers that the device needs; it must be sent before the plan is carried out.
     """
     wanted = defaultdict[str, list[int]](list)
     for r, row in enumerate(rows):
@@ -165,7 +165,7 @@ def _by_value(
     change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     dtype: torch.dtype = torch.float32,
 ) -> _Plan:
-    """What needs scores and a number a row."""
+    """Filters that need scores and a number for each row."""
 
     def plan(rows: Sequence[PlannedRow], _: int, upload: Upload) -> Apply:
         field = upload.add([value_of(row) for row in rows], dtype)
@@ -204,7 +204,7 @@ def _repetition(rows: Sequence[PlannedRow], _: int, upload: Upload) -> Apply:
 
 
 def _ngrams(rows: Sequence[PlannedRow], _: int, upload: Upload) -> Apply:
-    # in a sequence of fewer tokens than that nothing can come twice
+    # in a sequence of fewer tokens, nothing can come twice
     sizes = [min(row.profile.sampling.no_repeat_ngram_size, row.end + 1) for row in rows]
     field = upload.add(sizes, torch.int64)
     window = _Window.of(rows, upload)
@@ -244,7 +244,7 @@ def _words(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> Apply
 
 
 def _additions(rows: Sequence[PlannedRow], vocab_size: int, upload: Upload) -> Apply:
-    """Bias and OpenAI's penalties, summed in float64 and rounded once."""
+    """Plan bias and OpenAI's penalties, which are summed in float64 and rounded once."""
     places = np.concatenate([f * vocab_size + row.profile.bias_ids for f, row in enumerate(rows)])
     place_field = upload.add(places, torch.int64)
     value_field = upload.add(np.concatenate([row.profile.bias_values for row in rows]), torch.float64)
@@ -306,7 +306,7 @@ _FILTERS: Mapping[str, _Plan] = {
         lambda row: row.profile.sampling.typical_p, lambda *all_: score_filters.keep_typical(*all_)
     ),
 }
-"""In this order. The names are those in `gptj_serve.engine.sampling.profile.Profile.uses`."""
+"""The filters in their order. The names are those in `gptj_serve.engine.sampling.profile.Profile.uses`."""
 
 _DRAW = _by_value(
     lambda row: uniform_at(row.profile.draw_state, row.num_generated),

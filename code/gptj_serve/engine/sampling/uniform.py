@@ -1,7 +1,7 @@
 """Random numbers without state: one number for each (seed, sequence, position).
 
-A draw depends on nothing else, so a sequence's tokens do not change with what runs beside it, on
-which device, or in which order. Plain integers: every engine gets the same bits.
+A draw depends on nothing else, so a sequence's tokens do not change with what runs beside it, on which
+device, or in which order. All is computed with plain integers, so every engine gets the same bits.
 
 The three words are absorbed one after the other into 64 bits, starting from 0::
 
@@ -30,7 +30,7 @@ def uniform(seed: int, sequence_index: int, position: int) -> float:
 
 
 def sequence_state(seed: int, sequence_index: int) -> int:
-    """What the draws of one sequence have in common: the state after the first two words."""
+    """The state after the first two words, which the draws of a sequence have in common."""
     return _absorb(_absorb(0, seed), sequence_index)
 
 

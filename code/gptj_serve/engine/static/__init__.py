@@ -1,1 +1,1 @@
-"""Static batching, and the engines that work so."""
+"""Static batching, and the engines that use it."""

@@ -13,11 +13,11 @@ from gptj_serve.engine.scheduler import Limits
 
 
 class Backend(Protocol):
-    """One loaded model that runs one static batch at a time.
+    """A loaded model that runs one static batch at a time.
 
-    Order of calls: ``prefill``, then ``decode`` any number of times, then ``reset``; a new
-    ``prefill`` without a ``reset`` is an error. Rows keep their order. Calls raise `ValueError`
-    when a limit would be passed (nothing has run then), `BatchLost` or `BackendDead` otherwise.
+    ``prefill`` is called first, then ``decode`` any number of times, then ``reset``; a new ``prefill``
+    without a ``reset`` is an error. Rows keep their order. Calls raise `ValueError` if a limit would be
+    exceeded (then nothing has run), and `BatchLost` or `BackendDead` otherwise.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Backend(Protocol):
         """Start a batch.
 
         Args:
-            prompts: One list of token ids a row, each at least one long.
+            prompts: A list of token ids for each row, each at least one long.
 
         Returns:
             logits_BV, float, on the backend's device: each row's next-token logits. Valid until
@@ -39,10 +39,10 @@ class Backend(Protocol):
         """Append one token to every row of the running batch and return logits_BV as `prefill` does.
 
         Args:
-            token_ids: One id a row. Rows whose sequence has ended get any valid id.
+            token_ids: An id for each row. Rows whose sequence has ended get any valid id.
         """
         ...
 
     def reset(self) -> None:
-        """Forget the running batch. Nothing of it can reach a later one."""
+        """Forget the running batch, so that nothing of it can reach a later one."""
         ...

@@ -1,4 +1,4 @@
-"""The `hf` engine: Transformers as it comes. The baseline, and what runs where there is no GPU.
+"""The `hf` engine, Transformers as it is: the baseline, and the engine where there is no GPU.
 
 Shape suffixes: B rows of the batch, T columns of the prompt, C columns that may be filled, V vocabulary.
 """
@@ -30,8 +30,8 @@ def load_hf(
     """Load the model and warm it up: FP16 on a GPU, FP32 on a CPU.
 
     Args:
-        checkpoint: What to load.
-        device: Where to.
+        checkpoint: The checkpoint to load.
+        device: The device to load it to.
         max_batch_size: Rows in one batch at most; None chooses what fits, 8 at most.
         max_context: Columns at most, no more than the model's; None is the model's.
 
@@ -58,10 +58,10 @@ def _auto_batch_size(checkpoint: Checkpoint, device: torch.device, max_context: 
 
 
 def row_bytes(checkpoint: Checkpoint, max_context: int) -> int:
-    """GPU memory that one row of the longest context needs at its worst, in bytes, roughly.
+    """How many bytes of GPU memory a row of the longest context needs at its worst, roughly.
 
-    The FP16 cache grows by copying, which leaves gaps: half as much again. The prompt's attention
-    scores are held in float32, up to three times over.
+    The FP16 cache grows by copying, which leaves gaps of half its size. The prompt's attention scores are
+    held in float32, up to three times.
     """
     cache = 2 * checkpoint.architecture.num_layers * checkpoint.architecture.width * max_context * 2
     scores = checkpoint.architecture.num_heads * max_context**2 * 4
@@ -69,7 +69,7 @@ def row_bytes(checkpoint: Checkpoint, max_context: int) -> int:
 
 
 def rows_that_fit(free_bytes: int, bytes_per_row: int) -> int:
-    """Rows for a batch, from 1 to `MAX_AUTO_BATCH_SIZE`."""
+    """How many rows fit into a batch, from 1 to `MAX_AUTO_BATCH_SIZE`."""
     return max(1, min(MAX_AUTO_BATCH_SIZE, free_bytes // bytes_per_row))
 
 
@@ -91,7 +91,7 @@ class HfBackend:
 
     Args:
         model: In evaluation mode.
-        limits: What it may hold; enforced on every call.
+        limits: What it may hold, which is enforced on every call.
     """
 
     name = "hf"
@@ -126,7 +126,7 @@ class HfBackend:
         if batch.num_columns + 1 > self.limits.max_context:
             raise ValueError(f"the batch has filled all {self.limits.max_context} columns")
         self._check_ids(token_ids)
-        self._batch = None  # only a step that ends well leaves something to go on with
+        self._batch = None  # only a step that succeeds leaves something to go on with
         with batch_errors("decoding"):
             ids_B1 = torch.tensor(token_ids, device=self._model.device).unsqueeze(1)
             batch.num_columns += 1

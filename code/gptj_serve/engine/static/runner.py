@@ -15,7 +15,7 @@ from gptj_serve.engine.static.scheduler import Prefill, StaticStep
 from gptj_serve.request import GenerationRequest, SamplingParams
 
 _ENDED = GenerationRequest("", (0,), SamplingParams(max_new_tokens=1))
-"""In place of the request of a row whose sequence has ended: the argmax of its logits, which nobody reads."""
+"""Stands for the request of a row whose sequence has ended: the argmax of its logits, which nobody reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class LaunchedStep:
     choice: Choice
 
     def results(self) -> list[list[Sampled]]:
-        """Wait for the step: one token a row, none where the row's sequence had ended."""
+        """Wait for the step; returns a token for each row, or none if the row's sequence had ended."""
         chosen = zip(self.rows, self.choice.results(), strict=True)
         return [[] if sequence is None else [token] for sequence, token in chosen]
 
@@ -36,7 +36,7 @@ class StaticRunner:
 
     Args:
         backend: Computes the logits.
-        device: Where they are.
+        device: The device of the logits.
     """
 
     def __init__(self, backend: Backend, device: torch.device) -> None:
@@ -51,7 +51,7 @@ class StaticRunner:
     def launch(self, step: StaticStep) -> LaunchedStep:
         """Start a step; see `gptj_serve.engine.step_loop.StepRunner.launch`."""
         if isinstance(step, Prefill):
-            self._backend.reset()  # a batch whose rows were all aborted was never ended by a step
+            self._backend.reset()  # no step has ended a batch whose rows were all aborted
             prompts = [row.request.prompt_ids for row in step.rows]
             self._begin(prompts)
             logits_BV = self._backend.prefill(prompts)
@@ -65,9 +65,9 @@ class StaticRunner:
         self._backend.reset()
 
     def _begin(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Begin the rows' histories, which the sampler goes on with.
+        """Begin the rows' histories, which the sampler continues.
 
-        Before the prompts are computed, while the device has nothing to do: the copy waits for it.
+        This happens before the prompts are computed, while the device is idle, because the copy waits for it.
         """
         with batch_errors("reading the prompts"):
             ids_BT = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)

@@ -1,8 +1,8 @@
 """Static batching: decides what a backend runs next.
 
-Requests that wait together run together; a sequence that ends leaves at once, its row stays empty; the
-next batch starts when the last sequence has ended. Sequences whose seed the client chose share a batch
-with those of their own call only.
+Requests that wait together run together. A sequence that ends leaves at once, and its row stays empty; the
+next batch starts when the last sequence has ended. Sequences whose seed the client chose only share a batch
+with those of their own call.
 """
 
 from collections import deque
@@ -50,8 +50,9 @@ class StaticScheduler(Scheduler[StaticStep]):
         max_context: Columns of a batch at most (longest prompt plus most new tokens).
         vocab_size: Token ids must be below this.
         max_queue: Sequences that may wait.
-        batch_wait_s: When a batch of several has ended, how long the next one waits for company;
-            the others' next requests are on their way, and the first to come back would run alone.
+        batch_wait_s: When a batch of several has ended, how many seconds the next one waits for more
+            requests: the other clients' next requests are on their way, and the first to come would run
+            alone.
     """
 
     def __init__(
@@ -67,19 +68,19 @@ class StaticScheduler(Scheduler[StaticStep]):
 
     @property
     def num_running(self) -> int:
-        """Sequences in the running batch that have not ended."""
+        """How many sequences of the running batch have not ended."""
         return sum(row is not None for row in self._rows)
 
     @property
     def cache_capacity_tokens(self) -> int:
-        """Columns times rows of the largest batch."""
+        """How many tokens the largest batch holds: columns times rows."""
         return self._max_batch_size * self._max_context
 
     @property
     def num_cache_tokens(self) -> int:
-        """Columns times rows of the running batch, padding included."""
+        """How many tokens the running batch holds with padding: columns times rows."""
         rows, longest_prompt = self._rows, self._longest_prompt
-        # all rows move together; the columns of a row that has ended stay
+        # all rows move together, and the columns of a row that has ended stay
         num_new = max((len(row.generated_ids) for row in rows if row is not None), default=None)
         return 0 if num_new is None else len(rows) * (longest_prompt + num_new)
 
@@ -112,7 +113,7 @@ class StaticScheduler(Scheduler[StaticStep]):
         return Prefill(tuple(batch))
 
     def _take_batch(self) -> list[HeldSequence]:
-        """The oldest waiting sequence and, in order, all that may and do fit beside it in the padded batch.
+        """The oldest waiting sequence and, in order, all that may share its padded batch and fit into it.
 
         Rows are padded to the longest prompt, so the batch needs the longest prompt plus the most
         new tokens of any row. A sequence that does not fit keeps its place; it is first next time.
@@ -144,7 +145,7 @@ class StaticScheduler(Scheduler[StaticStep]):
         return events
 
     def fail(self, step: StaticStep, error: ServingError, now_s: float) -> list[Event]:
-        """The step raised: fail every sequence of the batch; what waits is not touched."""
+        """Fail every sequence of the batch, as the step raised; waiting sequences are not touched."""
         live = [sequence for sequence in step.rows if sequence is not None and sequence in self._rows]
         return [self._end(sequence, "failed", error, now_s) for sequence in live]
 

@@ -1,8 +1,8 @@
 """Loads a checkpoint's weights through Transformers, once, onto one device.
 
-Transformers builds the model on the meta device and maps the files into memory, so weights of the
-wanted type are never copied on the host: moving the model to a GPU reads them from the files, and on
-a CPU the mapped pages are the weights. Weights of another type are converted one by one: one copy.
+Transformers builds the model on the meta device and maps the files into memory, so weights of the wanted type
+are never copied on the host: moving the model to a GPU reads them from the files, and on a CPU the mapped
+pages are the weights. Weights of another type are converted one by one, which makes one copy.
 """
 
 import logging
@@ -31,8 +31,8 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
 
     Args:
         checkpoint: What `gptj_serve.models.model_dir.find_checkpoint` found.
-        device: Where the weights go.
-        dtype: Their type there: float16 on a GPU, float32 on a CPU as a rule.
+        device: The device that the weights go to.
+        dtype: The weights' type there, usually float16 on a GPU and float32 on a CPU.
 
     Returns:
         The model in evaluation mode, its parameters frozen.
@@ -49,7 +49,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
     except (OSError, UnpicklingError) as error:
         raise StartupError(f"{checkpoint.directory}: changed since it was checked; not loaded") from error
     model.requires_grad_(False)
-    # files are only mapped, unless weights are converted: then uploading reads them
+    # files are only mapped unless weights are converted, so uploading reads them
     seconds = {"read": read_s, "upload": time.monotonic() - started_s - read_s}
     num_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     log_loaded(logger, seconds, str(device), num_bytes)
@@ -57,7 +57,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
 
 
 def needed_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    """Bytes that the loaded weights take, with the float32 rotary tables that every block keeps."""
+    """How many bytes the loaded weights take, with the float32 rotary tables that every block keeps."""
     return sum(_needs(checkpoint, dtype).values())
 
 
@@ -68,7 +68,7 @@ def _needs(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, int]:
 
 
 def _host_needs(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, int]:
-    """Files that cannot be mapped are read whole; on a CPU they are the weights if no type is converted."""
+    """What loading takes of the host's memory: files that cannot be mapped, which are read as a whole."""
     is_converted = checkpoint.unmapped_bytes < checkpoint.num_weights * dtype.itemsize
     return {"files": checkpoint.unmapped_bytes} if is_converted and checkpoint.unmapped_bytes else {}
 
@@ -84,7 +84,7 @@ def load_config(checkpoint: Checkpoint) -> GPTJConfig:
         config = GPTJConfig.from_pretrained(checkpoint.directory, local_files_only=True)
     except OSError:
         raise
-    except Exception as error:  # its checks raise many kinds
+    except Exception as error:  # its checks raise many kinds of errors
         raise StartupError(
             f"{path}: Transformers does not take it: {' '.join(str(error).split())}"
         ) from error
@@ -97,7 +97,7 @@ def load_config(checkpoint: Checkpoint) -> GPTJConfig:
 
 
 def _from_files(checkpoint: Checkpoint, dtype: torch.dtype) -> GPTJForCausalLM:
-    """Load on the host. Not straight onto the GPU: for that Transformers wants one more package."""
+    """Load on the host, as loading straight onto the GPU would need one more package for Transformers."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # the check has said it all
     config = load_config(checkpoint)

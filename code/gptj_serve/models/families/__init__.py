@@ -1,4 +1,4 @@
-"""The families of models that are known: a file each, with ``read``, ``notes`` and ``tensors``."""
+"""The families of models that are known; each is a file with ``read``, ``notes`` and ``tensors``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,21 +9,21 @@ from gptj_serve.models.families import gptj
 
 
 def read_architecture(raw: Mapping[str, Any], path: Path) -> Architecture:
-    """What a config.json says of its model.
+    """Read the architecture from a config.json.
 
     Args:
-        raw: Its content; names that are not given have the family's defaults.
-        path: Where it is, for messages.
+        raw: The file's content; names that are not given have the family's defaults.
+        path: The file's path, for messages.
 
     Raises:
-        StartupError: No model of a known family, quantized, or numbers that are out of their range or make
-            no sense.
+        StartupError: It is no model of a known family, it is quantized, or numbers are out of their range or
+            make no sense.
     """
     return gptj.read(raw, path)
 
 
 def config_notes(raw: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    """What is unusual in a config.json and changes nothing, a sentence each."""
+    """What is unusual in a config.json but changes nothing, a sentence each."""
     return gptj.notes(raw, path)
 
 

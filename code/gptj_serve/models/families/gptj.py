@@ -10,11 +10,11 @@ from gptj_serve.models import config
 from gptj_serve.models.architecture import EMBEDDING, TIED_HEAD, Architecture, Part, Role, Rotary
 
 FAMILY = "gptj"
-"""Its ``model_type`` in config.json."""
+"""The family's ``model_type`` in config.json."""
 
 ARCHITECTURE = "GPTJForCausalLM"
 
-# far above every model of this kind; below them, what a number leads to is looked at within a second
+# far above every model of this kind; below these bounds, checking a checkpoint takes less than a second
 _RANGES = {
     "n_layer": (28, 1, 1024),
     "n_embd": (4096, 1, 1 << 16),
@@ -24,7 +24,7 @@ _RANGES = {
     "n_positions": (2048, 2, 1 << 20),
     "vocab_size": (50400, 1, 1 << 20),
 }
-"""Default, least and most of every whole number."""
+"""The default, the least and the greatest value of every whole number."""
 
 _DEFAULT_EPSILON = 1e-5
 _DEFAULT_ACTIVATION = "gelu_new"
@@ -103,7 +103,7 @@ def tensors(architecture: Architecture) -> dict[str, Part]:
 
 
 def _check_architecture(raw: Mapping[str, Any], path: Path) -> None:
-    """The model type decides, as in Transformers; wrappers write names of their own as the architecture."""
+    """Check the architecture. The model type decides, as in Transformers; wrappers write other names."""
     model_type, names = raw.get("model_type"), config.architectures(raw, path, ARCHITECTURE)
     is_gpt_j = model_type == FAMILY or (model_type is None and names and names[0].endswith(ARCHITECTURE))
     if not is_gpt_j or any(_OTHER_TASKS.fullmatch(name) for name in names):

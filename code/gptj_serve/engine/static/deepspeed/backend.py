@@ -42,10 +42,10 @@ from gptj_serve.logs import log_event
 logger = logging.getLogger(__name__)
 
 PAD_ID = 0
-"""Fills rows on the left; any id does, the mask hides it."""
+"""Fills rows on the left; it may be any id, as the mask hides it."""
 
 MAX_RELATIVE_ERROR = 0.05
-"""Of logits, against the plain model in FP16. Right kernels stay below 0.01, wrong ones are nowhere near."""
+"""The largest error of logits against the plain model in FP16. Right kernels stay below 0.01."""
 
 NUM_PROBE_TOKENS = 16
 
@@ -55,9 +55,10 @@ class _KernelBatch:
     """The batch that is running.
 
     Attributes:
-        num_rows: B.
-        num_columns: K.
-        full_mask: Additive, B11M with M the columns there can be; None when no row is padded.
+        num_rows: How many rows there are, B.
+        num_columns: How many columns there are so far, K.
+        full_mask: The additive mask, B11M, where M is how many columns there can be; None if no row is
+            padded.
     """
 
     num_rows: int
@@ -65,7 +66,7 @@ class _KernelBatch:
     full_mask: torch.Tensor | None
 
     def mask(self) -> torch.Tensor | None:
-        """mask_B11K. The kernel counts from the start of its data, so a view with gaps would be misread."""
+        """The mask, B11K. The kernel counts from the start of its data and would misread a view with gaps."""
         return None if self.full_mask is None else self.full_mask[..., : self.num_columns].contiguous()
 
 
@@ -74,8 +75,8 @@ class DeepSpeedBackend:
 
     Args:
         model: The injected model: embeddings, final norm and head are used, not its `forward`.
-        run_blocks: One function a block, in order.
-        limits: What the workspace was allocated for.
+        run_blocks: A function for each block, in order.
+        limits: The limits that the workspace was allocated for.
     """
 
     name = "deepspeed"
@@ -98,7 +99,7 @@ class DeepSpeedBackend:
         self._is_clean = False
         longest = max(map(len, prompts))
         with batch_errors("reading the prompts"):
-            reset_cache()  # without it a one-token prompt goes on where another request stopped
+            reset_cache()  # without this, a one-token prompt continues where another request stopped
             padded = [[PAD_ID] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
             mask = self._padding_mask([longest - len(prompt) for prompt in prompts])
             batch = _KernelBatch(len(prompts), longest, mask)
@@ -113,7 +114,7 @@ class DeepSpeedBackend:
         if batch is None:
             raise RuntimeError("decode: no batch is running")
         self._check_tokens(token_ids, batch)
-        self._batch = None  # only a step that ends well leaves something to go on with
+        self._batch = None  # only a step that succeeds leaves something to go on with
         with batch_errors("decoding"):
             batch.num_columns += 1
             logits_BV = self._run([[token_id] for token_id in token_ids], batch)
@@ -121,14 +122,14 @@ class DeepSpeedBackend:
             return logits_BV
 
     def reset(self) -> None:
-        """See `Backend.reset`. Touches no GPU, so it works after any failure."""
+        """See `Backend.reset`. It touches no GPU, so it works after any failure."""
         reset_cache()
         self._batch = None
         self._is_clean = True
 
     def _run(self, ids: list[list[int]], batch: _KernelBatch) -> torch.Tensor:
         ids_BT = torch.tensor(ids, device=self._embedding_VD.device)
-        x_BTD = F.embedding(ids_BT, self._embedding_VD)  # a copy of its own: the blocks overwrite it
+        x_BTD = F.embedding(ids_BT, self._embedding_VD)  # it is a copy, because the blocks overwrite it
         mask_B11K = batch.mask()
         for run_block in self._run_blocks:
             run_block(x_BTD, mask_B11K)
@@ -176,8 +177,8 @@ def load_deepspeed(
 
     Args:
         model: FP16, on the GPU, in evaluation mode. It is consumed: its blocks are replaced.
-        max_batch_size: Rows at most; None: as many as fit, up to 8.
-        max_context: Columns at most, no more than the model's; None is the model's.
+        max_batch_size: How many rows there are at most; None takes as many as fit, up to 8.
+        max_context: How many columns there are at most, no more than the model's; None takes the model's.
 
     Raises:
         StartupError: The model, the machine or the settings do not allow it; the message says which.
@@ -254,27 +255,27 @@ def _take_workspace(backend: DeepSpeedBackend, blocks: Sequence[Any]) -> None:
 
 
 def _warm_up(backend: DeepSpeedBackend) -> None:
-    """Run the smallest and the largest batches: what does not fit fails here, not with a request."""
+    """Run the smallest and the largest batches, so that what does not fit fails here, not with a request."""
     limits = backend.limits
     for num_rows in sorted({1, limits.max_batch_size}):
         for num_columns in sorted({1, min(2, limits.max_context - 1), limits.max_context - 1}):
             prompts = [[PAD_ID] * num_columns] * num_rows
-            prompts[1:2] = [[PAD_ID]] * len(prompts[1:2])  # a padded row, so that masks are warm too
+            prompts[1:2] = [[PAD_ID]] * len(prompts[1:2])  # a row is padded, so that masks are warmed up, too
             backend.prefill(prompts)
             logits_BV = backend.decode([PAD_ID] * num_rows)
-            logits_BV.sum().item()  # kernels fail late: wait for them here
+            logits_BV.sum().item()  # kernels fail late, so they are waited for here
             backend.reset()
 
 
 @torch.inference_mode()
 def _last_two_logits(model: GPTJForCausalLM, ids: Sequence[int]) -> torch.Tensor:
-    """What the plain model makes of a few tokens, before its blocks are gone: logits_2V, float32."""
+    """The plain model's logits_2V (float32) of a few tokens, computed before its blocks are replaced."""
     logits_1TV: torch.Tensor = model(torch.tensor([ids], device=model.device), use_cache=False).logits
     return logits_1TV[0, -2:].float().clone()
 
 
 def _check_logits(backend: DeepSpeedBackend, ids: Sequence[int], expected_2V: torch.Tensor) -> float:
-    """The kernels' relative error: they often fail silently, so nothing is served before they are compared.
+    """The kernels' relative error. They often fail silently, so they are compared before anything is served.
 
     Raises:
         StartupError: The error is too large, or not a number.

@@ -19,14 +19,14 @@ from gptj_serve.errors import StartupError
 logger = logging.getLogger(__name__)
 
 RunBlock = Callable[[torch.Tensor, torch.Tensor | None], None]
-"""Runs one block in place on x_BTD, under mask_B11K (None: no row is padded)."""
+"""Runs a block in place on x_BTD with mask_B11K, which is None if no row is padded."""
 
 
 class _ConsumedBlocks(nn.ModuleList):
-    """Blocks that give their weights back the moment they are replaced.
+    """Blocks that release their weights the moment they are replaced.
 
-    DeepSpeed walks over `named_children`, which keeps every replaced block alive until the walk is
-    over: all weights would be on the GPU twice.
+    DeepSpeed walks over `named_children`, which keeps every replaced block alive until the walk is over, so
+    that all weights would be on the GPU twice.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -41,7 +41,7 @@ def check_first(model: GPTJForCausalLM) -> None:
     """Refuse a second injected model in this process, or an accelerator that is not the model's.
 
     Raises:
-        StartupError: Workspace and token counter are the process's, so two models would share them.
+        StartupError: Workspace and token counter belong to the process, so two models would share them.
     """
     from deepspeed.accelerator import get_accelerator
     from deepspeed.model_implementations.transformers.ds_transformer import DeepSpeedTransformerInference
@@ -59,12 +59,12 @@ def check_first(model: GPTJForCausalLM) -> None:
 def inject(model: GPTJForCausalLM, extension: ModuleType, max_context: int) -> list[Any]:
     """Replace the model's blocks by DeepSpeed's. The plain blocks lose their weights.
 
-    Memory: one block's weights more than the model itself, at the worst moment.
+    At the worst moment, this takes one block's weights more than the model itself.
 
     Args:
         model: In evaluation mode, on the accelerator.
         extension: What `ensure_kernels` returned.
-        max_context: Columns that the workspace will hold; less is an error, never a smaller workspace.
+        max_context: How many columns the workspace will hold; a smaller workspace is an error.
 
     Returns:
         The injected blocks, in order.
@@ -101,7 +101,7 @@ def _check_injected(blocks: list[Any]) -> None:
 
 
 def _free_leftovers() -> None:
-    """Drop what the injection keeps and GPT-J never reads: nearly a block's worth of GPU memory."""
+    """Drop what the injection keeps and GPT-J never reads, nearly a block's worth of GPU memory."""
     from deepspeed.module_inject import replace_module
     from deepspeed.ops.transformer.inference.ds_attention import DeepSpeedSelfAttention
     from deepspeed.ops.transformer.inference.ds_mlp import DeepSpeedMLP
@@ -115,11 +115,11 @@ def _free_leftovers() -> None:
 def bind_block(block: Any) -> RunBlock:
     """The compiled calls of one injected block, with everything that never changes looked up once.
 
-    It does what the block's own `forward` does for GPT-J, op by op; that spends more time in Python
-    than the kernels take on a fast GPU. The load compares the two.
+    It does what the block's own `forward` does for GPT-J, op by op, since `forward` spends more time in
+    Python than the kernels take on a fast GPU. Loading compares the two.
     """
     attention, mlp, config = block.attention, block.mlp, block.config
-    nothing = torch.empty(1)  # one dimension: the extension takes it as "not given"
+    nothing = torch.empty(1)  # with one dimension, the extension takes it as "not given"
     qkv_gemm = attention.qkv_func.qkv_gemm_func
     softmax_context = attention.score_context_func.softmax_context_func
     vector_matmul = attention.vector_matmul_func.vector_matmul_func
@@ -151,7 +151,7 @@ def bind_block(block: Any) -> RunBlock:
 
 
 def reset_cache() -> None:
-    """Set the process's token counter back to the first column. Touches no GPU."""
+    """Set the process's token counter back to the first column; this touches no GPU."""
     from deepspeed.model_implementations.transformers.ds_transformer import DeepSpeedTransformerInference
 
     DeepSpeedTransformerInference.reset_cache()

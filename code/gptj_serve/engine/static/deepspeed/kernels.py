@@ -1,4 +1,4 @@
-"""DeepSpeed's compiled op `transformer_inference`: is it to be had, load or build it, is it really used."""
+"""DeepSpeed's compiled op `transformer_inference`: looks for it, loads or builds it, and checks its use."""
 
 import contextlib
 import ctypes
@@ -31,7 +31,7 @@ TEMPLATED_OPS = (
     "residual_add_bias",
     "allocate_workspace",
 )
-"""Ops that exist once a data type; all that a GPT-J block binds."""
+"""The ops that a GPT-J block binds; each exists once for each data type."""
 
 PLAIN_OPS = ("release_workspace", "retake_workspace", "reset_cache")
 
@@ -39,9 +39,9 @@ SUFFIXES = {torch.float16: "fp16", torch.float32: "fp32"}
 
 
 def kernels_missing() -> str | None:
-    """Why DeepSpeed's kernels cannot be had on this machine; None when they can. Builds and imports nothing.
+    """Why DeepSpeed's kernels cannot be used on this machine; None if they can. Nothing is built or imported.
 
-    A yes is no promise: the build itself may still fail, which `ensure_kernels` reports.
+    None is no promise: the build itself may still fail, which `ensure_kernels` reports.
     """
     if not torch.cuda.is_available():
         return "no CUDA GPU is visible"
@@ -67,7 +67,7 @@ def _nvcc() -> str:
 
 
 def _build_path() -> str:
-    """PATH with this interpreter's scripts: ninja lives there when a virtual environment is not activated."""
+    """PATH with this interpreter's scripts, where ninja is when a virtual environment is not activated."""
     return os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
 
 
@@ -78,7 +78,7 @@ def ensure_kernels() -> ModuleType:
         The extension module.
 
     Raises:
-        StartupError: One line that says what is missing; details are in the log.
+        StartupError: The message says in one line what is missing; details are in the log.
     """
     started_s, started_at = time.monotonic(), time.time()
     try:
@@ -111,7 +111,7 @@ def _origin(extension: ModuleType, started_at: float) -> str:
 
 
 def _warn_of_lock() -> None:
-    """A build that was killed leaves a lock behind, and the next one waits for it without a word."""
+    """Warn of a lock that a killed build has left: the next build waits for it silently."""
     from torch.utils.cpp_extension import get_default_build_root
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
@@ -140,11 +140,11 @@ def _build_environment() -> Iterator[None]:
 
 
 def arch_list(asked: str | None, capability: tuple[int, int]) -> str:
-    """Architectures to build for: those asked for, unless DeepSpeed's builder crashes on them ("9.0a").
+    """The architectures to build for: those asked for, unless DeepSpeed's builder crashes on them ("9.0a").
 
     Args:
         asked: ``TORCH_CUDA_ARCH_LIST`` as it is.
-        capability: Of the GPU that is visible.
+        capability: The compute capability of the visible GPU.
     """
     names = re.split(r"[;\s]+", (asked or "").strip())
     if all(re.fullmatch(r"\d+\.\d+(\+PTX)?", name) for name in names):
@@ -154,7 +154,7 @@ def arch_list(asked: str | None, capability: tuple[int, int]) -> str:
 
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Send what DeepSpeed and its extension print to stderr: stdout carries our log, one JSON a line."""
+    """Send what DeepSpeed and its extension print to stderr, as stdout has our log, a JSON object a line."""
     sys.stdout.flush()
     saved = os.dup(1)
     os.dup2(2, 1)
@@ -168,7 +168,7 @@ def stdout_to_stderr() -> Iterator[None]:
 
 
 def _adopt_log() -> None:
-    """DeepSpeed's logger writes to stdout by itself; let its records come through ours."""
+    """Let the records of DeepSpeed's logger, which writes to stdout by itself, go through ours."""
     log = logging.getLogger("DeepSpeed")
     log.handlers.clear()
     log.propagate = True
@@ -178,7 +178,7 @@ def check_extension(extension: ModuleType, dtype: torch.dtype) -> None:
     """Refuse an extension that lacks an op: DeepSpeed would put wrong Python code in its place.
 
     Raises:
-        StartupError: Names the ops.
+        StartupError: The message names the ops.
     """
     names = [*(f"{name}_{SUFFIXES[dtype]}" for name in TEMPLATED_OPS), *PLAIN_OPS]
     missing = [name for name in names if not hasattr(extension, name)]
@@ -190,7 +190,7 @@ def check_bound(blocks: Iterable[Any], extension: ModuleType, dtype: torch.dtype
     """Refuse blocks that are bound to anything but the compiled ops.
 
     Raises:
-        StartupError: Names the ops that are not.
+        StartupError: The message names the ops that are not compiled.
     """
     suffix = SUFFIXES[dtype]
     fallen_back = set()

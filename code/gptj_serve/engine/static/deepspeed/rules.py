@@ -1,4 +1,4 @@
-"""What DeepSpeed's kernels can hold and which models they get right; arithmetic only.
+"""What DeepSpeed's kernels can hold and which models they get right. There is only arithmetic here.
 
 Sources are those of DeepSpeed 0.19.8: ``csrc/transformer/inference/includes/inference_context.h``
 for the workspace, ``csrc/transformer/inference/csrc`` for the limits of the kernels.
@@ -13,11 +13,11 @@ from transformers import GPTJConfig
 from gptj_serve.errors import StartupError
 
 DEFAULT_MAX_BATCH_SIZE = 8
-"""Rows at most when the operator leaves the choice to us: more rows cost every one of them latency."""
+"""How many rows there are at most unless the operator chooses; with more rows, all of them are slower."""
 
 RESERVE_BYTES = 512 << 20
-"""GPU memory left for cuBLAS's own workspaces, the logits and what the allocator rounds up. It covers the
-500 MiB that the extension wants to leave free when it takes its workspace."""
+"""GPU memory that is left for cuBLAS's workspaces, the logits and what the allocator rounds up. It covers the
+500 MiB that the extension leaves free when it takes its workspace."""
 
 INT32_LIMIT = 1 << 31
 
@@ -25,7 +25,7 @@ MAX_HIDDEN_SIZE = 8192
 """The rotary kernel uses one thread for 8 values of a token, and a block has 1024 threads."""
 
 VALUES_PER_ACCESS = 8
-"""FP16 values that a kernel reads at once: sizes are multiples of it."""
+"""How many FP16 values a kernel reads at once; sizes have to be multiples of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class ModelShape:
 
     @property
     def cached_head_size(self) -> int:
-        """Values that the workspace holds for a head: heads up to 128 are rounded up."""
+        """How many values the workspace holds for a head; heads up to 128 are rounded up."""
         head_size = self.hidden_size // self.num_heads
         return head_size if head_size > 128 else next(size for size in (32, 64, 128) if head_size <= size)
 
@@ -71,12 +71,12 @@ def check_config(config: GPTJConfig) -> None:
     """Refuse a model that the injected kernels would get wrong or could not run.
 
     Raises:
-        StartupError: Says which number of ``config.json`` it is.
+        StartupError: The message says which number of ``config.json`` it is.
     """
     head_size = config.n_embd // config.n_head
     rotary_dim = config.rotary_dim or 0
     wrong = {
-        # the injection policy never reads the real size, it takes four times the width
+        # the injection policy takes four times the width without reading the real size
         f"n_inner={config.n_inner}": config.n_inner not in (None, 4 * config.n_embd),
         f"activation_function={config.activation_function}": config.activation_function != "gelu_new",
         # without a rotary_dim the injected block normalises a second time, after the attention
@@ -93,7 +93,7 @@ def check_dtype(dtypes: set[torch.dtype], device_type: str) -> None:
     """Refuse weights of a type that the compiled kernels would get wrong.
 
     Raises:
-        StartupError: Says why.
+        StartupError: The message says why.
     """
     reasons = {
         torch.float32: "their rotary embedding overwrites its own input in fp32",
@@ -108,12 +108,12 @@ def check_dtype(dtypes: set[torch.dtype], device_type: str) -> None:
 
 
 def choose_context(shape: ModelShape, asked: int | None) -> int:
-    """Columns that a batch may fill: what was asked for, no more than the model knows."""
+    """How many columns a batch may fill: what was asked for, at most what the model knows."""
     return min(asked or shape.max_positions, shape.max_positions)
 
 
 def workspace_bytes(shape: ModelShape, batch_size: int, max_context: int) -> int:
-    """Bytes that the extension allocates, once, for a batch of this size.
+    """How many bytes the extension allocates, once, for a batch of this size.
 
     Its three parts are activations, attention scores and the KV cache. The scores are quadratic in
     the context.
@@ -126,29 +126,30 @@ def workspace_bytes(shape: ModelShape, batch_size: int, max_context: int) -> int
 
 
 def needed_bytes(shape: ModelShape, batch_size: int, max_context: int) -> int:
-    """Free GPU memory needed before the workspace is allocated, so that the longest prefill fits as well."""
-    # hidden states, the MLP's four times wider middle and its output live outside the workspace
+    """The free GPU memory that is needed before the workspace is allocated, so that any prefill fits, too."""
+    # hidden states, the MLP's four times wider middle and its output are outside of the workspace
     activations = 6 * shape.hidden_size * batch_size * max_context * shape.element_bytes
     return workspace_bytes(shape, batch_size, max_context) + activations + RESERVE_BYTES
 
 
 def indexable_batch_size(shape: ModelShape, max_context: int) -> int:
-    """Rows at most before a kernel's 32-bit index wraps (scores, or the MLP's middle, of a full prefill)."""
+    """How many rows fit before a kernel's 32-bit index wraps (scores or MLP of a full prefill)."""
     per_row = max_context * max(shape.num_heads * max_context, 4 * shape.hidden_size)
     return (INT32_LIMIT - 1) // per_row
 
 
 def choose_batch_size(shape: ModelShape, free_bytes: int, asked: int | None, max_context: int) -> int:
-    """Rows in a batch at most: what was asked for if it fits, or else the largest default that does.
+    """How many rows a batch has at most: what was asked for, or the largest default that fits.
 
     Args:
         shape: The model.
         free_bytes: GPU memory that is free now, with the weights loaded.
-        asked: The operator's choice, None for ours.
-        max_context: Columns that a batch may fill.
+        asked: The operator's choice; None leaves it to us.
+        max_context: How many columns a batch may fill.
 
     Raises:
-        StartupError: It does not fit; names what is needed, what is free, and the settings that cure it.
+        StartupError: It does not fit; the message names what is needed, what is free, and the settings to
+            change.
     """
     indexable = indexable_batch_size(shape, max_context)
     fitting = _largest(lambda rows: needed_bytes(shape, rows, max_context) <= free_bytes, indexable)
@@ -177,7 +178,7 @@ def _cure(shape: ModelShape, free_bytes: int, fitting: int, max_context: int) ->
 
 
 def _largest(fits: Callable[[int], bool], high: int) -> int:
-    """The largest of 0..high that fits, where whatever is smaller than a fitting number fits."""
+    """The largest of 0..high that fits, if everything smaller than a fitting number fits."""
     low = 0
     while low < high:
         middle = (low + high + 1) // 2

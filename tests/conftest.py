@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from support.server import Server, serving
+from support.server import WITHOUT_MODEL, Server, serving
 
 # tests and servers share few cores: threads that wait for each other there cost far more than they bring
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,18 +31,28 @@ hypothesis.settings.load_profile("any machine")
 
 @pytest.fixture(scope="session")
 def shared() -> Iterator[Callable[[str], Server]]:
-    """Servers with the demo model and room for batches of four: "FRONT-ENGINE", each started once."""
+    """Servers with room for batches of four: "FRONT-ENGINE", each started once.
+
+    Engines are those of the settings, with the demo model, and "static" and "continuous", which batch as
+    their names say and have no model.
+    """
+    engines = {
+        "hf": {"GPTJ_ENGINE": "hf"},
+        "fused": {"GPTJ_ENGINE": "fused"},
+        "static": {**WITHOUT_MODEL, "GPTJ_ENGINE": "hf"},
+        "continuous": {**WITHOUT_MODEL, "GPTJ_ENGINE": "fused"},
+    }
     with contextlib.ExitStack() as stack:
 
         @functools.cache
         def running(name: str) -> Server:
             front, engine = name.split("-")
-            return stack.enter_context(serving(GPTJ_FRONT=front, GPTJ_ENGINE=engine, GPTJ_MAX_BATCH_SIZE="4"))
+            return stack.enter_context(serving(GPTJ_FRONT=front, **engines[engine]))
 
         yield running
 
 
-@pytest.fixture(scope="session", params=["mms-hf", "http-hf", "http-fused"])
+@pytest.fixture(scope="session", params=["mms-hf", "http-fused"])
 def server(request: pytest.FixtureRequest, shared: Callable[[str], Server]) -> Server:
     """A server with each front and each kind of batching. The answers are the same."""
     return shared(request.param)

@@ -174,9 +174,8 @@ def beside_a_first(
     raise AssertionError("never seen")
 
 
-def test_requests_that_wait_together_share_a_batch(server: Server) -> None:
-    if server.events("ready")[0]["engine"] == "fused":
-        pytest.skip("they do not wait: see the next test")
+def test_requests_that_wait_together_share_a_batch(shared: Callable[[str], Server]) -> None:
+    server = shared("http-static")
     prompts = [f"And {name}" for name in ("Abraham", "Isaac", "Jacob", "Joseph")]
     alone = [server.generate(prompt, max_new_tokens=60, min_new_tokens=60).text for prompt in prompts]
     answers, num_steps = beside_a_first(
@@ -189,9 +188,8 @@ def test_requests_that_wait_together_share_a_batch(server: Server) -> None:
         assert 0 < line["queue_s"] < line["total_s"]
 
 
-def test_requests_join_what_runs(server: Server) -> None:
-    if server.events("ready")[0]["engine"] != "fused":
-        pytest.skip("batching is static: see the test before")
+def test_requests_join_what_runs(shared: Callable[[str], Server]) -> None:
+    server = shared("http-continuous")
     prompts = [f"And {name}" for name in ("Abraham", "Isaac", "Jacob")]
     alone = [server.generate(prompt, max_new_tokens=100, min_new_tokens=100).text for prompt in prompts]
     answers, _ = beside_a_first(server, prompts, 100, lambda now: now.num_running == 4)

@@ -323,6 +323,8 @@ in the path, and imports ``engine_without_model``.
 STOP = """
 import os, signal, sys
 
+import engine_without_model
+
 class Stop:
     def find_spec(self, name, *_):
         if name == {module!r}:
@@ -335,12 +337,14 @@ sys.meta_path.insert(0, Stop())
 def stopping_at(module: str, folder: Path) -> dict[str, str]:
     """The environment in which a process stops itself (SIGSTOP) when it is about to import a module.
 
+    The engine, if it is not that, has no model.
+
     Args:
         module: Its full name.
         folder: Of its own, for this alone.
     """
     (folder / "sitecustomize.py").write_text(STOP.format(module=module))
-    return {"PYTHONPATH": python_path(folder)}
+    return {"PYTHONPATH": python_path(folder, WITHOUT_MODEL_DIR)}
 
 
 def is_gone(process: psutil.Process) -> bool:

@@ -6,7 +6,7 @@ import torch
 
 from gptj_serve.engine.scheduler import HeldSequence, Limits
 from gptj_serve.engine.static.runner import StaticRunner
-from gptj_serve.engine.static.scheduler import Decode, Prefill, StaticScheduler, Step
+from gptj_serve.engine.static.scheduler import Decode, Prefill, StaticScheduler, StaticStep
 from gptj_serve.engine.step_loop import StepLoop
 from gptj_serve.request import EndEvent, GenerationRequest, SamplingParams
 
@@ -68,7 +68,7 @@ def test_a_step_that_fails_gives_up_its_batch_and_the_next_is_served() -> None:
     scheduler = StaticScheduler(
         max_batch_size=3, max_context=16, vocab_size=VOCAB, max_queue=9, batch_wait_s=0.0
     )
-    loop = StepLoop[Step](scheduler, StaticRunner(backend, torch.device("cpu")), steps_ahead=0)
+    loop = StepLoop[StaticStep](scheduler, StaticRunner(backend, torch.device("cpu")), steps_ahead=0)
     ends = []
     for is_broken in (True, False):
         backend.is_broken = is_broken

@@ -29,25 +29,24 @@ class Pending:
 
 
 class Runner:
-    """Meets `gptj_serve.engine.fused.schedule.plan.ContinuousRunner`."""
-
-    name = "none"
-
-    def __init__(self, limits: Any) -> None:
-        self.limits = limits
+    """Meets `gptj_serve.engine.step_loop.StepRunner`, for the steps of both kinds of batching."""
 
     def launch(self, step: Any) -> Pending:
-        return Pending([[choose(row.request, row.end)] for row in step.sampled_rows])
+        if hasattr(step, "sampled_rows"):
+            return Pending(
+                [[choose(row.request, row.end - len(row.request.prompt_ids))] for row in step.sampled_rows]
+            )
+        return Pending([[choose(row.request, len(row.generated_ids))] if row else [] for row in step.rows])
 
     def release(self) -> None:
         """Nothing to give up."""
 
 
-def choose(request: Any, position: int) -> Any:
-    """The token of a sequence at a position, with what was asked for beside it."""
+def choose(request: Any, number: int) -> Any:
+    """A token of a sequence, with what was asked for beside it."""
     from gptj_serve.engine.scheduler import Sampled
 
-    first = zlib.crc32(str(request.prompt_ids).encode()) + position
+    first = zlib.crc32(str(request.prompt_ids).encode()) + number
     token_id = TOKEN_IDS[first % len(TOKEN_IDS)]
     if not request.logprobs:
         return Sampled(token_id)
@@ -55,36 +54,46 @@ def choose(request: Any, position: int) -> Any:
     return Sampled(token_id, -1.0, top_logprobs=tuple(likeliest))
 
 
-def build_engine(settings: Any, checkpoint: Any, socket_path: Path) -> tuple[Any, Any]:
-    """What the function of this name in `gptj_serve.engine.build` does, of a runner without a model."""
-    from gptj_serve.engine.engine import Engine
+def continuous(settings: Any, limits: dict[str, int]) -> tuple[Any, int]:
+    """The scheduler of continuous batching, and how many steps ahead it plans."""
     from gptj_serve.engine.fused.schedule.plan import RunnerLimits
     from gptj_serve.engine.fused.schedule.scheduler import ContinuousScheduler
+
+    cache = {"block_size": 16, "num_blocks": 1024, "prefill_chunk": 512, "max_prefill": 2048}
+    return ContinuousScheduler(RunnerLimits(**limits, **cache), max_queue=settings.max_queue), 1
+
+
+def static(settings: Any, limits: dict[str, int]) -> tuple[Any, int]:
+    """The same of static batching."""
+    from gptj_serve.engine.static.scheduler import StaticScheduler
+
+    wait_s = settings.batch_wait_ms / 1000
+    return StaticScheduler(**limits, max_queue=settings.max_queue, batch_wait_s=wait_s), 0
+
+
+def build_engine(settings: Any, checkpoint: Any, socket_path: Path) -> tuple[Any, Any]:
+    """What `gptj_serve.engine.build.build_engine` does, of an engine that stands in for the one asked for."""
+    from gptj_serve.engine.engine import Engine
     from gptj_serve.engine.server import EngineServer
     from gptj_serve.engine.step_loop import StepLoop
     from gptj_serve.request import ModelInfo
 
-    limits = RunnerLimits(
-        max_batch_size=settings.max_batch_size or 64,
-        max_context=settings.max_context or checkpoint.architecture.max_positions,
-        vocab_size=checkpoint.architecture.vocab_size,
-        block_size=16,
-        num_blocks=1024,
-        prefill_chunk=512,
-        max_prefill=2048,
-    )
-    scheduler = ContinuousScheduler(limits, max_queue=settings.max_queue)
+    limits = {
+        "max_batch_size": settings.max_batch_size or 8,
+        "max_context": settings.max_context or checkpoint.architecture.max_positions,
+        "vocab_size": checkpoint.architecture.vocab_size,
+    }
+    batching = {"fused": continuous, "hf": static}[settings.engine]
+    scheduler, steps_ahead = batching(settings, limits)
     info = ModelInfo(
-        engine=Runner.name,
+        engine=settings.engine,
         model_dir=str(checkpoint.directory),
-        max_context=limits.max_context,
-        max_batch_size=limits.max_batch_size,
-        vocab_size=limits.vocab_size,
+        **limits,
         eos_token_ids=checkpoint.generation.eos_token_ids,
-        batching="continuous",
+        batching=batching.__name__,
     )
     server = EngineServer(socket_path, info)
-    step_loop = StepLoop(scheduler, Runner(limits), steps_ahead=1)
+    step_loop = StepLoop(scheduler, Runner(), steps_ahead=steps_ahead)
     engine = Engine(server, scheduler, step_loop, settings.drain_timeout_s)
     server.stats = engine.stats
     server.start()

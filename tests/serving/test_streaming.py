@@ -13,7 +13,7 @@ from gptj_serve.errors import BadRequest
 from gptj_serve.request import TokenEvent
 from gptj_serve.serving import schemas
 from gptj_serve.serving.call import Call
-from gptj_serve.serving.generation import Answer
+from gptj_serve.serving.generation import Answer, Delta, Token
 from gptj_serve.serving.service import Service
 from support.serving_fakes import FakeClient, say, tokenizer
 
@@ -306,6 +306,51 @@ def test_the_prompt_is_echoed_first() -> None:
     _, stream = run({"prompt": ["The", "Hello"], "n": 2, "echo": True})
     firsts = [openai_choices(stream, index)[0]["text"] for index in range(4)]
     assert firsts == ["The", "The", "Hello", "Hello"]
+
+
+def dumped(document: Any) -> bytes:
+    return f"data: {json.dumps(document, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+
+
+NO_SURROGATES = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(
+    st.lists(
+        st.tuples(NO_SURROGATES, st.none() | st.floats(allow_nan=False, allow_infinity=False), st.booleans())
+    )
+)
+def test_tgis_events_are_what_json_dumps_writes(tokens: list[tuple[str, float | None, bool]]) -> None:
+    _, call = parse({"inputs": "The", "parameters": {"max_new_tokens": 150}, "stream": True})
+    renderer = schemas.TGI.stream(call, "req")
+    for index, (text, logprob, special) in enumerate(tokens, 1):
+        told = {"id": 7, "text": text, "logprob": logprob, "special": special and not text}
+        expected = dumped({"index": index, "token": told, "generated_text": None, "details": None})
+        assert renderer.delta(Delta(0, text, Token(7, "x", logprob, special))) == expected
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"prompt": ["The", "Hello"]},
+        {"prompt": ["The", "Hello"], "stream_options": {"include_usage": True}},
+        {"messages": [{"role": "user", "content": "The"}], "n": 2, "temperature": 1},
+    ],
+)
+@given(texts=st.lists(NO_SURROGATES))
+def test_openais_later_chunks_differ_from_the_first_in_their_text_alone(
+    document: dict[str, Any], texts: list[str]
+) -> None:
+    _, call = parse({**document, "stream": True})
+    renderer = schemas.of(call.ask.schema).stream(call, "req")
+    token = Token(7, "x", None, False)
+    firsts = [events(renderer.delta(Delta(index, "first", token)))[-1] for index in range(2)]
+    for text in texts:
+        for index, chunk in enumerate(firsts):
+            (choice,) = chunk["choices"]
+            assert choice["index"] == index
+            choice.get("delta", choice)["content" if "delta" in choice else "text"] = text
+            assert renderer.delta(Delta(index, text, token)) == (dumped(chunk) if text else b"")
 
 
 @pytest.mark.parametrize("document", [{"inputs": {"text_inputs": "The"}}])

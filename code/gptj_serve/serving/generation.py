@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+
+import msgspec
 
 from gptj_serve.errors import InternalError, Unavailable
 from gptj_serve.request import EndEvent, Event, GenerationRequest, Timings, TokenEvent
@@ -14,7 +15,7 @@ STOP_SEQUENCE = "stop_sequence"
 DEADLINE = "deadline"
 
 
-class LikelyToken(NamedTuple):
+class LikelyToken(msgspec.Struct, frozen=True):
     """One of the most likely tokens at a place, chosen or not; the fields are those of `Token`."""
 
     token_id: int
@@ -23,8 +24,7 @@ class LikelyToken(NamedTuple):
     special: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(msgspec.Struct, frozen=True):
     """One generated token as ``details`` reports it.
 
     Attributes:
@@ -65,8 +65,7 @@ class Answer:
     others: tuple["Answer", ...] = field(default=(), repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True):
     """What one event added.
 
     Attributes:
@@ -78,10 +77,13 @@ class Delta:
     """
 
     index: int
-    text: str = field(repr=False)
-    token: Token | None = field(default=None, repr=False)
+    text: str
+    token: Token | None = None
     stop_found: bool = False
     finish_reason: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Delta({self.index}, {self.finish_reason!r})"  # no log shows what was generated
 
 
 class SequenceAssembler:
@@ -132,18 +134,23 @@ class SequenceAssembler:
         if self.finish_reason is not None:
             return ""
         self._num_tokens += 1
-        hidden = self._is_hidden(event.token_id)
+        token_id, logprob = event.token_id, event.logprob
+        form = self._tokenizer.form(token_id)
+        is_end = token_id in self._eos_token_ids
+        hidden = (is_end and not self._keep_stop) or (form.special and self._skip_special)
         if hidden:
             # it may stand between two parts of a character, which is whole without it
-            piece, start = self._tokenizer.token_text(event.token_id), self._detokenizer.num_chars
+            piece, start = form.text, self._detokenizer.num_chars
         else:
-            piece, start = self._detokenizer.push(event.token_id)
-        self.last_token = self._token(event, self._is_special(event.token_id), start)
+            piece, start = self._detokenizer.push(token_id)
+        top = tuple(map(self._likely, event.top_logprobs)) if event.top_logprobs else ()
+        special = is_end or form.special
+        self.last_token = Token(token_id, form.text, _finite(logprob), special, top, start)
         if self._keep_tokens:
             self._tokens.append(self.last_token)
-        if event.logprob is not None:
-            self._logprobs.append(event.logprob)
-        if event.token_id in self._eos_token_ids:
+        if logprob is not None:
+            self._logprobs.append(logprob)
+        if is_end:
             # It is the reason of the end and no text: the text before it is no stop string's beginning.
             text = self._stop_finder.finish() + ("" if hidden else piece)
         else:
@@ -189,21 +196,11 @@ class SequenceAssembler:
             "".join(self._pieces), self.finish_reason, self._num_tokens, tuple(self._tokens), mean_logprob
         )
 
-    def _is_hidden(self, token_id: int) -> bool:
-        if token_id in self._eos_token_ids and not self._keep_stop:
-            return True
-        return self._skip_special and self._tokenizer.is_special(token_id)
-
-    def _is_special(self, token_id: int) -> bool:
-        return token_id in self._eos_token_ids or self._tokenizer.is_special(token_id)
-
-    def _token(self, event: TokenEvent, special: bool, start: int) -> Token:
-        text = self._tokenizer.token_text
-        top = tuple(
-            LikelyToken(token_id, text(token_id), _finite(logprob), self._is_special(token_id))
-            for token_id, logprob in event.top_logprobs
-        )
-        return Token(event.token_id, text(event.token_id), _finite(event.logprob), special, top, start)
+    def _likely(self, told: tuple[int, float | None]) -> LikelyToken:
+        token_id, logprob = told
+        form = self._tokenizer.form(token_id)
+        special = form.special or token_id in self._eos_token_ids
+        return LikelyToken(token_id, form.text, _finite(logprob), special)
 
 
 def _finite(logprob: float | None) -> float | None:
@@ -224,12 +221,13 @@ class Generation:
         self.requests = tuple(requests)
         self._assemblers = tuple(assemblers)
         self._index_by_id = {request.request_id: index for index, request in enumerate(self.requests)}
+        self._num_open = len(self._assemblers)
         self._timings: list[Timings] = []
 
     @property
     def done(self) -> bool:
         """Whether every answer is complete."""
-        return all(assembler.finish_reason is not None for assembler in self._assemblers)
+        return not self._num_open
 
     @property
     def queue_s(self) -> float | None:
@@ -254,6 +252,7 @@ class Generation:
             self._timings += [event.timings] if event.timings else []
         if was_finished or assembler.finish_reason is None:
             return Delta(index, text, token)
+        self._num_open -= 1
         return Delta(index, text, token, assembler.stop_found, assembler.finish_reason)
 
     def cut(self, reason: str) -> list[Delta]:
@@ -262,6 +261,7 @@ class Generation:
         for index, assembler in enumerate(self._assemblers):
             if assembler.finish_reason is None:
                 deltas.append(Delta(index, assembler.cut(reason), finish_reason=reason))
+        self._num_open = 0
         return deltas
 
     def answers(self) -> tuple[Answer, ...]:

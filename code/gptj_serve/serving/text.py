@@ -4,6 +4,7 @@ import codecs
 import functools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import tokenizers
 
@@ -13,6 +14,22 @@ from gptj_serve.serving.tokenizing.prepare import prepare
 from gptj_serve.serving.tokenizing.spelling import BROKEN, TokenSpelling, byte_by_char, keeps_all_text
 
 MAX_CACHED_WORDS = 2048
+
+
+class TokenForm(NamedTuple):
+    """One token as text.
+
+    Attributes:
+        data: The bytes that it stands for: none for ids that the tokenizer does not know.
+        text: Those bytes alone as text; U+FFFD stands for bytes that are only part of a character.
+        is_whole: They are characters by themselves, wherever no character has begun before them.
+        special: It is a mark (such as the end of text) and not text.
+    """
+
+    data: bytes
+    text: str
+    is_whole: bool
+    special: bool
 
 
 class Tokenizer:
@@ -43,7 +60,7 @@ class Tokenizer:
         self._spelling = TokenSpelling(backend)
         self.errors = self._spelling.errors
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
-        self._bytes_by_id: dict[int, bytes] = {}
+        self._forms: dict[int, TokenForm] = {}
         self._longest_token_bytes = max(
             max(map(len, vocab), default=1),
             max((len(token.content.encode()) for token in added.values()), default=1),
@@ -120,17 +137,23 @@ class Tokenizer:
         """Whether the token is a mark (such as the end of text) and not text."""
         return token_id in self._special_ids
 
-    def token_bytes(self, token_id: int) -> bytes:
-        """The bytes a token stands for: nothing for ids that the tokenizer does not know."""
-        known = self._bytes_by_id.get(token_id)
+    def form(self, token_id: int) -> TokenForm:
+        """One token as text; made once for each."""
+        known = self._forms.get(token_id)
         if known is None:
-            known = self._spelling.to_bytes(token_id)
-            self._bytes_by_id[token_id] = known
+            data = self._spelling.to_bytes(token_id)
+            text = data.decode("utf-8", self.errors)
+            known = TokenForm(data, text, text.encode() == data, self.is_special(token_id))
+            self._forms[token_id] = known
         return known
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """See `TokenForm.data`."""
+        return self.form(token_id).data
+
     def token_text(self, token_id: int) -> str:
-        """One token alone as text; U+FFFD stands for bytes that are only part of a character."""
-        return self.token_bytes(token_id).decode("utf-8", self.errors)
+        """See `TokenForm.text`."""
+        return self.form(token_id).text
 
 
 class Detokenizer:
@@ -144,6 +167,7 @@ class Detokenizer:
         self.num_chars = 0
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(tokenizer.errors)
+        self._is_inside_a_character = False
 
     def push(self, token_id: int) -> tuple[str, int]:
         """Take the next token.
@@ -153,14 +177,14 @@ class Detokenizer:
             its first byte is a part of).
         """
         start = self.num_chars
-        data = self._tokenizer.token_bytes(token_id)
-        if data and self._is_inside_a_character():
-            text = self._utf8.decode(data[:1])
+        data, text, is_whole, _ = self._tokenizer.form(token_id)
+        if self._is_inside_a_character and data:
+            text = self._decode(data[:1])
             # more than the one character: the token did not go on with it
-            start += len(text) if self._is_inside_a_character() else len(text) - 1
-            text += self._utf8.decode(data[1:])
-        else:
-            text = self._utf8.decode(data)
+            start += len(text) if self._is_inside_a_character else len(text) - 1
+            text += self._decode(data[1:])
+        elif not is_whole:
+            text = self._decode(data)
         self.num_chars += len(text)
         return text, start
 
@@ -170,8 +194,10 @@ class Detokenizer:
         self.num_chars += len(text)
         return text
 
-    def _is_inside_a_character(self) -> bool:
-        return bool(self._utf8.getstate()[0])
+    def _decode(self, data: bytes) -> str:
+        text = self._utf8.decode(data)
+        self._is_inside_a_character = bool(self._utf8.getstate()[0])
+        return text
 
 
 def _bound_cache(backend: tokenizers.Tokenizer) -> None:

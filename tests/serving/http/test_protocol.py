@@ -5,7 +5,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from gptj_serve.serving.http import protocol
-from gptj_serve.serving.http.protocol import LimitedProtocol
+from gptj_serve.serving.http.protocol import BodyWriter, LimitedProtocol
 
 ASK = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -130,6 +130,94 @@ def test_a_slow_reader_gets_everything(monkeypatch: pytest.MonkeyPatch) -> None:
             data = await read_all(sock, pause_s=0.05)
             assert now_s() > started_s + 2 * protocol.SEND_TIMEOUT_S
             assert data.count(b"x") == 200_000
+
+    run(test)
+
+
+def writing(parts: Sequence[bytes], writers: list[BodyWriter]) -> Any:
+    """An application whose answer has these parts, all but the last written beside `send`."""
+
+    async def app(scope: Any, _receive: Any, send: Any) -> None:
+        writer = scope["extensions"][BodyWriter.NAME]["writer"]
+        assert not writer.is_ready()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for part in parts[:-1]:
+            assert writer.is_ready()
+            writer.write(part)
+        await send({"type": "http.response.body", "body": parts[-1]})
+        assert not writer.is_ready()
+        writers.append(writer)
+
+    return app
+
+
+def sending(parts: Sequence[bytes]) -> Any:
+    """An application whose answer has these parts."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number, part in enumerate(parts, 1):
+            await send({"type": "http.response.body", "body": part, "more_body": number < len(parts)})
+
+    return app
+
+
+def test_what_is_written_beside_send_is_what_send_would_write() -> None:
+    parts = [b"data: 1\n\n", b"", b"x" * 5002, b"data: 2\n\n"]
+    ask = ASK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+    async def test() -> None:
+        writers: list[BodyWriter] = []
+        answers = []
+        for app in (writing(parts, writers), sending(parts)):
+            async with serving(app) as (port, _), asking(port, ask) as sock:
+                answers.append((await read_all(sock)).partition(b"\r\n\r\n")[2])
+        assert answers[0] == answers[1]
+        assert answers[0].startswith(b"9\r\ndata: 1\n\n\r\n138a\r\nxxx")
+        assert len(writers) == 1
+
+    run(test)
+
+
+def test_nothing_is_written_beside_send_to_who_reads_too_little_or_has_gone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test() -> None:
+        found: list[BodyWriter] = []
+
+        async def app(scope: Any, _receive: Any, send: Any) -> None:
+            found.append(scope["extensions"][BodyWriter.NAME]["writer"])
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for _ in range(100):
+                if found[0].is_ready():
+                    found[0].write(b"x" * 10_000)
+            await send({"type": "http.response.body", "body": b"rest"})
+
+        async with serving(app) as (port, state), asking(port) as sock:
+            await until(lambda: bool(found) and not found[0].is_ready())
+            (connection,) = state.connections
+            num_unsent = connection.transport.get_write_buffer_size()
+            assert 64 * 1024 < num_unsent < 64 * 1024 + 20_000
+            sock.close()
+            await until(lambda: not state.connections)
+            for _ in range(10):
+                found[0].write(b"too late")
+
+    run(test)
+    assert not caplog.records  # asyncio warns of who writes on
+
+
+def test_an_older_client_is_answered_by_send_alone() -> None:
+    async def test() -> None:
+        found: list[bool] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            found.append("extensions" in scope)
+            await answering(3)(scope, receive, send)
+
+        async with serving(app) as (port, _), asking(port, b"GET / HTTP/1.0\r\n\r\n") as sock:
+            assert (await read_all(sock)).endswith(b"\r\n\r\nxxx")
+        assert found == [False]
 
     run(test)
 

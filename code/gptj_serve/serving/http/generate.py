@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from gptj_serve import run_dir
@@ -24,6 +25,7 @@ from gptj_serve.serving.http.headers import Headers
 from gptj_serve.serving.http.link import CallEvents, ClientGone, EngineLink
 from gptj_serve.serving.http.metrics import Metrics
 from gptj_serve.serving.http.parsing import Parser
+from gptj_serve.serving.http.protocol import BodyWriter
 from gptj_serve.serving.parsing import LARGE_BODY_BYTES, Body
 from gptj_serve.serving.schemas.schema import CONTENT_TYPE, Schema, StreamRenderer, server_sent_event
 from gptj_serve.serving.service import Read, Result, Service
@@ -60,6 +62,7 @@ class Exchange:
     arrived_s: float
     receive: Any
     send: Send
+    writer: BodyWriter | None
     body: bytes = b""
     call: Call | None = None
     has_started: bool = False
@@ -102,6 +105,11 @@ class InFlight:
     first_token_s: float | None = None
     failure: ServingError | None = None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no event can add anything."""
+        return self.generation.done or self.failure is not None
+
 
 class Generate:
     """An endpoint.
@@ -120,7 +128,10 @@ class Generate:
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
         """Answer one request; nothing is raised but what the server itself has to see."""
         headers = http_headers.read(scope["headers"])
-        exchange = Exchange(headers, http_headers.request_id(headers), time.monotonic(), receive, send)
+        writer = scope.get("extensions", {}).get(BodyWriter.NAME, {}).get("writer")
+        exchange = Exchange(
+            headers, http_headers.request_id(headers), time.monotonic(), receive, send, writer
+        )
         try:
             await self._answer(exchange)
         except ClientGone as gone:
@@ -177,6 +188,7 @@ class Generate:
 
     async def _whole(self, flight: InFlight) -> None:
         exchange, call = flight.exchange, flight.call
+        flight.events.take = partial(self._collect, flight)
         while not flight.generation.done:
             self._push(flight, await flight.events.next())
             if flight.failure is not None:
@@ -190,6 +202,7 @@ class Generate:
 
     async def _stream(self, flight: InFlight, renderer: StreamRenderer) -> None:
         self._shared.metrics.stream_opened()
+        flight.events.take = partial(self._write_through, flight, renderer)
         try:
             while not flight.generation.done:
                 deltas = await self._next_deltas(flight)
@@ -202,6 +215,24 @@ class Generate:
             self._count(flight.call, 200, result)
         finally:
             self._shared.metrics.stream_closed()
+
+    def _collect(self, flight: InFlight, events: list[Event]) -> bool:
+        """Take events of a whole answer: nobody has to know before its end."""
+        self._push(flight, events)
+        if flight.is_over:
+            flight.events.wake()
+        return True
+
+    def _write_through(self, flight: InFlight, renderer: StreamRenderer, events: list[Event]) -> bool:
+        """Write what events add to a stream that has begun and whose client reads."""
+        writer = flight.exchange.writer
+        if writer is None or not writer.is_ready():
+            return False
+        deltas = self._push(flight, events)
+        writer.write(b"".join(map(renderer.delta, deltas)))
+        if flight.is_over:
+            flight.events.wake()
+        return True
 
     async def _next_deltas(self, flight: InFlight) -> list[Delta]:
         try:

@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gptj_serve import wire
-from gptj_serve.errors import DeadlinePassed, Unavailable
-from gptj_serve.request import EndEvent, EngineStats, Event, GenerationRequest, ModelInfo
+from gptj_serve.errors import DeadlinePassed, Unavailable, is_failure
+from gptj_serve.request import EngineStats, Event, GenerationRequest, ModelInfo
 from gptj_serve.serving.client import give_up_after_s
 
 
@@ -96,7 +96,7 @@ class EngineLink:
                 if isinstance(message, wire.Stats):
                     self.stats = message.stats
                 else:
-                    self._dispatch([*message.tokens, *message.ends])
+                    self._dispatch(message)
         except (OSError, ValueError):
             pass
         finally:
@@ -105,28 +105,33 @@ class EngineLink:
                 call.break_off(Unavailable("the engine is gone"))
             self._calls.clear()
 
-    def _dispatch(self, events: Sequence[Event]) -> None:
-        touched = set()
-        for event in events:
-            call = self._calls.get(event.request_id)
-            if call is None:
-                continue  # aborted
-            if isinstance(event, EndEvent):
-                del self._calls[event.request_id]
-            call.add(event)
-            touched.add(call)
-        for call in touched:
-            call.wake()
+    def _dispatch(self, message: wire.Events) -> None:
+        events: dict[CallEvents, list[Event]] = {}
+        for token in message.tokens:
+            # else it was aborted
+            if (call := self._calls.get(token.request_id)) is not None:
+                events.setdefault(call, []).append(token)
+        for end in message.ends:
+            if (call := self._calls.pop(end.request_id, None)) is not None:
+                events.setdefault(call, []).append(end)
+        for call, own in events.items():
+            call.add(own)
 
 
 class CallEvents:
-    """The events of one call, as they come. A context manager: leaving it cancels what still runs."""
+    """The events of one call, as they come. A context manager: leaving it cancels what still runs.
+
+    Attributes:
+        take: Asked first, while somebody waits in `next`: it takes events at once, so that no task is woken
+            for each token, or says that they are to be kept.
+    """
 
     def __init__(self, link: EngineLink, requests: Sequence[GenerationRequest]) -> None:
+        self.take: Callable[[list[Event]], bool] | None = None
         self._link = link
         self._ids = [request.request_id for request in requests]
         self._events: list[Event] = []
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -144,37 +149,47 @@ class CallEvents:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.take = None  # what takes events knows them
         if self._timer is not None:
             self._timer.cancel()
         for request_id in self._ids:
             self._link.abort(request_id)
 
     async def next(self) -> list[Event]:
-        """All events since the last time, at least one.
+        """All events since the last time that `take` did not take; none if `wake` was called.
 
         Raises:
             ServingError: The engine is gone, or does not answer.
-            Exception: What `break_off` was given.
+            BaseException: What `break_off` was given, or `take` has raised.
         """
-        while not self._events:
-            if self._error is not None:
-                raise self._error
-            # once a token: asyncio.Event does the same, and takes twice as long
+        if not self._events and self._error is None:
             self._waiter = self._loop.create_future()
             await self._waiter
+        if not self._events and self._error is not None:
+            raise self._error
         events, self._events = self._events, []
         return events
 
-    def add(self, event: Event) -> None:
-        """Keep an event until `next`."""
-        self._events.append(event)
+    def add(self, events: list[Event]) -> None:
+        """Events have come."""
+        try:
+            is_awaited = self._waiter is not None and not self._waiter.done()
+            if is_awaited and self.take is not None and self.take(events):
+                return
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            self.break_off(error)  # this call alone: others' events came in the same message
+            return
+        self._events += events
+        self.wake()
 
     def wake(self) -> None:
         """Let `next` return."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def break_off(self, error: Exception) -> None:
+    def break_off(self, error: BaseException) -> None:
         """Let `next` raise once the events that came before have been taken."""
         if self._error is None:
             self._error = error

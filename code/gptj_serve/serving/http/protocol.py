@@ -138,6 +138,8 @@ class LimitedProtocol(HttpToolsProtocol):
             super().on_headers_complete()
             if self.scope["http_version"] == "1.0":
                 self.cycle.__class__ = _OldCycle
+            else:
+                self.scope["extensions"] = {BodyWriter.NAME: {"writer": BodyWriter(self.cycle)}}
 
     def on_body(self, body: bytes) -> None:
         """A part of a request's body is here."""
@@ -336,6 +338,29 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.write(head.encode() + body)
         self.transport.close()
         self._start_send_timer()
+
+
+class BodyWriter:
+    """An extension of ASGI: writes parts of an answer's body without a task, which `send` would need.
+
+    Args:
+        cycle: The answer.
+    """
+
+    NAME = "gptj_serve.body_writer"
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    def is_ready(self) -> bool:
+        """Whether a part can be written now: its head was, as for a body in chunks, and the client reads."""
+        cycle = self._cycle
+        return bool(cycle.chunked_encoding and not cycle.response_complete and not cycle.flow.write_paused)
+
+    def write(self, part: bytes) -> None:
+        """Write a part, if the client is still there. There is more to come."""
+        if part and not self._cycle.disconnected:
+            self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
 
 
 class _OldCycle(RequestResponseCycle):

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from gptj_serve.errors import BadRequest, ServingError
@@ -25,7 +26,7 @@ from gptj_serve.serving.schemas.field_checks import (
     string,
     temperature,
 )
-from gptj_serve.serving.schemas.schema import Schema, StreamRenderer, server_sent_event
+from gptj_serve.serving.schemas.schema import EventTemplate, Schema, StreamRenderer, server_sent_event
 
 DEFAULT_MAX_TOKENS = 16
 MAX_ANSWERS = 128
@@ -333,10 +334,17 @@ class ChunkStream:
         self._head = schema.head(call, request_id, schema.chunk)
         self._sequences = [SequenceState() for _ in range(call.num_sequences)]
         self._num_generated = 0
+        self._is_plain = not (call.parameters.details or call.parameters.continuous_usage)
+        self._templates = [
+            EventTemplate(partial(self._text_chunk, index)) for index in range(call.num_sequences)
+        ]
 
     def delta(self, delta: Delta) -> bytes:
         """Chunks for what one event added."""
         sequence = self._sequences[delta.index]
+        if self._is_plain and sequence.was_opened and delta.finish_reason is None:
+            # most chunks of most streams: nothing but their text is new
+            return self._templates[delta.index].event(delta.text) if delta.text else b""
         is_first, sequence.was_opened = not sequence.was_opened, True
         tokens = sequence.push(delta)
         has_logprobs = self._call.parameters.details and tokens
@@ -355,6 +363,9 @@ class ChunkStream:
         if self._call.parameters.include_usage:
             last = self._chunk([], usage(self._call, answers))
         return last + b"data: [DONE]\n\n"
+
+    def _text_chunk(self, index: int, text: str) -> bytes:
+        return self._chunk([choice(index, self._schema.piece(text))])
 
     def _chunk(self, choices: list[dict[str, Any]], counts: dict[str, int] | None = None) -> bytes:
         # the client that asked for the counts finds the field in every chunk

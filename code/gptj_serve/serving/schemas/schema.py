@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
 from gptj_serve.errors import BadRequest, ServingError
@@ -30,6 +30,23 @@ class StreamRenderer(Protocol):
 def server_sent_event(document: Any) -> bytes:
     """One server-sent event that carries JSON."""
     return b"data: " + encode(document).encode() + b"\n\n"
+
+
+class EventTemplate:
+    """Events that differ in one string alone: all but that string is rendered once.
+
+    Args:
+        render: Makes the event that has a given string, in one place.
+    """
+
+    def __init__(self, render: Callable[[str], bytes]) -> None:
+        # no name or id that the event has beside it can hold this character
+        mark = "\0"
+        self._before, self._after = render(mark).split(encode(mark).encode())
+
+    def event(self, text: str) -> bytes:
+        """The event that has this string."""
+        return self._before + encode(text).encode() + self._after
 
 
 class Schema(ABC):

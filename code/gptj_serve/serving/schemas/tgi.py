@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from gptj_serve.errors import BadRequest
 from gptj_serve.serving.call import Ask, Call, Prompt
 from gptj_serve.serving.generation import DEADLINE, Answer, Delta, LikelyToken, Token
@@ -19,7 +21,7 @@ from gptj_serve.serving.schemas.field_checks import (
     read_fields,
     shown,
 )
-from gptj_serve.serving.schemas.schema import Schema, server_sent_event
+from gptj_serve.serving.schemas.schema import Schema, encode, server_sent_event
 
 MAX_TOP_TOKENS = 5
 """TGI's own default for its limit."""
@@ -196,6 +198,7 @@ class TgiStream:
     def __init__(self, call: Call) -> None:
         self._call = call
         (self._prompt,) = call.prompts
+        self._ending_ids = frozenset(call.ending_ids)
         self._num_events = 0
         self._num_tokens = 0
         self._pieces: list[str] = []
@@ -208,7 +211,8 @@ class TgiStream:
             self._num_tokens += 1
         if self._held is not None:
             if delta.token is None:
-                delta = replace(delta, text=self._held.text + delta.text, token=self._held.token)
+                text = self._held.text + delta.text
+                delta = msgspec.structs.replace(delta, text=text, token=self._held.token)
             else:
                 before = self._event(self._held)
             self._held = None
@@ -226,7 +230,7 @@ class TgiStream:
         if delta.token is None or delta.finish_reason is not None:
             return False
         is_full = self._num_tokens >= self._prompt.sampling.max_new_tokens
-        return is_full or delta.token.token_id in self._call.ending_ids
+        return is_full or delta.token.token_id in self._ending_ids
 
     def _event(self, delta: Delta) -> bytes:
         token = delta.token
@@ -234,12 +238,15 @@ class TgiStream:
             return b""
         self._num_events += 1
         self._pieces.append(delta.text)
+        # clients skip the text of special tokens
+        special = not delta.text and (token is None or token.special)
+        if token and not token.top and delta.finish_reason is None:
+            return self._plain_event(token, delta.text, special)
         rendered = {
             "id": token.token_id if token else 0,
             "text": delta.text,
             "logprob": token.logprob if token else None,
-            # clients skip the text of special tokens
-            "special": not delta.text and (token is None or token.special),
+            "special": special,
         }
         top = {"top_tokens": [_token(one) for one in token.top]} if token and token.top else {}
         start = self._prompt.text if self._call.parameters.return_full_text else ""
@@ -254,6 +261,15 @@ class TgiStream:
             }
         head = {"index": self._num_events, "token": rendered, **top}
         return server_sent_event({**head, "generated_text": text, "details": details})
+
+    def _plain_event(self, token: Token, text: str, special: bool) -> bytes:
+        """What `_event` gives for most tokens of most streams, in a fraction of the time."""
+        logprob = "null" if token.logprob is None else repr(token.logprob)
+        return (
+            f'data: {{"index":{self._num_events},"token":{{"id":{token.token_id},"text":{encode(text)},'
+            f'"logprob":{logprob},"special":{"true" if special else "false"}}},'
+            '"generated_text":null,"details":null}\n\n'
+        ).encode()
 
 
 def _check_stream(num_prompts: int, parameters: dict[str, Any]) -> None:

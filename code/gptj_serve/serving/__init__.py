@@ -1,1 +1,1 @@
-"""Text in, text out: schemas, tokenisation, the engine client and the fronts."""
+"""Turns text into text: schemas, tokenisation, the engine's client and the fronts."""

@@ -1,4 +1,4 @@
-"""From bytes and headers to text or JSON, with every way a body can be wrong."""
+"""Reads text or JSON from a body's bytes and headers, and names every way in which a body can be wrong."""
 
 import json
 import zlib
@@ -14,12 +14,12 @@ _CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
 
 
 def compact(document: Any) -> bytes:
-    """JSON in ASCII, without a space that says nothing."""
+    """JSON in ASCII, without needless spaces."""
     return json.dumps(document, separators=(",", ":")).encode()
 
 
 def media_type(content_type: str | None) -> str:
-    """`JSON` or `PLAIN`; no content type at all means JSON.
+    """The media type, `JSON` or `PLAIN`; no content type at all means JSON.
 
     Raises:
         UnsupportedMediaType: Another type, or a charset other than UTF-8.
@@ -35,7 +35,7 @@ def media_type(content_type: str | None) -> str:
 
 
 def _options(media_type: str) -> tuple[str, dict[str, str]]:
-    """A media type's name, and by name what stands behind its semicolons."""
+    """A media type's name, and its parameters by name."""
     kind, *options = media_type.split(";")
     pairs = (option.partition("=") for option in options)
     return kind.strip().lower(), {name.strip().lower(): value.strip() for name, _, value in pairs}
@@ -45,9 +45,9 @@ def decoded(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
     """The body without its ``Content-Encoding``; no more of it is inflated than may be read.
 
     Raises:
-        PayloadTooLarge: More than ``max_bytes`` when inflated.
-        BadRequest: Not what the header says, or cut off.
-        UnsupportedMediaType: An encoding that is not read here.
+        PayloadTooLarge: It has more than ``max_bytes`` when inflated.
+        BadRequest: It is not what the header says, or is cut off.
+        UnsupportedMediaType: The encoding is not read here.
     """
     name = _name(encoding)
     if name in ("", "identity"):
@@ -63,7 +63,7 @@ def decoded(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
 
 
 def beginning(body: bytes, encoding: str | None, num_bytes: int) -> bytes:
-    """What a body begins with when it is inflated; nothing of one that cannot be. Of others, all."""
+    """The beginning of an inflated body, empty if it cannot be inflated; all of a body without encoding."""
     name = _name(encoding)
     if name not in _ENCODINGS:
         return body
@@ -80,7 +80,7 @@ def _name(encoding: str | None) -> str:
 def _inflated(body: bytes, name: str, max_bytes: int) -> bytes:
     pieces: list[bytes] = []
     num_bytes, rest = 0, body
-    while rest or not pieces:  # gzip may have several members, one behind the other
+    while rest or not pieces:  # gzip may have several members, one after the other
         inflater = zlib.decompressobj(_window_bits(rest, name))
         pieces.append(inflater.decompress(rest, max_bytes - num_bytes + 1))
         num_bytes += len(pieces[-1])
@@ -93,7 +93,7 @@ def _inflated(body: bytes, name: str, max_bytes: int) -> bytes:
 
 
 def _window_bits(data: bytes, name: str) -> int:
-    """What tells `zlib` the format. Some clients leave out the header of deflated data."""
+    """The number that tells `zlib` the format. Some clients leave out the header of deflated data."""
     if name != "deflate":
         return zlib.MAX_WBITS + 16
     has_header = len(data) >= 2 and data[0] & 0x0F == 8 and int.from_bytes(data[:2], "big") % 31 == 0
@@ -104,8 +104,8 @@ def read_text(body: bytes, max_bytes: int) -> str:
     """The body as text, without a byte order mark.
 
     Raises:
-        PayloadTooLarge: More than ``max_bytes``.
-        BadRequest: Empty, or not UTF-8.
+        PayloadTooLarge: It has more than ``max_bytes``.
+        BadRequest: It is empty, or not UTF-8.
     """
     if len(body) > max_bytes:
         raise PayloadTooLarge(f"the body has {len(body)} bytes; at most {max_bytes} are read")
@@ -121,7 +121,7 @@ def read_json(text: str) -> Any:
     """Parse strict JSON: no NaN, no Infinity.
 
     Raises:
-        BadRequest: Not JSON; says where.
+        BadRequest: It is not JSON; the message says where.
     """
     try:
         return json.loads(text, parse_constant=_refuse_constant)
@@ -132,12 +132,12 @@ def read_json(text: str) -> Any:
     except RecursionError:
         raise BadRequest("the body is not usable JSON: it is nested too deeply") from None
     except ValueError:
-        # Python refuses to convert integers of thousands of digits: that would take quadratic time
+        # Python refuses to convert integers of thousands of digits, which would take quadratic time
         raise BadRequest("the body is not usable JSON: a number has too many digits") from None
 
 
 def prefers_plain(accept: str | None) -> bool:
-    """Whether an ``Accept`` header ranks plain text at least as high as JSON, and at all."""
+    """Whether an ``Accept`` header accepts plain text, and ranks it at least as high as JSON."""
     if not (accept or "").strip():
         return True
     named = map(_options, (accept or "").split(","))

@@ -16,15 +16,15 @@ class Ask:
     Attributes:
         schema: Name of the schema, which the answer follows.
         texts: The prompts, each as text or as token ids.
-        is_list: Whether they came as a list, however short.
-        prompts_field: Where in the body they were, for errors.
+        is_list: Whether the prompts came as a list, however short.
+        prompts_field: Where in the body the prompts were, for errors.
         parameters_field: Where in the body the parameters were, for errors.
         parameters: How to generate.
         stream: Whether the client wants tokens as they come.
-        is_bare: The answer is the one entry itself, where the schema has lists of them.
-        messages: A conversation, of which the model's chat template makes the one prompt; ``texts`` is empty
-            until then. None but in chat.
-        adds_special_tokens: Texts get what the tokenizer adds to them; chat templates write it themselves.
+        is_bare: Whether the answer is the only entry itself, where the schema has lists of entries.
+        messages: A conversation, of which the model's chat template makes the prompt; ``texts`` is empty
+            until then. It is None except in chat.
+        adds_special_tokens: Whether texts get what the tokenizer adds; chat templates write that themselves.
     """
 
     schema: str
@@ -39,20 +39,20 @@ class Ask:
     adds_special_tokens: bool = True
 
     def with_prompt(self, prompt: str) -> "Ask":
-        """The same with the prompt that was made of its messages."""
+        """The same with the prompt that was made from its messages."""
         return replace(self, texts=(prompt,))
 
     def prompt_name(self, index: int) -> str:
-        """What errors call a prompt."""
+        """The name of a prompt in errors."""
         return f"{self.prompts_field}[{index}]" if self.is_list else self.prompts_field
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt, tokenised. Neither text nor ids are part of its `repr`, so no log can show them.
+    """A tokenised prompt. Neither text nor ids are part of its `repr`, so no log can show them.
 
     Attributes:
-        text: As the client sent it; of token ids, what they stand for.
+        text: The text as the client sent it, or the text of the token ids that it sent.
         token_ids: What the model reads (less than the text, if the client asked to truncate).
         sampling: How its tokens are chosen; ``sequence_index`` 0.
     """
@@ -63,21 +63,21 @@ class Prompt:
 
     @property
     def seed(self) -> int | None:
-        """The seed that is used, given or drawn; None for greedy search."""
+        """The seed that is used, whether given or drawn; None for greedy search."""
         return self.sampling.seed if self.sampling.do_sample else None
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request that was read and found right.
+    """A request that was read and checked.
 
     Attributes:
         ask: What the body said.
-        prompts: In the client's order.
-        eos_token_ids: The end of the text, unless that is ignored.
-        accept: Its ``Accept`` header.
-        arrived_s: When it came, on the service's clock.
-        model: What the model is called in OpenAI's answers.
+        prompts: The prompts in the client's order.
+        eos_token_ids: Token ids that end the text, unless that is ignored.
+        accept: The request's ``Accept`` header.
+        arrived_s: When the request came, on the service's clock.
+        model: The model's name in OpenAI's answers.
     """
 
     ask: Ask = field(repr=False)
@@ -100,16 +100,16 @@ class Call:
 
     @property
     def num_sequences(self) -> int:
-        """Sequences to generate: prompts times candidates a prompt."""
+        """How many sequences to generate: prompts times candidates for each prompt."""
         return len(self.prompts) * self.parameters.num_candidates
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens of all prompts together."""
+        """How many tokens all prompts have together."""
         return sum(len(prompt.token_ids) for prompt in self.prompts)
 
     def choose(self, candidates: Sequence[Answer]) -> tuple[Answer, ...]:
-        """The answers: of each prompt's candidates the most likely ones, by mean log-probability a token."""
+        """Choose the answers: each prompt's most likely candidates, by mean log-probability a token."""
         wanted, each = self.parameters.num_return_sequences, self.parameters.num_candidates
         if wanted == each:
             return tuple(candidates)
@@ -124,7 +124,7 @@ class Call:
 
         Args:
             request_id: Unique among the calls that run on one engine connection.
-            timeout_s: Seconds that are left.
+            timeout_s: How many seconds are left.
         """
         for prompt_index, prompt in enumerate(self.prompts):
             for sequence_index in range(self.parameters.num_candidates):

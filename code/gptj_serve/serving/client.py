@@ -1,4 +1,4 @@
-"""The front's side of the engine's socket: blocking, one call at a time."""
+"""The front's side of the engine's socket, which blocks and makes one call at a time."""
 
 import contextlib
 import socket
@@ -16,7 +16,7 @@ GRACE_S = 1.0
 
 
 class EngineClient:
-    """A connection to the engine, made at the first use and again after a failure.
+    """A connection to the engine, which is made at the first use and again after a failure.
 
     Args:
         socket_path: The engine's Unix socket.
@@ -42,7 +42,7 @@ class EngineClient:
             requests: Their ids must differ from each other and from those of other calls.
 
         Yields:
-            Tokens as they come, one `EndEvent` a sequence.
+            Tokens as they come, and one `EndEvent` for each sequence.
 
         Raises:
             Unavailable: The engine is gone.
@@ -58,7 +58,7 @@ class EngineClient:
                 connection.set_timeout_until(give_up_s)
                 for event in connection.read_events():
                     if event.request_id not in pending:
-                        continue  # of an earlier call that was given up
+                        continue  # this is of an earlier call that was given up
                     if isinstance(event, EndEvent):
                         pending.remove(event.request_id)
                     yield event
@@ -73,8 +73,8 @@ class EngineClient:
                 self.abort(request_id)
 
     def abort(self, request_id: str) -> None:
-        """Cancel one sequence; its `EndEvent` follows. Does nothing without a connection."""
-        # a broken connection shows itself to whoever reads the events
+        """Cancel a sequence, whose `EndEvent` follows; without a connection, nothing is done."""
+        # whoever reads the events notices a broken connection
         with contextlib.suppress(OSError):
             if self._connection is not None:
                 self._connection.socket.sendall(wire.abort(request_id))
@@ -115,7 +115,7 @@ class _Connection:
             raise
 
     def set_timeout_until(self, time_s: float | None) -> None:
-        # zero would mean: do not block
+        # zero would mean not to block
         self.socket.settimeout(None if time_s is None else max(0.001, time_s - time.monotonic()))
 
     def read_events(self) -> list[Event]:

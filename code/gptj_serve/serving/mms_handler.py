@@ -1,7 +1,7 @@
-"""What a multi-model-server worker runs: the toolkit's transformer, with answers of our own.
+"""What a multi-model-server worker runs: the toolkit's transformer with answers of our own.
 
-The toolkit's `Transformer.transform` would answer an error with its traceback and set the status of
-the first request of a batch only; this one gives each request its own status and a JSON error.
+The toolkit's `Transformer.transform` would answer an error with its traceback, and only set the status of a
+batch's first request; this one gives each request its own status and a JSON error.
 """
 
 import gc
@@ -29,12 +29,12 @@ from gptj_serve.settings import Settings
 
 @dataclass(slots=True)
 class RequestContext:
-    """What a function of ``inference.py`` gets as its context.
+    """The context that functions of ``inference.py`` get.
 
     Attributes:
         request_id: The model server's id of the request, also its ``x-request-id`` header.
         accept: The ``Accept`` header.
-        call: Set once the body has been parsed, for the log of a request that fails later.
+        call: The call, once the body has been parsed, for the log of a request that fails later.
     """
 
     request_id: str
@@ -48,7 +48,7 @@ class GptjTransformer(Transformer):  # type: ignore[misc]
     warm_up_key: bytes
 
     def transform(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
-        """Answer every request of a batch on its own; nothing is raised."""
+        """Answer each request of a batch separately; nothing is raised."""
         return [self._answer(context, index, one) for index, one in enumerate(data)]
 
     def _answer(self, context: Any, index: int, request: Mapping[str, Any]) -> bytes:
@@ -71,10 +71,10 @@ class GptjTransformer(Transformer):  # type: ignore[misc]
         return answer.body
 
     def _run(self, request: Mapping[str, Any], headers: Mapping[str, str], about: RequestContext) -> Any:
-        # the server takes a form apart and calls its fields by their names: no "body" then
+        # the server splits a form into its fields, so there is no "body" then
         body = bytes(request.get("body") or b"")
         body = decoded(body, headers.get("content-encoding"), self._model.max_payload_bytes)
-        self._context = about  # what the toolkit passes to functions that take a context
+        self._context = about  # the toolkit passes this to functions that take a context
         received = self._run_handler_function(self._input_fn, body, headers.get("content-type"))
         reply = self._run_handler_function(self._predict_fn, received, self._model)
         return self._run_handler_function(self._output_fn, reply, about.accept)
@@ -93,7 +93,7 @@ def handle(data: Sequence[Mapping[str, Any]] | None, context: Any) -> list[bytes
 
 def _initialize(context: Any) -> None:
     logs.configure("front", Settings.from_env(os.environ).log_level)
-    logging.getLogger("mms.service").setLevel(logging.WARNING)  # a line of metrics for each request
+    logging.getLogger("mms.service").setLevel(logging.WARNING)  # it logs a line of metrics for each request
     logging.getLogger().handlers[0].addFilter(_is_worth_a_line)
     _end_with_server()
     directory = Path(os.environ[run_dir.ENV_NAME])
@@ -103,13 +103,14 @@ def _initialize(context: Any) -> None:
         model_dir = context.system_properties.get("model_dir")
         _transformer.validate_and_initialize(model_dir=model_dir, context=context)
     gc.collect()
-    gc.freeze()  # the workers are forks: a collection would copy every page of what they share
+    gc.freeze()  # the workers are forks, in which a collection would copy every page that they share
 
 
 def _end_with_server() -> None:
-    """Let this process, which listens for the server for ever, look each second whether it is still there.
+    """End this process, which listens for the server for ever, when the server is gone.
 
-    A timer, not a thread: the process is forked for every worker. Those see their connection end.
+    A timer looks each second. It is no thread, since the process is forked for every worker; those notice
+    that their connection ends.
     """
     server_pid = os.getppid()
 
@@ -122,7 +123,7 @@ def _end_with_server() -> None:
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    """Leaves out the worker's chatter and the server's orderly end, which it takes for its own death."""
+    """Leave out the worker's chatter, and the server's orderly end, which the worker reports as a failure."""
     error = record.exc_info[1] if record.exc_info else None
     chatter = record.name == "root" and record.levelno < logging.WARNING
     return not chatter and "Frontend disconnected" not in str(error)

@@ -1,7 +1,7 @@
-"""The model server's native library (Netty's, for Unix sockets), taken out of its archive.
+"""Extracts the model server's native library (Netty's, for Unix sockets) from its archive.
 
-Java writes it to its temporary folder and maps it from there, which fails where that folder is mounted
-"noexec", as ``docker run --tmpfs /tmp`` mounts it. So an image keeps it on disk, beside its Python packages.
+Java writes the library to its temporary folder and maps it from there, which fails if that folder is mounted
+"noexec", as ``docker run --tmpfs /tmp`` mounts it. So an image has it on disk, beside its Python packages.
 
 Usage: python -m gptj_serve.serving.mms_native      (puts it there)
 """
@@ -20,14 +20,14 @@ ARCHIVE = "frontend/model-server.jar"
 
 
 def java_options(temporary: Path, folder: Path = FOLDER) -> list[str]:
-    """What tells Java where the library is.
+    """The options that tell Java where the library is.
 
     Args:
         temporary: Java's temporary folder.
-        folder: Where `extract` has put the library, if it has.
+        folder: Where `extract` has put the library, if it has done so.
 
     Raises:
-        StartupError: It is nowhere that it could be mapped from.
+        StartupError: There is no place that it could be mapped from.
     """
     if (folder / _name()).is_file():
         return [f"-Djava.library.path={folder}"]
@@ -62,7 +62,7 @@ def extract(folder: Path = FOLDER) -> Path:
 
 
 def _name() -> str:
-    # as Netty names its files
+    # Netty names its files so
     processor = {"aarch64": "aarch_64"}.get(platform.machine(), platform.machine())
     return f"libnetty_transport_native_epoll_{processor}.so"
 

@@ -26,31 +26,32 @@ class Parameters(ScoreParams):
     """What a client asked for, checked one by one; `sampling` adds what depends on the prompt.
 
     Attributes:
-        max_new_tokens: Tokens to generate at most; None takes what fits, `DEFAULT_MAX_NEW_TOKENS` at most.
-        max_length: The same with the prompt counted in; comes before ``max_new_tokens``.
-        min_new_tokens: No end of text before this many new tokens.
-        min_length: The same with the prompt counted in.
+        max_new_tokens: How many tokens to generate at most; None takes what fits, at most
+            `DEFAULT_MAX_NEW_TOKENS`.
+        max_length: The same counted with the prompt; it wins over ``max_new_tokens``.
+        min_new_tokens: There is no end of text before this many new tokens.
+        min_length: The same counted with the prompt.
         eos_token_ids: Token ids that end the text in place of the model's own; None keeps those.
-        ignore_eos: The end of text, where it is chosen, ends nothing.
+        ignore_eos: Whether an end of text, if it is chosen, does not end the answer.
         stop: Strings that end the answer.
-        stop_token_ids: Token ids that end it as the end of text does, even where that is ignored.
-        bad_words: Words that are not said.
-        include_stop_str_in_output: The answer ends after the stop string, or the token that ended it.
-        skip_special_tokens: The answer has no special tokens.
-        seed: None draws one.
-        num_return_sequences: Answers for each prompt.
+        stop_token_ids: Token ids that end the answer as the end of text does, even if that is ignored.
+        bad_words: Words that are never generated.
+        include_stop_str_in_output: Whether the answer includes the stop string, or the token that ended it.
+        skip_special_tokens: Whether the answer has no special tokens.
+        seed: The seed; None draws one.
+        num_return_sequences: How many answers each prompt gets.
         return_full_text: Put the prompt before the answer.
-        best_of: Sequences generated for each prompt, of which the ``num_return_sequences`` most likely (by
-            mean log-probability a token) are the answers; None generates no more than those.
+        best_of: How many sequences are generated for each prompt, of which the ``num_return_sequences`` most
+            likely (by mean log-probability a token) are the answers; None generates only the answers.
         truncate: Keep this many tokens of the prompt's end.
         details: Report tokens, log-probabilities, counts and the seed.
-        logprobs: Compute log-probabilities, for whatever reports them without ``details``.
+        logprobs: Compute log-probabilities, for schemas that report them without ``details``.
         num_top_logprobs: Report this many of the most likely tokens beside each token; needs
             log-probabilities.
         include_usage: End a stream with the counts of tokens.
-        continuous_usage: Tell them with every token, too, those without text included; with `include_usage`.
-        given: The fields that the client set; the model's own defaults are for the others.
-        names: What the client's schema calls our fields, where it has other names; for errors.
+        continuous_usage: With `include_usage`, also tell the counts with every token, even without text.
+        given: The fields that the client set; the others get the model's own defaults.
+        names: The names of our fields in the client's schema, where they differ, for errors.
     """
 
     max_new_tokens: int | None = None
@@ -80,20 +81,20 @@ class Parameters(ScoreParams):
 
     @property
     def num_candidates(self) -> int:
-        """Sequences to generate for each prompt."""
+        """How many sequences to generate for each prompt."""
         return self.best_of or self.num_return_sequences
 
     @property
     def needs_logprobs(self) -> bool:
-        """Whether something is to be told of log-probabilities, or chosen by them."""
+        """Whether log-probabilities are to be reported, or used to choose answers."""
         return self.logprobs or self.details or self.best_of is not None
 
     def eos_of(self, info: ModelInfo) -> tuple[int, ...]:
-        """Token ids that are the end of the text: the request's, else the model's own."""
+        """Token ids that end the text: the request's, or else the model's own."""
         return info.eos_token_ids if self.eos_token_ids is None else self.eos_token_ids
 
     def with_defaults(self, info: ModelInfo) -> "Parameters":
-        """These, and the model's own where the client said nothing."""
+        """These parameters, with the model's defaults where the client set nothing."""
         defaults = {name: value for name, value in info.defaults.items() if name not in self.given}
         return replace(self, **defaults) if defaults else self
 
@@ -101,8 +102,8 @@ class Parameters(ScoreParams):
         """Check what depends on the engine or on several fields.
 
         Raises:
-            BadRequest: More answers a prompt than the engine's batch holds, or than greedy search has; a
-                bias for a token, or a bad word of tokens, that the model does not have.
+            BadRequest: A prompt has more answers than the engine's batch holds, or than greedy search has; or
+                a bias or a bad word has tokens that the model does not have.
         """
         name = f"{where}.{self._called('num_return_sequences')}={self.num_return_sequences}"
         if self.num_return_sequences > info.max_batch_size:
@@ -137,7 +138,7 @@ class Parameters(ScoreParams):
             info: The engine's limits.
             seed: Used when sampling.
             where: The prompt's name in errors.
-            bad_words: What the tokenizer makes of the words that are not to be said.
+            bad_words: The token ids of the words that must not be generated.
 
         Raises:
             BadRequest: Prompt and new tokens do not fit, or the limits contradict each other.

@@ -1,4 +1,4 @@
-"""Bodies to calls. Large ones are parsed in processes of their own (see `gptj_serve.serving.forks`)."""
+"""Turns bodies into calls; large bodies are parsed in processes of their own (`gptj_serve.serving.forks`)."""
 
 import contextlib
 import fcntl
@@ -15,23 +15,23 @@ from gptj_serve.serving.call import Call
 from gptj_serve.serving.service import Read, Service, log_unexpected
 
 LARGE_BODY_BYTES = 16 * 1024
-"""A larger body could hold up every stream for more than some milliseconds, and take much memory."""
+"""A larger body could hold up all streams for more than some milliseconds, and take much memory."""
 NUM_PLACES = 2
-"""Large bodies that are parsed at once: each can take some hundred MB meanwhile."""
+"""How many large bodies are parsed at once, as each can take some hundred MB meanwhile."""
 _RETRY_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A request's body and what its headers say of it.
+    """A request's body and what its headers say about it.
 
     Attributes:
         data: The bytes.
         content_type: The ``Content-Type`` header.
         accept: The ``Accept`` header.
-        arrived_s: When its request came, on the service's clock.
-        request_id: For the log.
-        encoding: The ``Content-Encoding`` header; None where ``data`` is what it stands for.
+        arrived_s: When the request came, on the service's clock.
+        request_id: The request's id, for the log.
+        encoding: The ``Content-Encoding`` header; None if ``data`` is not encoded.
     """
 
     data: bytes = field(repr=False)
@@ -47,18 +47,18 @@ class Body:
         return self.encoding is not None or len(self.data) > LARGE_BODY_BYTES
 
     def inflated(self, max_bytes: int) -> "Body":
-        """The same without its encoding. Raises as `gptj_serve.serving.body.decoded`."""
+        """The same body without its encoding; it raises as `gptj_serve.serving.body.decoded`."""
         return replace(self, data=decoded(self.data, self.encoding, max_bytes), encoding=None)
 
 
 def parse(service: Service, read: Read, body: Body) -> Call:
-    """Read and check a body, here. Raises `ServingError`."""
+    """Read and check a body in this process; raises `ServingError`."""
     body = body.inflated(service.max_payload_bytes)
     return service.parse(body.data, body.content_type, body.accept, read, body.arrived_s)
 
 
 def pack(function: Callable[[], Call], request_id: str) -> bytes:
-    """What a call, or the error that there is in its place, is as bytes; `unpack` reads them.
+    """A call, or the error in its place, as bytes that `unpack` reads.
 
     Nothing is raised. What was not foreseen is logged here, where its traceback is.
     """
@@ -73,7 +73,7 @@ def pack(function: Callable[[], Call], request_id: str) -> bytes:
 
 
 def unpack(packed: bytes) -> Call:
-    """The call. Raises the `ServingError` that there was in its place."""
+    """Read a call from bytes; raises the `ServingError` that is there in its place."""
     outcome: Call | ServingError = pickle.loads(packed)
     if isinstance(outcome, ServingError):
         raise outcome
@@ -81,7 +81,7 @@ def unpack(packed: bytes) -> Call:
 
 
 def _without_texts(call: Call) -> Call:
-    """Without the megabytes that nobody reads any more."""
+    """The call without the megabytes of text that nobody reads any more."""
     prompts = call.prompts
     if not call.parameters.return_full_text:
         prompts = tuple(replace(prompt, text="") for prompt in prompts)
@@ -92,13 +92,13 @@ def parse_in_worker(service: Service, read: Read, body: Body, directory: Path) -
     """Read and check a body in one of several processes that each have one thread.
 
     Args:
-        service: Checks what was read; its limits are kept.
-        read: Reads it.
-        body: What came.
-        directory: Of all these processes, where their few places for large bodies are.
+        service: Checks what was read, and has the limits.
+        read: Reads the body.
+        body: The body.
+        directory: The directory with the few places for large bodies that all these processes share.
 
     Raises:
-        DeadlinePassed: It took too long, waiting for a place included.
+        DeadlinePassed: It took too long, including the wait for a place.
         ServingError: The body is wrong.
     """
     limit_s = service.request_timeout_s

@@ -1,8 +1,8 @@
-"""The last tokens of a long text, without tokenising the rest of it.
+"""Finds the last tokens of a long text without tokenising the rest of it.
 
-Byte-level BPE never joins anything across the borders of pre-tokens ("words"), and GPT-2's pattern finds its
-words from left to right without looking back. So the tokens from a border on are the same whatever came
-before it, and a tail that begins at a border has exactly the tokens that the whole text ends with.
+Byte-level BPE never joins anything across the borders of pre-tokens ("words"), and GPT-2's pattern finds
+words from left to right without looking back. So the tokens after a border are the same whatever comes before
+it, and a tail that begins at a border has exactly the tokens with which the whole text ends.
 """
 
 import json
@@ -13,9 +13,9 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 MAX_WORD_CHARS = 64 * 1024
-"""Where a tail would begin, a border has to be found within so many characters."""
+"""A border has to be found within so many characters of where a tail would begin."""
 MAX_WHOLE_CHARS = 512 * 1024
-"""Texts up to this length are tokenised whole where borders cannot be told for certain."""
+"""Texts up to this length are tokenised as a whole if borders cannot be found with certainty."""
 _FIRST_CHARS_PER_TOKEN = 8
 _FIRST_WINDOW_CHARS = 1024
 _WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -28,8 +28,8 @@ class PromptTail:
 
     Args:
         backend: The tokenizer that ``encode`` uses.
-        encode: Text to all its ids.
-        longest_token_bytes: Bytes of the longest token there is.
+        encode: Gives all ids of a text.
+        longest_token_bytes: How many bytes the longest token has.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, encode: Encode, longest_token_bytes: int) -> None:
@@ -41,7 +41,7 @@ class PromptTail:
         ]
         self._longest_added = max(map(len, self._added), default=0)
         pre_tokenizer: Any = backend.pre_tokenizer
-        # as ``tokenizer.json`` has it
+        # this is the form of ``tokenizer.json``
         words = {} if pre_tokenizer is None else json.loads(pre_tokenizer.__getstate__())
         self._knows_borders = (
             backend.normalizer is None and words.get("type") == "ByteLevel" and words.get("use_regex", True)
@@ -49,14 +49,14 @@ class PromptTail:
         self._adds_space = bool(words.get("add_prefix_space"))
 
     def encode(self, text: str, num_tokens: int) -> tuple[int, ...]:
-        """The last ids of a text: all it has, or at least ``num_tokens``.
+        """The last ids of a text: all of them, or at least ``num_tokens``.
 
         Args:
             text: Well-formed Unicode.
             num_tokens: How many are wanted, >= 1.
 
         Raises:
-            ValueError: They cannot be told without tokenising too much; says why.
+            ValueError: They cannot be found without tokenising too much; the message says why.
         """
         num_chars = _FIRST_CHARS_PER_TOKEN * num_tokens + _FIRST_WINDOW_CHARS
         most = self._chars_per_token * (num_tokens + self._num_special) + MAX_WORD_CHARS
@@ -74,11 +74,11 @@ class PromptTail:
         return self._encode(text)
 
     def _border(self, text: str, end: int) -> int:
-        """The last border at or before a place, or the text's beginning."""
+        """The last border at or before a position, or the text's beginning."""
         for window in (_FIRST_WINDOW_CHARS, MAX_WORD_CHARS):
             start = max(0, end - window)
             words = _WORDS.pre_tokenize_str(text[start : end + 1])
-            for _, (first, _) in reversed(words):  # where words begin if one does at the start
+            for _, (first, _) in reversed(words):  # words begin here if one begins at the start
                 if first > 0 and self._is_border(text, start + first):
                     return start + first
             if end <= window:
@@ -89,10 +89,10 @@ class PromptTail:
         )
 
     def _is_border(self, text: str, place: int) -> bool:
-        """Whether a word begins here whatever comes before the two characters at this place.
+        """Whether a word begins here, whatever comes before the two characters at this position.
 
-        Words are runs of letters, of digits, of spaces or of the rest, so one begins where the kind changes,
-        but for a space before a word and for contractions such as ``'re``, which begin with an apostrophe.
+        Words are runs of letters, of digits, of spaces or of other characters, so one begins where the kind
+        changes, except for a space before a word, and for contractions such as ``'re``.
         """
         before, after = text[place - 1], text[place]
         if before == "'" or (self._adds_space and after != " "):
@@ -100,7 +100,7 @@ class PromptTail:
         return len(_WORDS.pre_tokenize_str(before + after)) > 1 and not self._touches_added(text, place)
 
     def _touches_added(self, text: str, place: int) -> bool:
-        """Whether an added token may lie across a place, begin or end there: they are found before words."""
+        """Whether an added token, which comes before words, may cross a position, or begin or end there."""
         start = max(0, place - self._longest_added)
         around = text[start : place + self._longest_added]
         middle = place - start

@@ -1,7 +1,7 @@
-"""The service without its HTTP: parse a body, run it in the engine, render the answer.
+"""The service without HTTP: parses a body, runs it in the engine, and renders the answer.
 
-The three stages are those of sagemaker-inference's ``input_fn``, ``predict_fn`` and ``output_fn``.
-A front that has its own loop uses `Service.start` in place of `Service.run`.
+The three stages are those of sagemaker-inference's ``input_fn``, ``predict_fn`` and ``output_fn``. A front
+with its own event loop uses `Service.start` in place of `Service.run`.
 """
 
 import logging
@@ -36,32 +36,32 @@ from gptj_serve.serving.text import Tokenizer
 logger = logging.getLogger(__name__)
 
 MAX_SEQUENCES = 1024
-"""Of one call, however long the queue is."""
+"""How many sequences a call may have, however long the queue is."""
 
 Read = Callable[[bytes, str | None, int], Ask]
-"""Reads a body: its bytes, its content type, and the bytes that it may have."""
+"""Reads a body, given its bytes, its content type, and how many bytes it may have."""
 
 
 class KnowsEngine(Protocol):
-    """What the service needs of a connection to the engine for all but `Service.run`."""
+    """What the service needs of a connection to the engine, except for `Service.run`."""
 
     @property
     def info(self) -> ModelInfo:
-        """What runs in the engine; raises `ServingError` when it is gone."""
+        """What runs in the engine; raises `ServingError` if the engine is gone."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a call gave.
+    """The result of a call.
 
     Attributes:
-        request_id: The call's.
-        answers: All answers of the first prompt first.
-        queue_s: The longest wait in the engine's queue; None when stop strings ended every sequence.
-        first_token_s: From arrival to the first token.
-        total_s: From arrival to the last token.
-        num_generated_tokens: Of all sequences, those included that ``best_of`` did not choose.
+        request_id: The call's id.
+        answers: The answers, all of the first prompt first.
+        queue_s: The longest wait in the engine's queue; None if stop strings ended every sequence.
+        first_token_s: Seconds from arrival to the first token.
+        total_s: Seconds from arrival to the last token.
+        num_generated_tokens: How many tokens all sequences have, also those that ``best_of`` did not choose.
     """
 
     request_id: str
@@ -73,7 +73,7 @@ class Result:
 
     @property
     def time_per_token_s(self) -> float | None:
-        """Between the tokens of the longest answer; None if it has one token or the time is not known."""
+        """Seconds between the tokens of the longest answer; None if it has one or the time is not known."""
         longest = max((answer.num_tokens for answer in self.answers), default=0)
         if self.first_token_s is None or longest < 2:
             return None
@@ -81,7 +81,7 @@ class Result:
 
 
 class ErrorAnswer(NamedTuple):
-    """An error as HTTP has it."""
+    """An error as an HTTP answer."""
 
     status: int
     body: bytes
@@ -90,20 +90,20 @@ class ErrorAnswer(NamedTuple):
 
 
 class Service:
-    """Text in, text out.
+    """Turns requests' bodies into answers.
 
     Args:
         client: The engine; an `EngineClient` if `run` is to be called.
-        tokenizer: The model's.
-        max_payload_bytes: Largest body.
-        request_timeout_s: Seconds from arrival to answer.
+        tokenizer: The model's tokenizer.
+        max_payload_bytes: Size of the largest body.
+        request_timeout_s: How many seconds a request has from arrival to answer.
         streaming: Whether the front can send tokens as they come.
-        max_queue: Sequences that may wait in the engine: a call may have as many, and a batch.
-        clock: Seconds, monotonic.
-        template: Makes prompts of messages for `parse`; None if the model cannot chat.
+        max_queue: How many sequences may wait in the engine; a call may have as many, and a batch more.
+        clock: A monotonic clock, in seconds.
+        template: Makes prompts from messages for `parse`; None if the model cannot chat.
 
     Attributes:
-        max_payload_bytes: Largest body.
+        max_payload_bytes: Size of the largest body.
     """
 
     def __init__(
@@ -140,8 +140,8 @@ class Service:
             data: The body.
             content_type: Its ``Content-Type``; None means JSON.
             accept: The ``Accept`` header.
-            read: Reads it, in whatever schemas there may be.
-            arrived_s: When its request came, on the service's clock; None means now.
+            read: Reads it, in whatever schemas are possible.
+            arrived_s: When the request came, on the service's clock; None means now.
 
         Raises:
             ServingError: The body is wrong (400, 413, 415), or the engine is gone (503).
@@ -158,12 +158,12 @@ class Service:
         """Check what a body says against the model; nothing has reached the engine yet.
 
         Args:
-            ask: The body, read, and its messages made a prompt.
-            arrived_s: When it came, on the service's clock.
+            ask: What the body says, with a prompt in place of messages.
+            arrived_s: When the request came, on the service's clock.
             accept: The ``Accept`` header.
 
         Raises:
-            ServingError: 400, or 503 if the engine is gone.
+            ServingError: The status is 400, or 503 if the engine is gone.
         """
         if ask.stream and not self._streaming:
             raise BadRequest("stream=true: must be false here; GPTJ_FRONT=http is the setting that streams")
@@ -187,7 +187,7 @@ class Service:
 
     @property
     def info(self) -> ModelInfo:
-        """What runs in the engine; the token that the tokenizer names as the end of a text ends one too.
+        """What runs in the engine, where the tokenizer's end of text ends sequences, too.
 
         Raises:
             ServingError: The engine is gone.
@@ -199,12 +199,12 @@ class Service:
         return replace(info, eos_token_ids=(*info.eos_token_ids, own))
 
     def start(self, call: Call, request_id: str, limit_s: float | None = None) -> Generation:
-        """What to ask the engine, and where its events go.
+        """The requests for the engine, and the generation that takes its events.
 
         Args:
             call: A parsed body.
             request_id: Unique among the calls that run on one engine connection.
-            limit_s: Seconds from arrival to answer; None is the service's own limit.
+            limit_s: How many seconds the call has from arrival to answer; None is the service's own limit.
 
         Raises:
             DeadlinePassed: No time is left.
@@ -237,7 +237,7 @@ class Service:
                 if generation.push(event).stop_found:
                     client.abort(event.request_id)
                 if generation.done:
-                    # an aborted sequence's end need not be waited for
+                    # the end of an aborted sequence need not be waited for
                     break
         finally:
             if isinstance(events, Generator):
@@ -247,13 +247,13 @@ class Service:
     def result(
         self, call: Call, request_id: str, generation: Generation, first_token_s: float | None
     ) -> Result:
-        """What a call gave whose every sequence has ended, now.
+        """The result of a call whose sequences have all ended now.
 
         Args:
             call: The parsed body.
-            request_id: As for `start`.
-            generation: What `start` gave, with all events pushed.
-            first_token_s: From arrival to the first token.
+            request_id: The id given to `start`.
+            generation: The generation from `start`, which has got all events.
+            first_token_s: Seconds from arrival to the first token.
         """
         candidates = generation.answers()
         return Result(
@@ -270,7 +270,7 @@ class Service:
         return self._clock() - call.arrived_s
 
     def render(self, call: Call, result: Result) -> tuple[bytes, str]:
-        """The answer's body and content type, in the schema that the client spoke. Logs the request."""
+        """The answer's body and content type, in the client's schema; the request is logged."""
         rendered = schemas.render(call, result.answers, result.request_id, result.num_generated_tokens)
         self.log(call, result)
         return rendered
@@ -296,7 +296,7 @@ class Service:
         schema: Schema = schemas.TGI,
         is_logged: bool = True,
     ) -> ErrorAnswer:
-        """`render_error` on the service's clock."""
+        """Call `render_error` with the service's clock."""
         return render_error(error, request_id, call, self._clock, schema, is_logged)
 
     def _assembler(self, request: GenerationRequest, parameters: Parameters) -> SequenceAssembler:
@@ -323,7 +323,7 @@ class Service:
             )
 
     def _bad_words(self, words: Sequence[str]) -> IdLists:
-        """The ids of words that are not to be said, at the beginning of a text and inside it."""
+        """The ids of words that must not be generated, at the beginning of a text and inside it."""
         encode = partial(self._tokenizer.encode, add_special_tokens=False)
         bare = [word.lstrip() or word for word in words]
         # with the space before it a word has other tokens, or begins with a token of its own for the space
@@ -335,7 +335,7 @@ class Service:
     ) -> Prompt:
         seed = ask.parameters.seed
         if seed is None:
-            # for each prompt its own: equal prompts are to differ. What a double holds exactly, so that
+            # each prompt has its own seed, so that equal prompts differ. A double holds it exactly, so that
             # JavaScript clients can send the reported seed back
             seed = secrets.randbits(53)
         if isinstance(given, str):
@@ -354,7 +354,7 @@ class Service:
         truncate = ask.parameters.truncate
         try:
             check_text(text)
-            # tokenising megabytes takes seconds and a GB, and would only tell by how much it is too long
+            # tokenising megabytes takes seconds and a GB, and would only show by how much it is too long
             num_tokens = self._tokenizer.min_num_tokens(text) if truncate is None else 0
             if num_tokens < info.max_context:
                 token_ids = self._tokenizer.encode_tail(
@@ -388,16 +388,16 @@ def render_error(
     schema: Schema = schemas.TGI,
     is_logged: bool = True,
 ) -> ErrorAnswer:
-    """An error's answer. Anything but a `ServingError` becomes a 500 that tells nothing. Logs the request.
+    """The answer for an error; the request is logged. Anything but a `ServingError` is a 500 without details.
 
-    What the error's traceback held is let go of: it has been logged, or nobody wants it.
+    What the error's traceback holds is released, as it has been logged or nobody wants it.
 
     Args:
         error: What `Service.parse`, `Service.run` or `Service.render` raised.
-        request_id: The call's.
-        call: The parsed body, if it came that far.
-        clock: The service's.
-        schema: What the client seems to speak, if the body was not parsed.
+        request_id: The call's id.
+        call: The parsed body, if it was parsed.
+        clock: The service's clock.
+        schema: The schema that the client seems to speak, if the body was not parsed.
         is_logged: Whether the request gets its record.
     """
     cause = error
@@ -434,7 +434,7 @@ def _log(call: Call | None, now_s: float, **fields: Any) -> None:
 
 def log_unexpected(error: BaseException, request_id: str) -> None:
     """Log what was not foreseen, without its message."""
-    # the message of an exception may quote a prompt; where it was raised may be told
+    # an exception's message may quote a prompt, but where it was raised may be told
     log_event(
         logger,
         "unexpected_error",

@@ -1,4 +1,4 @@
-"""What both fronts need at their start: their environment, whether they answer, an end that has a reason."""
+"""What both fronts need at their start: an environment, a check that they answer, the reason of a failure."""
 
 import contextlib
 import http.client
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def environment(env: Mapping[str, str], directory: Path) -> dict[str, str]:
-    """What a front's processes are started with.
+    """The environment of a front's processes.
 
     Args:
         env: Environment to start from.
@@ -28,7 +28,7 @@ def environment(env: Mapping[str, str], directory: Path) -> dict[str, str]:
     return {
         **env,
         "PYTHONPATH": os.pathsep.join(filter(None, python_path)),
-        "TOKENIZERS_PARALLELISM": "false",  # a pool of threads for one text is only a detour
+        "TOKENIZERS_PARALLELISM": "false",  # a pool of threads only delays a single text
         **run_dir.GIVING_MEMORY_BACK,
         run_dir.ENV_NAME: str(directory),
     }
@@ -54,7 +54,7 @@ def is_listening(settings: Settings) -> bool:
 
 @contextlib.contextmanager
 def start_failures(directory: Path) -> Iterator[None]:
-    """Leave the launcher the reason when what is entered fails, and end the process with exit code 1.
+    """Tell the launcher the reason if what is entered fails, and end the process with exit code 1.
 
     Args:
         directory: Private directory of this service.
@@ -68,7 +68,7 @@ def start_failures(directory: Path) -> Iterator[None]:
         if not is_failure(error):
             raise
         reason = str(error)
-        if not isinstance(error, StartupError):  # nothing that was foreseen: where it happened matters
+        if not isinstance(error, StartupError):  # this was not foreseen, so where it happened matters
             log_event(logger, "unexpected_error", "unexpected error", level=logging.ERROR, error=error)
             reason = f"the front could not start: {type(error).__name__}: {error}"
         run_dir.tell_start_failure(directory, reason)

@@ -1,1 +1,1 @@
-"""The HTTP front: an ASGI application that streams tokens, beside the engine process."""
+"""The HTTP front, an ASGI application that streams tokens, beside the engine process."""

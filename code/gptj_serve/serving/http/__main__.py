@@ -2,8 +2,8 @@
 
 Usage: python -m gptj_serve.serving.http --go-fd N
 
-Started by ``serve``, which names its private directory in the environment, while the engine still loads. It
-listens only when a byte comes on the descriptor: a front that answers means an engine that can.
+``serve``, which names its private directory in the environment, starts this while the engine still loads. The
+front only listens when a byte comes on the descriptor, so if it answers, the engine can answer.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from gptj_serve.settings import Settings
 
 
 async def connect(settings: Settings, directory: Path, tokenizer: Tokenizer, forks: ForkServer) -> Shared:
-    """What the application works with. The engine must be ready."""
+    """Make what the application works with; the engine must be ready."""
     link = await EngineLink.connect(run_dir.engine_socket(directory))
     max_bytes = settings.max_payload_mb * 1024 * 1024
     service = Service(
@@ -58,7 +58,7 @@ async def connect(settings: Settings, directory: Path, tokenizer: Tokenizer, for
 
 
 async def serve(settings: Settings, directory: Path, tokenizer: Tokenizer, forks: ForkServer) -> None:
-    """Answer requests until the launcher's signal comes. The engine must be ready."""
+    """Answer requests until the launcher's signal comes; the engine must be ready."""
     shared = await connect(settings, directory, tokenizer, forks)
     config = uvicorn.Config(
         build(shared),
@@ -76,7 +76,7 @@ async def serve(settings: Settings, directory: Path, tokenizer: Tokenizer, forks
     )
     raise_file_limit()
     gc.collect()
-    gc.freeze()  # what is loaded stays: collections need not look at it while tokens wait
+    gc.freeze()  # what is loaded stays, so collections need not look at it while tokens wait
     listener = config.bind_socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)  # connections inherit it
     server = uvicorn.Server(config)
@@ -98,7 +98,7 @@ def main() -> int:
         tokenizer = Tokenizer.of(PreparedTokenizer.load(run_dir.tokenizer(directory)))
         template = TemplateClient(run_dir.template_socket(directory))
         forks = ForkServer(work(settings, tokenizer, template))
-        if os.read(args.go_fd, 1):  # else the launcher is gone
+        if os.read(args.go_fd, 1):  # otherwise, the launcher is gone
             uvloop.run(serve(settings, directory, tokenizer, forks))
     return 0
 

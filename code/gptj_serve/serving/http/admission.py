@@ -1,4 +1,4 @@
-"""How many sequences the front lets in, and when who is refused should come back. No I/O, no clock."""
+"""Decides how many sequences the front admits, and when refused clients should come back. It does no I/O."""
 
 import math
 from collections import deque
@@ -6,17 +6,17 @@ from collections import deque
 from gptj_serve.errors import Overloaded
 
 WINDOW_S = 30.0
-"""The rate at which sequences end is that of this much time before now."""
+"""The rate at which sequences end is measured over so many seconds."""
 MIN_RETRY_S, MAX_RETRY_S = 1, 60
 
 
 class Admission:
-    """Counts the sequences that are in the engine or on their way.
+    """Counts the sequences that are in the engine or on their way to it.
 
     The front decides by itself, so that a refusal does not wait for a step of the engine to end.
 
     Args:
-        capacity: Sequences that may be there at once: those of a batch, and those that may wait.
+        capacity: How many sequences may be there at once: those of a batch, and those that may wait.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -25,10 +25,10 @@ class Admission:
         self._ended: deque[tuple[float, int]] = deque()
 
     def enter(self, num_sequences: int, now_s: float) -> None:
-        """Let all sequences of a call in, or none.
+        """Admit all sequences of a call, or none.
 
         Raises:
-            Overloaded: There is no room; says when there will be at the rate of the last half minute.
+            Overloaded: There is no room; it says when there will be at the rate of the last half minute.
         """
         too_many = self.num_inside + num_sequences - self._capacity
         if too_many > 0 and self.num_inside > 0:
@@ -40,7 +40,7 @@ class Admission:
         self.num_inside += num_sequences
 
     def leave(self, num_sequences: int, now_s: float) -> None:
-        """Sequences of a call have ended, whatever their end."""
+        """Note that sequences of a call have ended, however they did."""
         self.num_inside -= num_sequences
         self._ended.append((now_s, num_sequences))
         self._forget(now_s)

@@ -27,7 +27,7 @@ from gptj_serve.serving.service import MAX_SEQUENCES
 
 PATHS = {
     "/invocations": "POST",
-    # TGI's: clients that were given its base URL post to that
+    # TGI's clients post to the base URL that they were given
     "/": "POST",
     "/generate": "POST",
     "/generate_stream": "POST",
@@ -62,7 +62,7 @@ def build(shared: Shared) -> Starlette:
         "/v1/models": functools.partial(_document, {"object": "list", "data": [model]}),
         "/v1/models/{name:path}": functools.partial(_model, model),
         "/ping": functools.partial(_ping, shared),
-        "/health": functools.partial(_ping, shared),  # other servers' name for it
+        "/health": functools.partial(_ping, shared),  # other servers' name for the same
         "/metrics": functools.partial(_metrics, shared),
         "/openapi.json": functools.partial(_document, openapi.document(shared.settings.page, name)),
     }
@@ -76,7 +76,7 @@ def build(shared: Shared) -> Starlette:
         middleware=[cors] if origins else [],
         exception_handlers={HTTPException: _refuse, Exception: _fail},
     )
-    app.router.redirect_slashes = False  # it would send clients to whatever host they have named
+    app.router.redirect_slashes = False  # a redirect would send clients to whatever host they have named
     return app
 
 
@@ -102,7 +102,7 @@ async def _model(model: dict[str, Any], request: Request) -> Response:
 
 
 async def _info(shared: Shared, _: Request) -> Response:
-    """What TGI tells of itself; its clients look at some of it."""
+    """What TGI tells about itself, of which its clients use some."""
     try:
         info = shared.link.info
     except ServingError as error:
@@ -130,12 +130,12 @@ async def _info(shared: Shared, _: Request) -> Response:
 
 
 async def _document(document: dict[str, Any], _: Request) -> Response:
-    """What stays the same."""
+    """An endpoint for a document that does not change."""
     return _json(200, document)
 
 
 class _Root:
-    """The page to those who get it, text to those who post."""
+    """The endpoint that gives the page to GET, and generates text for POST."""
 
     def __init__(self, generate: Generate) -> None:
         self._generate = generate
@@ -160,7 +160,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
 def _error(
     request: Request, error: ServingError, status: int | None = None, more: Mapping[str, str] | None = None
 ) -> Response:
-    """An error's answer: OpenAI's where its clients are."""
+    """The answer for an error, in OpenAI's form on OpenAI's paths."""
     document: Any = {"error": error.message, "error_type": error.kind}
     if request.url.path.startswith("/v1/"):
         request_id = headers.request_id(headers.read(request.scope["headers"]))

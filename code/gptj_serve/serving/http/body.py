@@ -1,4 +1,4 @@
-"""Reading a request's body under limits, before anything is kept of it."""
+"""Reads a request's body under limits, before anything of it is kept."""
 
 import asyncio
 import contextlib
@@ -14,17 +14,17 @@ LINGER_S = 2.0
 MAX_LINGER_BYTES = 256 * 1024 * 1024
 MAX_BODIES_BYTES = 64 * 1024 * 1024
 READ_TIMEOUT_S = 10.0
-"""A body has to be here this long after its headers, or the connection is given up."""
+"""How many seconds after its headers a body has to be here before the connection is closed."""
 
 
 class Bodies:
-    """All bodies that are here and not read yet, which have a bound together.
+    """All bodies that are here and not parsed yet, whose size is bounded together.
 
-    Where a new piece does not fit, the largest body that is still coming in is given up: who sends little
-    does not pay for those who hoard.
+    If a new piece does not fit, the largest body that is still coming in is given up, so that small bodies do
+    not pay for large ones.
 
     Args:
-        max_bytes: Of one body; two such always fit.
+        max_bytes: The largest size of a body; two of them always fit.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -33,7 +33,7 @@ class Bodies:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator["Held"]:
-        """While it is entered, a body takes its part of the room."""
+        """A body that takes its part of the room while this is entered."""
         held = Held(self)
         self._held.add(held)
         try:
@@ -43,7 +43,7 @@ class Bodies:
             self._held.discard(held)
 
     def make_room(self) -> None:
-        """Give bodies up until the others fit."""
+        """Give up bodies until the others fit."""
         while sum(held.num_bytes for held in self._held) > self._max_bytes:
             coming = [held for held in self._held if held.reading is not None]
             if not coming:
@@ -53,13 +53,13 @@ class Bodies:
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """One body.
+    """A body.
 
     Attributes:
-        bodies: It is one of these.
-        num_bytes: How large it is so far.
-        pieces: What has come of it.
-        reading: The task that reads it; None when it is whole, or has been given up.
+        bodies: All bodies, of which it is one.
+        num_bytes: How many bytes have come so far.
+        pieces: The pieces that have come.
+        reading: The task that reads it; None when it is whole or has been given up.
     """
 
     bodies: Bodies
@@ -68,18 +68,18 @@ class Held:
     reading: asyncio.Task[bytes] | None = None
 
     def add(self, piece: bytes) -> None:
-        """More of it is here."""
+        """Add a piece that has come."""
         self.pieces.append(piece)
         self.num_bytes += len(piece)
         self.bodies.make_room()
 
     def let_go(self) -> None:
-        """It is read, or nobody wants it: its room is free."""
+        """Release its room, as it was read, or nobody wants it."""
         self.num_bytes = 0
         self.pieces.clear()
 
     def give_up(self) -> None:
-        """End its reading."""
+        """Stop reading it."""
         assert self.reading is not None
         self.let_go()
         self.reading.cancel()
@@ -87,16 +87,16 @@ class Held:
 
 
 async def read_body(receive: Any, headers: Headers, max_bytes: int, held: Held) -> bytes:
-    """The whole body, as it comes.
+    """Read the whole body, as it was sent.
 
     Args:
-        receive: ASGI's.
-        headers: The request's.
-        max_bytes: Of what comes.
-        held: Its part of the room for all bodies.
+        receive: ASGI's function.
+        headers: The request's headers.
+        max_bytes: The largest size of what may come.
+        held: The body's part of the room for all bodies.
 
     Raises:
-        PayloadTooLarge: By its ``Content-Length``, before anything is read, or by what came.
+        PayloadTooLarge: It is too large by its ``Content-Length``, before anything is read, or by what came.
         BadRequest: It did not come in time.
         Overloaded: All bodies together are too large.
         ClientGone: The client hung up.
@@ -132,7 +132,7 @@ async def _read(receive: Any, max_bytes: int, held: Held) -> bytes:
 
 
 async def linger(receive: Any) -> None:
-    """Throw away what still comes, for a while: a client that is cut off while it sends reads no answer."""
+    """Read and drop what still comes for a while: a client that is cut off while sending reads no answer."""
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(_discard(receive), LINGER_S)
 

@@ -1,4 +1,4 @@
-"""The HTTP front as the launcher sees it: what it is started with, and whether it answers."""
+"""The HTTP front as the launcher sees it: how it is started, and whether it answers."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -12,11 +12,11 @@ from gptj_serve.serving.start import answer_status, environment
 from gptj_serve.settings import Settings
 
 CAN_WAIT = True
-"""It is started beside the engine, and listens when it is told that the engine is ready."""
+"""The front is started beside the engine, and listens when it is told that the engine is ready."""
 
 
 def check(env: Mapping[str, str]) -> None:
-    """Nothing outside the package is needed."""
+    """Check nothing, as nothing outside of the package is needed."""
 
 
 def prepare(go_fd: int, directory: Path, env: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
@@ -32,7 +32,7 @@ def prepare(go_fd: int, directory: Path, env: Mapping[str, str]) -> tuple[list[s
 
 
 def warm_up(settings: Settings, info: ModelInfo, directory: Path, wait: Callable[[], None]) -> None:
-    """Send one request through the front that is refused before it reaches the engine, and not counted.
+    """Send a request through the front that is refused before it reaches the engine, and is not counted.
 
     Raises:
         StartupError: The front does not answer as it should.
@@ -50,5 +50,5 @@ def warm_up(settings: Settings, info: ModelInfo, directory: Path, wait: Callable
 
 
 def has_lost_its_workers(directory: Path) -> bool:
-    """It has none: it is one process, whose end the launcher sees."""
+    """Always false: the front is one process, whose end the launcher sees."""
     return False

@@ -1,4 +1,4 @@
-"""Request headers that mean something, and the headers of answers."""
+"""Reads the request headers that have a meaning, and makes the headers of answers."""
 
 import re
 import uuid
@@ -17,12 +17,12 @@ Headers = Mapping[str, str]
 
 
 def read(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """The headers of an ASGI scope, by lower-case name; of several equal names the last."""
+    """The headers of an ASGI scope by lower-case name; of several with the same name, the last."""
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
 
 
 def request_id(headers: Headers) -> str:
-    """The client's own id if it is a plain one, else a new one."""
+    """The client's own id if it is a plain one, or else a new id."""
     given = headers.get(REQUEST_ID, "")
     return given if re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given) else str(uuid.uuid4())
 
@@ -31,7 +31,7 @@ def timeout_s(headers: Headers, limit_s: float) -> float:
     """The time that a client gives its request, at most the limit.
 
     Raises:
-        BadRequest: Not a number of seconds.
+        BadRequest: It is no number of seconds.
     """
     given = headers.get(TIMEOUT)
     if given is None:
@@ -55,12 +55,12 @@ def of_every_answer(headers: Headers, request_id: str) -> dict[str, str]:
 
 
 def of_stream(call: Call) -> dict[str, str]:
-    """What is known of a call when its stream begins."""
+    """The headers with what is known of a call when its stream begins."""
     return {"x-prompt-tokens": str(call.num_prompt_tokens)}
 
 
 def of_result(call: Call, result: Result) -> dict[str, str]:
-    """What a finished call took, times in seconds."""
+    """The headers with what a finished call took, in seconds."""
     found = {
         **of_stream(call),
         "x-generated-tokens": str(result.num_generated_tokens),

@@ -1,4 +1,4 @@
-"""What ``/metrics`` shows, by Prometheus's names in the manner of vLLM's."""
+"""Keeps what ``/metrics`` shows, under names like vLLM's."""
 
 from collections.abc import Callable, Iterator
 
@@ -15,23 +15,23 @@ TOKEN_SECONDS = (0.001, 0.0025, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 
 
 
 class Metrics:
-    """Counts requests; the engine's own figures are asked for when somebody looks.
+    """Counts requests; the engine's own figures are asked for when the metrics are read.
 
     Args:
         info: What runs in the engine.
-        stats: What the engine last said of itself.
+        stats: Gives what the engine last said about itself.
 
     Attributes:
-        refused: To be called when a request found the queue full.
-        cancelled: To be called when a client went away before its answer was complete.
-        stream_opened: To be called when an answer begins to be streamed.
-        stream_closed: To be called when it has ended.
+        refused: Call this when a request found the queue full.
+        cancelled: Call this when a client went away before its answer was complete.
+        stream_opened: Call this when an answer begins to be streamed.
+        stream_closed: Call this when the stream has ended.
     """
 
     def __init__(self, info: ModelInfo, stats: Callable[[], EngineStats]) -> None:
-        # a second sample beside every counter, with the time it was made, is nobody's need
+        # nobody needs a second sample beside every counter with the time when it was made
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        # not the library's own registry: that one shows the process and the platform too
+        # the library's own registry would also show the process and the platform
         self._registry = registry = CollectorRegistry()
         registry.register(_EngineCollector(stats))
 
@@ -74,17 +74,17 @@ class Metrics:
         queue_s: float | None = None,
         time_per_token_s: float | None = None,
     ) -> None:
-        """A request was answered.
+        """Count a request that was answered.
 
         Args:
-            schema: That its client spoke.
-            status: Of the answer; times are kept of status 200 only.
-            total_s: From arrival to the last token.
-            first_token_s: From arrival to the first one.
-            queue_s: In the engine's queue.
-            time_per_token_s: Between tokens.
+            schema: The schema that its client spoke.
+            status: The answer's status; times are only kept for status 200.
+            total_s: Seconds from arrival to the last token.
+            first_token_s: Seconds from arrival to the first token.
+            queue_s: Seconds in the engine's queue.
+            time_per_token_s: Seconds between tokens.
         """
-        # looking a child up costs more than all the rest; schemas and statuses are few
+        # looking up a child costs more than all the rest, and there are few schemas and statuses
         answered = self._answered.get((schema, status))
         if answered is None:
             answered = self._answered[schema, status] = self._requests.labels(str(status), schema)
@@ -106,7 +106,7 @@ class Metrics:
 
 
 class _EngineCollector(Collector):
-    """The engine's figures, counted there."""
+    """Collects the engine's figures, which the engine counts."""
 
     def __init__(self, stats: Callable[[], EngineStats]) -> None:
         self._stats = stats

@@ -1,4 +1,4 @@
-"""The OpenAPI document: every path, what it takes and everything it answers."""
+"""Makes the OpenAPI document: every path, what it takes and everything that it answers."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ _STATUSES = {
 }
 _EITHER_ERROR = any_of(ref("Error"), ref("OpenAIError"))
 _ANYWHERE = (400, 405, 408, 431, 500, 503)
-"""What every path may answer: most of it is refused before the path is known."""
+"""The statuses that every path may answer; most of them refuse a request before its path is known."""
 _GENERATING = (400, 413, 415, 429, 500, 503, 504)
 
 
@@ -71,7 +71,7 @@ def document(has_page: bool, model_name: str) -> dict[str, Any]:
 
     Args:
         has_page: Whether there is a page to try the service.
-        model_name: What the model is called.
+        model_name: The model's name.
     """
     health = _get("Whether the model is loaded and the engine moves", _json("Health"))
     paths = {
@@ -145,16 +145,16 @@ def _paths_of_one_schema() -> dict[str, Any]:
 
 
 def _json(*names: str) -> dict[str, Any]:
-    """Content that is of one of these schemas."""
+    """JSON content with one of several schemas."""
     found = [ref(name) for name in names]
     return {body.JSON: {"schema": found[0] if len(found) == 1 else any_of(*found)}}
 
 
 def _events(*names: str) -> dict[str, Any]:
-    """A stream: before OpenAPI 3.2, the schema of server-sent events is that of each of them."""
+    """A stream of events; before OpenAPI 3.2, its schema is that of each event."""
     told = any_of(*map(ref, (*names, "Error", "OpenAIError")))
     data = {**STRING, "contentMediaType": body.JSON, "contentSchema": told}
-    either = any_of(data, {"enum": ["[DONE]"]})  # OpenAI's last one
+    either = any_of(data, {"enum": ["[DONE]"]})  # this is OpenAI's last event
     schema = {"type": "object", "description": "Each event", "properties": {"data": either}}
     return {CONTENT_TYPE.partition(";")[0]: {"schema": schema}}
 

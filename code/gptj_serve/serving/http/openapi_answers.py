@@ -1,4 +1,4 @@
-"""JSON Schemas of what the HTTP front answers, by name. Those of requests come from the fields' checks."""
+"""JSON Schemas by name of what the HTTP front answers; those of requests come from the fields' checks."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -29,7 +29,7 @@ def array(items: Schema) -> Schema:
 
 
 def _object(properties: Mapping[str, Schema], optional: Collection[str] = ()) -> Schema:
-    """An object that has these fields and no others."""
+    """An object with these fields and no others."""
     required = [name for name in properties if name not in optional]
     closed = {"additionalProperties": False}
     return {"type": "object", "properties": dict(properties), "required": required, **closed}
@@ -93,16 +93,16 @@ _TGI: dict[str, Schema] = {
         }
     ),
 }
-"""TGI's, and those that share its errors."""
+"""TGI's schemas, and those of others that share its errors."""
 
 
 def _openai(kind: str, choice: Mapping[str, Schema], *, is_chunk: bool = False) -> Schema:
-    """An answer of OpenAI's, or a chunk of one.
+    """An answer of OpenAI's API, or a chunk of one.
 
     Args:
-        kind: Its ``object``.
-        choice: What its choices have beside their index and the reason of their end.
-        is_chunk: It is a chunk.
+        kind: The value of its ``object``.
+        choice: What its choices have beside their index and finish reason.
+        is_chunk: Whether it is a chunk.
     """
     reasons = ["stop", "length", "deadline", None] if is_chunk else ["stop", "length"]
     usage = _or_null(ref("Usage")) if is_chunk else ref("Usage")
@@ -162,4 +162,4 @@ _OPENAI: dict[str, Schema] = {
 }
 
 ANSWERS = {**_TGI, **_OPENAI, "Health": _object({"status": {"enum": ["ok"]}})}
-"""Every schema of an answer, or of an event of a stream."""
+"""All schemas of answers, and of the events of streams."""

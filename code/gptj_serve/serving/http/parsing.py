@@ -1,4 +1,4 @@
-"""Parsing beside streams: what is large waits for a place, under its deadline, in a process of its own."""
+"""Parses bodies beside streams: a large body waits for a place and is parsed in a process of its own."""
 
 import asyncio
 import contextlib
@@ -21,11 +21,11 @@ from gptj_serve.serving.text import Tokenizer
 from gptj_serve.settings import Settings
 
 MAX_WAITING = 16
-"""Large bodies that wait for a place at most; the next one is refused with 429."""
+"""How many large bodies wait for a place at most; the next one is refused with 429."""
 
 
 def work(settings: Settings, tokenizer: Tokenizer, template: Renderer) -> Work:
-    """What the processes of large bodies do."""
+    """Parse a large body; a process of its own does this."""
 
     def parse(job: bytes) -> bytes:
         file = io.BytesIO(job)
@@ -50,8 +50,8 @@ class Parser:
 
     Args:
         service: Checks what was read.
-        forks: Does `work`.
-        template: Makes prompts of messages.
+        forks: The server whose forks do `work`.
+        template: Makes prompts from messages.
     """
 
     def __init__(self, service: Service, forks: ForkServer, template: TemplateClient) -> None:
@@ -65,12 +65,12 @@ class Parser:
         """Read and check a body.
 
         Args:
-            read: A function of a module: it is looked up there by the other process.
-            body: What came.
-            limit_s: Seconds from the request's arrival.
+            read: A function of a module, where the other process looks it up.
+            body: The body.
+            limit_s: How many seconds it may take from the request's arrival.
 
         Returns:
-            The call, or what waits for it where that takes longer; cancelling that gives its place up.
+            The call, or an awaitable if it takes longer; cancelling that gives its place up.
 
         Raises:
             Overloaded: Too many large bodies wait, or too many chats.
@@ -78,7 +78,7 @@ class Parser:
             ServingError: The body is wrong.
         """
         if len(body.data) <= LARGE_BODY_BYTES:
-            with contextlib.suppress(PayloadTooLarge):  # what becomes large is inflated elsewhere
+            with contextlib.suppress(PayloadTooLarge):  # a body that becomes large is inflated elsewhere
                 body = body.inflated(LARGE_BODY_BYTES)
         if body.is_large:
             return self._in_time(self._apart(read, body, limit_s), body, limit_s)
@@ -111,13 +111,13 @@ class Parser:
     async def _chat(self, ask: Ask, messages: Sequence[Any], body: Body) -> Call:
         prompt = await self._template.render_async(messages)
         ask = ask.with_prompt(prompt)
-        if len(prompt) > LARGE_BODY_BYTES:  # a template may make much of little
+        if len(prompt) > LARGE_BODY_BYTES:  # a template may make a long prompt from short messages
             return await asyncio.to_thread(self._service.check, ask, body.arrived_s, body.accept)
         return self._service.check(ask, body.arrived_s, body.accept)
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """An engine of which only this is known."""
+    """An engine about which only this is known."""
 
     info: ModelInfo

@@ -1,36 +1,36 @@
-"""The places for connections: who waits the longest without a request makes room for who comes."""
+"""The places for connections: the one that has waited the longest makes room for a new one."""
 
 import resource
 from typing import Protocol
 
 SPARE_FILES = 64
-"""Descriptors for all that is no connection."""
+"""How many descriptors are kept for everything that is no connection."""
 
 
 class Waiting(Protocol):
-    """A connection that has no request that is being answered."""
+    """A connection that waits, with no request that is being answered."""
 
     def give_up_place(self) -> None:
-        """Close it, now."""
+        """Close the connection now."""
 
 
 class Places:
-    """The connections that can be given up, those that have waited the longest first."""
+    """The connections that can be closed, ordered by how long they have waited."""
 
     def __init__(self) -> None:
         self._waiting: dict[Waiting, None] = {}
 
     def waits(self, connection: Waiting) -> None:
-        """It begins to wait for a request to be whole, after its beginning or an answer."""
+        """Note that a connection begins to wait for a whole request, when it begins or after an answer."""
         self._waiting.pop(connection, None)
         self._waiting[connection] = None
 
     def leaves(self, connection: Waiting) -> None:
-        """It has a request, or has ended."""
+        """Note that a connection has a request, or has ended."""
         self._waiting.pop(connection, None)
 
     def make_room(self, newcomer: Waiting) -> bool:
-        """Give up the one that has waited the longest; False if there is none but the newcomer."""
+        """Close the connection that has waited the longest; False if there is none but the new one."""
         longest = next((one for one in self._waiting if one is not newcomer), None)
         if longest is None:
             return False
@@ -40,7 +40,7 @@ class Places:
 
 
 def raise_file_limit() -> None:
-    """Let this process have as many files as the system allows: each connection is one."""
+    """Let this process have as many files as the system allows, as each connection is a file."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -1,4 +1,4 @@
-"""The request and response schemas, one module each; the body's shape says which one a client speaks."""
+"""The request and response schemas, a module each; the body's shape shows which schema a client speaks."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -67,9 +67,9 @@ def _read_as(read: Callable[[Any], Ask], data: bytes, content_type: str | None, 
     return read(document)
 
 
-# they cross to other processes: what they are made of is found there by its name
+# these functions cross to other processes, where their parts are found by name
 read_completions = partial(_read_as, openai.read)
-"""Reads the body of ``/v1/completions``, as `read` does."""
+"""Reads the body of ``/v1/completions`` as `read` does."""
 read_chat = partial(_read_as, chat.read)
 """Reads the body of ``/v1/chat/completions``."""
 read_generate = partial(_read_as, partial(tgi.read_generate, stream=False))
@@ -85,9 +85,9 @@ def render(
 
     Args:
         call: What was asked.
-        answers: Those that the client gets, all of the first prompt first.
-        request_id: The call's.
-        num_generated: Tokens of all candidates; None if there were none but the answers.
+        answers: The answers for the client, all of the first prompt first.
+        request_id: The call's id.
+        num_generated: How many tokens all candidates have; None if there were only the answers.
     """
     document = of(call.ask.schema).render(call, answers, request_id, num_generated)
     if isinstance(document, str):
@@ -96,7 +96,7 @@ def render(
 
 
 def _to_json(document: Any) -> bytes:
-    """JSON, encoded an answer at a time: all at once would let no other thread run meanwhile."""
+    """Encode JSON one answer at a time, so that other threads can run in between."""
     if isinstance(document, list):
         return b"[" + b",".join(encode(one).encode() for one in document) + b"]"
     if isinstance(document, dict):
@@ -106,6 +106,6 @@ def _to_json(document: Any) -> bytes:
 
 
 def guess(data: bytes) -> Schema:
-    """The schema of a body that could not be read, for its error: OpenAI's, or one of all the others."""
+    """The schema for the error of a body that could not be read: OpenAI's, or one of the others."""
     is_openai = (b'"prompt"' in data or b'"messages"' in data) and b'"inputs"' not in data
     return COMPLETIONS if is_openai else TGI

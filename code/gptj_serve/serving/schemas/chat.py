@@ -1,4 +1,4 @@
-"""OpenAI's chat: ``{"messages": [{"role": ..., "content": ...}]}``, made a prompt by the model's template."""
+"""OpenAI's chat: the model's template makes a prompt of ``{"messages": [{"role": ..., "content": ...}]}``."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -66,7 +66,7 @@ REQUEST = object_schema(_CHECKS, required=["messages"])
 
 
 def read(document: Any) -> Ask:
-    """Read a body; its messages are still to be made a prompt.
+    """Read a body; its messages still have to become a prompt.
 
     Raises:
         BadRequest: A field is missing, unknown or wrong.
@@ -119,7 +119,7 @@ class Chat(openai.Completions):
     def chunk_choices(
         self, call: Call, delta: Delta, is_first: bool, logprobs: dict[str, Any] | None
     ) -> Iterator[dict[str, Any]]:
-        """The choices that tell of an event; clients expect the end's reason in one without content."""
+        """The choices for an event; clients expect the finish reason in a choice without content."""
         if is_first:
             yield openai.choice(delta.index, {"delta": {"role": "assistant", "content": ""}})
         if delta.text:
@@ -144,6 +144,6 @@ def _read_message(value: Any, where: str) -> dict[str, Any]:
     if "content" not in message:
         if message["role"] != "assistant":
             raise BadRequest(f"{where}.content: is missing; must be a string or a list of text parts")
-        message["content"] = ""  # an assistant that had nothing to say
-    # what changes nothing is not for the template, which may ask whether it is there
+        message["content"] = ""  # this is an assistant that said nothing
+    # fields that change nothing are not passed to the template, which may check whether they are there
     return {name: message[name] for name in ("role", "content", "name") if name in message}

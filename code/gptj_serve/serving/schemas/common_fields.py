@@ -32,7 +32,7 @@ MAX_BAD_WORD_IDS = 32
 
 
 def to_parameters(fields: Mapping[str, Any]) -> Parameters:
-    """What the checked fields of `COMMON` ask for; those that were only to be checked are dropped."""
+    """The parameters that the checked fields of `COMMON` ask for, without fields that are only checked."""
     given = dict(fields)
     if "eos_token_id" in given:
         given["eos_token_ids"] = given["eos_token_id"]
@@ -43,7 +43,7 @@ def to_parameters(fields: Mapping[str, Any]) -> Parameters:
 
 
 def join_stops(fields: dict[str, Any], where: str) -> dict[str, Any]:
-    """``stop`` and ``stop_sequences`` are two names for one field."""
+    """Join ``stop`` and ``stop_sequences``, which are two names for one field."""
     stop_sequences = fields.pop("stop_sequences", ())
     if stop_sequences and fields.get("stop"):
         raise BadRequest(f"{where}.stop_sequences: is another name for {where}.stop; send one of them")
@@ -51,15 +51,15 @@ def join_stops(fields: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def read_best_of(fields: Mapping[str, Any], where: str, answers: str) -> int | None:
-    """Sequences to generate for each prompt; None if that are no more than its answers.
+    """How many sequences to generate for each prompt; None if there are only its answers.
 
     Args:
-        fields: Those of a body that were checked.
+        fields: The checked fields of a body.
         where: The object that they are in, for errors.
-        answers: What the schema calls the number of answers.
+        answers: The schema's name for the number of answers.
 
     Raises:
-        BadRequest: They are fewer than the answers.
+        BadRequest: There are fewer sequences than answers.
     """
     num_answers: int = fields.get(answers, 1)
     best_of: int = fields.get("best_of", num_answers)
@@ -103,12 +103,12 @@ def _bad_words_ids(value: Any) -> IdLists:
 
 
 def _early_stopping(value: Any) -> Any:
-    """When beams end: Transformers' three values."""
+    """When beams end; Transformers has these three values."""
     return value if value == "never" else boolean.read(value)
 
 
 NEW_TOKENS = integer(1, MAX_TOKENS, "what the context holds")
-"""Check for a number of new tokens; prompt and context are not known yet."""
+"""Check for a number of new tokens, before prompt and context are known."""
 
 EVERYWHERE: Mapping[str, Check] = {
     "top_k": _or_minus_1(integer(0, MAX_TOKENS), 0, "keeps all"),
@@ -136,7 +136,7 @@ EVERYWHERE: Mapping[str, Check] = {
     "stop_token_ids": token_ids,
     "seed": _or_minus_1(integer(0, (1 << 64) - 1), None, "draws one"),
 }
-"""The fields that every JSON schema has under these names; `Parameters` calls them so too."""
+"""The fields that every JSON schema has under these names, which are also those of `Parameters`."""
 
 COMMON: Mapping[str, Check] = {
     **EVERYWHERE,
@@ -154,14 +154,14 @@ COMMON: Mapping[str, Check] = {
     "return_full_text": boolean,
     "truncate": integer(1, MAX_TOKENS),
     "details": boolean,
-    # what Transformers' pipelines let pass, and clients of theirs send
+    # Transformers' pipelines accept these, and their clients send them
     "min_length": integer(0, MAX_TOKENS),
     "max_length": NEW_TOKENS,
     "eos_token_id": token_ids,
     "num_beams": only(
         1, why="only 1 is served: the injected kernels keep one cache per row and cannot reorder it for beams"
     ),
-    # no effect without beams or padding
+    # these have no effect without beams or padding
     "early_stopping": Check(_early_stopping, {"anyOf": [boolean.schema, {"enum": ["never"]}]}),
     "length_penalty": number(-1e9, 1e9),
     "num_beam_groups": only(1),
@@ -170,7 +170,7 @@ COMMON: Mapping[str, Check] = {
     "use_cache": boolean,
     "synced_gpus": boolean,
     "remove_invalid_values": boolean,
-    # taken at the value that asks for nothing
+    # these are accepted with the value that asks for nothing
     "encoder_no_repeat_ngram_size": only(0),
     "clean_up_tokenization_spaces": only(False),
     "output_attentions": only(False),

@@ -1,4 +1,4 @@
-"""What a field of a request's body may be: checks of single values, and of the objects that have them.
+"""Checks what fields of a request's body may be: single values, and the objects that have them.
 
 Everything is checked before anything reaches the engine; an error names the field, its value and what is
 allowed.
@@ -28,9 +28,9 @@ class Check:
     """What a field of a body may be.
 
     Attributes:
-        read: Returns the value to use, or raises `ValueError` saying what is allowed.
-        schema: What it lets pass, as a JSON Schema. It may let more pass: what depends on other fields or on
-            the model.
+        read: Returns the value to use, or raises a `ValueError` that says what is allowed.
+        schema: What the field may be, as a JSON Schema. The schema may allow more, where that depends on
+            other fields or on the model.
     """
 
     read: Callable[[Any], Any]
@@ -44,12 +44,12 @@ def read_fields(
 
     Args:
         values: The object as parsed.
-        checks: Every field there is.
+        checks: All fields that there are.
         where: The object's own path, for errors.
-        elsewhere: Fields that belong into another object, and what to say of each.
+        elsewhere: Fields that belong into another object, and what to say about each.
 
     Raises:
-        BadRequest: Not an object, a name that is none of ours, or a value outside its range.
+        BadRequest: It is no object, has an unknown name, or a value outside of its range.
     """
     if values is None:
         return {}
@@ -85,7 +85,7 @@ def object_schema(checks: Mapping[str, Check], required: Sequence[str] = ()) -> 
 
 
 def shown(value: Any) -> str:
-    """A value as an error message quotes it: short, and always printable."""
+    """A value as an error message quotes it, short and always printable."""
     if value and isinstance(value, (list, dict)):
         return "[...]" if isinstance(value, list) else "{...}"
     text = json.dumps(value)
@@ -98,7 +98,7 @@ def shown_name(name: str) -> str:
 
 
 def check_text(text: str) -> str:
-    """Refuse lone surrogates: JSON can spell them, no encoding can carry them."""
+    """Refuse lone surrogates, which JSON can spell but no encoding can carry."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -107,7 +107,7 @@ def check_text(text: str) -> str:
 
 
 def checked_elsewhere(schema: Mapping[str, Any]) -> Check:
-    """Let everything pass; ``schema`` is what the field may be after all checks."""
+    """A check that lets everything pass; ``schema`` is what the field may be after all checks."""
     return Check(lambda value: value, schema)
 
 
@@ -129,7 +129,7 @@ any_object = _of_type(dict, "object", "an object")
 
 
 def integer(low: int, high: int, high_is: str = "") -> Check:
-    """Check for a whole number; ``true`` is none. ``high_is`` says what bounds it where that is less."""
+    """Check for a whole number, which ``true`` is not; ``high_is`` says what bounds it below ``high``."""
 
     def check(value: Any) -> int:
         if type(value) is not int or not low <= value <= high:
@@ -192,7 +192,7 @@ MIN_TEMPERATURE = 1e-6
 
 
 def temperature(high: float) -> Check:
-    """Check for a temperature, 0 to ``high``; what is nearly 0 is read as 0: the most likely token."""
+    """Check for a temperature, 0 to ``high``; near 0 it is read as 0, which takes the most likely token."""
     check = number(0, high)
 
     def read_temperature(value: Any) -> float:
@@ -215,7 +215,7 @@ TOKEN_ID = {"type": "integer", "minimum": 0, "maximum": MAX_TOKENS}
 token_ids = Check(
     _token_ids, {"anyOf": [TOKEN_ID, {"type": "array", "items": TOKEN_ID, "maxItems": MAX_TOKEN_IDS}]}
 )
-"""Check for one token id or a list of them. The vocabulary may lack some: the model never chooses those."""
+"""Check for a token id or a list of them. The model never chooses ids that its vocabulary lacks."""
 
 
 def _checked(value: Any, check: Check, where: str) -> Any:
@@ -226,7 +226,7 @@ def _checked(value: Any, check: Check, where: str) -> Any:
 
 
 def _unknown(name: str, checks: Mapping[str, Check], elsewhere: Mapping[str, str]) -> str:
-    """What to say of a name that an object does not have."""
+    """What to say about a name that an object does not have."""
     if name in elsewhere:
         return elsewhere[name]
     # comparing takes time with the name's length, which the client chooses

@@ -1,7 +1,7 @@
 """The first GPT-J guide's schema: ``{"inputs": {"text_inputs": ..., "parameters": {...}}}``.
 
-Its clients send what Transformers 4.15's text-generation pipeline let pass, so more is let pass here
-than elsewhere; nothing that would change the answer is dropped in silence.
+Its clients send what Transformers 4.15's text-generation pipeline accepted, so more is accepted here than
+elsewhere; nothing that would change the answer is dropped silently.
 """
 
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ class Guide(Schema):
 
 
 def _whole(check: Check) -> Check:
-    """20.0 counts as 20: clients that compute their lengths send it."""
+    """The same check that reads 20.0 as 20, which clients that compute their lengths send."""
 
     def check_whole(value: Any) -> Any:
         return check.read(int(value) if isinstance(value, float) and value.is_integer() else value)
@@ -72,7 +72,7 @@ def _whole(check: Check) -> Check:
 
 def _top_p(value: Any) -> float:
     if type(value) in (int, float) and value > 1:
-        return 1.0  # the old pipeline filtered below 1 only
+        return 1.0  # the old pipeline only filtered below 1
     return float(probability.read(value))
 
 

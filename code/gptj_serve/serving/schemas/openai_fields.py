@@ -1,7 +1,7 @@
-"""Fields of OpenAI's requests, and of servers that speak its schema, that change nothing here, or cannot.
+"""Fields of requests in OpenAI's schema that change nothing here, or are not supported.
 
-Clients send most of them with every request. What changes nothing may have any value; of the rest, the value
-that changes nothing is taken, and any other is refused with the word that it is not supported.
+Clients send most of them with every request. What changes nothing may have any value. Of the others, the
+value that changes nothing is accepted, and any other value is refused as not supported.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ NO_EFFECT: Mapping[str, Check] = {
     "prompt_cache_retention": string,
     "safety_identifier": string,
 }
-"""They are about the account that OpenAI keeps; nothing is stored here."""
+"""These fields are about an account at OpenAI; nothing is stored here."""
 
 _NOT_SERVED = only(None)
 
@@ -26,7 +26,7 @@ NOT_SERVED: Mapping[str, Check] = {
     "tools": only([]),
     "tool_choice": only("none", "auto"),
     "parallel_tool_calls": boolean,
-    # vLLM's and TGI's
+    # these are vLLM's and TGI's
     "use_beam_search": only(False),
     "priority": only(0),
     "return_tokens_as_token_ids": only(False),
@@ -48,7 +48,7 @@ NOT_SERVED: Mapping[str, Check] = {
         _NOT_SERVED,
     ),
 }
-"""In completions and in chat."""
+"""Fields of completions and of chat that are not supported."""
 
 CHAT_NOT_SERVED: Mapping[str, Check] = {
     **NOT_SERVED,
@@ -71,7 +71,7 @@ CHAT_NOT_SERVED: Mapping[str, Check] = {
     "continue_final_message": only(False),
     "include_reasoning": boolean,
 }
-"""In chat alone, too."""
+"""Fields of chat that are not supported."""
 
 MESSAGE_NOT_SERVED: Mapping[str, Check] = {
     "refusal": _NOT_SERVED,
@@ -83,4 +83,4 @@ MESSAGE_NOT_SERVED: Mapping[str, Check] = {
     "reasoning": only(""),
     "reasoning_content": only(""),
 }
-"""What a client's own message object has beside its role and content."""
+"""What message objects of clients' libraries have besides role and content."""

@@ -7,11 +7,11 @@ from typing import Any
 from gptj_serve.serving.generation import Token
 
 _PART_OF_A_CHARACTER = "\ufffd"
-_VERY_UNLIKELY = -9999.0  # OpenAI's word for a probability of 0
+_VERY_UNLIKELY = -9999.0  # OpenAI's value for a probability of 0
 
 
 def of_answer(tokens: Sequence[Token], text: str) -> list[Token]:
-    """The tokens of the text that was kept: neither the end of text nor a stop string's."""
+    """The tokens of the text that was kept, without the end of text and a stop string's tokens."""
     return list(takewhile(lambda token: token.start < len(text), tokens))
 
 
@@ -39,7 +39,7 @@ def for_chat(tokens: Sequence[Token]) -> dict[str, Any]:
 
 def _top_by_text(token: Token) -> dict[str, float]:
     by_text: dict[str, float] = {}
-    # the token itself is told even if it is none of the likeliest. Parts of characters look alike: the
+    # the token itself is reported even if it is none of the likeliest. Parts of characters look alike: the
     # likeliest counts
     told = [(one.text, one.logprob) for one in token.top]
     for text, logprob in (*told, (token.text, token.logprob)):

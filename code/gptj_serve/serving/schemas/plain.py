@@ -31,7 +31,7 @@ class Plain(Schema):
     def render(
         self, call: Call, answers: Sequence[Answer], request_id: str, num_generated: int | None
     ) -> Any:
-        """The continuation alone: as text, or as the `tgi` schema's list where JSON is preferred."""
+        """Only the continuation, as text, or as the `tgi` schema's list where JSON is preferred."""
         if prefers_plain(call.accept):
             return answers[0].text
         return tgi.Tgi().render(call, answers, request_id, num_generated)

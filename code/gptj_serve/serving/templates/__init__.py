@@ -1,5 +1,5 @@
-"""Chat templates: read from the model's files, rendered in a process of their own, asked over a socket.
+"""Chat templates: they are read from the model's files, and rendered in a process behind a socket.
 
-A template comes with a model and may loop, or need any memory, on messages that a client chose. What renders
-it is therefore limited by the kernel, and ends alone.
+A template comes with a model and may loop, or need any amount of memory, on messages that a client chose. The
+kernel therefore limits the process that renders it, and ends only that process.
 """

@@ -16,10 +16,10 @@ _BUSY = "too many requests wait for the chat template; try again later"
 
 
 class Renderer(Protocol):
-    """What makes a prompt of messages."""
+    """Makes a prompt from messages."""
 
     def render(self, messages: Sequence[Any]) -> str:
-        """The prompt.
+        """Make the prompt.
 
         Raises:
             ServingError: See `TemplateClient`.
@@ -28,13 +28,13 @@ class Renderer(Protocol):
 
 
 class TemplateClient:
-    """Asks over a socket; one for each process, or inherited by its forks.
+    """Asks over a socket; each process has one, or inherits it.
 
-    Both ways raise `BadRequest` when there is no template, when it refuses the messages, or needs too much
-    for them, and `Overloaded` when too many wait.
+    Both methods raise `BadRequest` if there is no template, or if it refuses the messages or needs too much
+    for them, and `Overloaded` if too many requests wait.
 
     Args:
-        path: The socket; that it does not exist says that the model has no template.
+        path: The socket, which does not exist if the model has no template.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +43,7 @@ class TemplateClient:
         self._num_waiting = 0
 
     def render(self, messages: Sequence[Any]) -> str:
-        """The prompt; blocks until it is there."""
+        """Make the prompt; this blocks until it is there."""
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(WAIT_S)
@@ -59,7 +59,7 @@ class TemplateClient:
             return _prompt_of(b"")
 
     async def render_async(self, messages: Sequence[Any]) -> str:
-        """The prompt, for a caller whose event loop goes on meanwhile."""
+        """Make the prompt while the caller's event loop goes on."""
         if self._num_waiting >= MAX_WAITING:
             raise Overloaded(_BUSY)
         self._num_waiting += 1
@@ -87,7 +87,7 @@ class TemplateClient:
 
 
 def _prompt_of(answer: bytes) -> str:
-    """What the process said; nothing at all if it was ended at its work."""
+    """Read what the process said, which is nothing if the kernel ended it."""
     try:
         said = json.loads(answer)
     except ValueError:

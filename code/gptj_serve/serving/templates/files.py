@@ -1,4 +1,4 @@
-"""The chat template and the special tokens that a model directory names, as Transformers reads them."""
+"""Reads the chat template and the special tokens that a model directory names, as Transformers does."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ T = TypeVar("T")
 _CONFIG = "tokenizer_config.json"
 _END_OF_TEXT = "<|endoftext|>"
 _DEFAULT_TOKENS: Mapping[str, str] = dict.fromkeys(("bos_token", "eos_token", "unk_token"), _END_OF_TEXT)
-"""Of the tokenizer class that GPT-J has where its files name none."""
+"""The tokens of GPT-J's tokenizer class, for files that name none."""
 _CLASSES_WITH_DEFAULTS = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 
 
@@ -21,8 +21,8 @@ class UnusableTemplate(Exception):
     """The files name a template that cannot be used.
 
     Args:
-        reason: Which file and why, as a client may see it.
-        for_log: The same for the operator, with paths; None if there is no more to say.
+        reason: The file and the reason, as a client may see them.
+        for_log: The same with paths, for the operator; None if there is no more to say.
     """
 
     def __init__(self, reason: str, for_log: str | None = None) -> None:
@@ -32,7 +32,7 @@ class UnusableTemplate(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TemplateFiles:
-    """What a model directory says of chat.
+    """What a model directory says about chat.
 
     Attributes:
         source: The template, in Jinja.
@@ -47,9 +47,9 @@ def load(model_dir: Path) -> TemplateFiles | None:
     """Read the files; None if they name no template.
 
     Raises:
-        UnusableTemplate: They name one that cannot be read, or several of which none is the default.
+        UnusableTemplate: They name a template that cannot be read, or several without a default.
     """
-    named = _template_files(model_dir)  # they come before the configuration's
+    named = _template_files(model_dir)  # these tokens win over the configuration's
     path = model_dir / _CONFIG
     config = _read(read_json, path) if _is_there(path) else {}
     named = named or _templates_of(config)
@@ -62,7 +62,7 @@ def load(model_dir: Path) -> TemplateFiles | None:
 
 
 def names_template(model_dir: Path) -> bool:
-    """Whether the files name a template, be it usable or not."""
+    """Whether the files name a template, usable or not."""
     try:
         return load(model_dir) is not None
     except UnusableTemplate:
@@ -99,7 +99,7 @@ def _templates_of(config: Mapping[str, Any]) -> dict[str, str]:
 def _special_tokens(config: Mapping[str, Any], model_dir: Path) -> dict[str, str]:
     fields = dict(config)
     path = model_dir / "special_tokens_map.json"
-    # older directories, whose configuration does not list the tokens, have the last word there
+    # in older directories, whose configuration does not list the tokens, this file wins
     if "added_tokens_decoder" not in config and _is_there(path):
         fields |= _read(read_json, path)
     has_defaults = fields.get("tokenizer_class") in _CLASSES_WITH_DEFAULTS

@@ -1,4 +1,4 @@
-"""A chat template, rendered as Transformers' ``apply_chat_template`` does."""
+"""Renders a chat template as Transformers' ``apply_chat_template`` does."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -21,17 +21,17 @@ _PROBE = "probe of parts"
 
 
 class RefusedMessages(Exception):
-    """The template raised on the messages; says what."""
+    """The template raised an error on the messages, which is the message."""
 
 
 class ChatTemplate:
-    """Makes one prompt of messages, as the model was trained to read them.
+    """Makes a prompt from messages, in the form that the model was trained with.
 
     Args:
         files: The template and the tokens that it may name.
 
     Raises:
-        UnusableTemplate: It is not Jinja.
+        UnusableTemplate: The template is not Jinja.
     """
 
     def __init__(self, files: TemplateFiles) -> None:
@@ -40,7 +40,7 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise UnusableTemplate(f"it is no Jinja: {error}") from None
         except (ArithmeticError, RecursionError, TypeError, ValueError) as error:
-            # what its constant expressions raise: they are computed now
+            # its constant expressions, which are computed now, may raise anything
             raise UnusableTemplate(f"it cannot be compiled: {error}") from None
         self._special_tokens = files.special_tokens
         self._takes_parts = self._looks_into_parts()
@@ -49,11 +49,11 @@ class ChatTemplate:
         """The prompt that asks for the next message.
 
         Args:
-            messages: The conversation. A template that looks into text parts gets them as they are; for
-                others they are one text, joined by newlines.
+            messages: The conversation. A template that looks into text parts gets them as they are; other
+                templates get one text, joined by newlines.
 
         Raises:
-            RefusedMessages: The template raises on them.
+            RefusedMessages: The template raised an error on them.
             MemoryError: It needs more memory than there is.
         """
         given = messages if self._takes_parts else [_with_one_text(message) for message in messages]
@@ -63,7 +63,7 @@ class ChatTemplate:
             raise
         except jinja2.TemplateError as error:
             raise RefusedMessages(f"refuses them: {error}"[:MAX_REASON_CHARS]) from None
-        except Exception as error:  # whatever its expressions raise
+        except Exception as error:  # its expressions may raise anything
             raise RefusedMessages(f"failed on them ({type(error).__name__})") from None
 
     def _render(self, messages: Sequence[Message]) -> str:
@@ -76,7 +76,7 @@ class ChatTemplate:
         )
 
     def _looks_into_parts(self) -> bool:
-        """Whether it takes a list of parts for text, not for something to print."""
+        """Whether the template treats a list of parts as text, instead of printing it."""
         part = {"type": "text", "text": _PROBE}
         try:
             said = self._render([{"role": "user", "content": [part]}])
@@ -88,7 +88,7 @@ class ChatTemplate:
 
 
 class _Generation(Extension):
-    """``{% generation %}`` marks what a model is trained on; it changes nothing of the text."""
+    """``{% generation %}``, which marks what a model is trained on, and does not change the text."""
 
     tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
@@ -103,7 +103,7 @@ class _Generation(Extension):
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    # templates come with models: they may loop over messages, not reach into Python
+    # templates come with models, so they may loop over messages, but not reach into Python
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )

@@ -2,11 +2,11 @@
 
 Usage: python -m gptj_serve.serving.templates.process --model-dir DIR --listen-fd N
 
-Started by ``serve``. It renders nothing itself: it forks `NUM_WORKERS` processes that do, and another for
+``serve`` starts it. It renders nothing itself, but forks `NUM_WORKERS` processes that do, and another for
 each that ends. A worker has `MAX_MEMORY_BYTES`, and `MAX_CPU_S` for compiling the template and again for each
-rendering; the kernel ends one that takes more, in the middle of whatever it does, and the connection that it
-worked for ends without an answer. One connection is one rendering: JSON messages up to the end, then one JSON
-object, ``{"prompt": ...}`` or ``{"refused": ...}``.
+rendering. The kernel ends a worker that takes more, whatever it does, and the connection that it worked for
+ends without an answer. A connection is a rendering: the client sends JSON messages up to the end, and gets a
+JSON object, ``{"prompt": ...}`` or ``{"refused": ...}``.
 """
 
 import argparse
@@ -43,12 +43,12 @@ logger = logging.getLogger(__name__)
 
 READY = b"ready"
 PAUSE_S = 1.0
-"""After a worker that could not start again, before the next try."""
+"""How many seconds to wait before the next try after a worker could not start again."""
 SOCKET_TIMEOUT_S = 10.0
 
 
 def main() -> NoReturn:
-    """Read the template and serve it for ever, or say for ever why it cannot be."""
+    """Read the template and serve it for ever, or tell for ever why it cannot be served."""
     parser = argparse.ArgumentParser(prog="gptj_serve.serving.templates.process")
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--listen-fd", type=int, required=True)
@@ -70,7 +70,7 @@ def main() -> NoReturn:
 
 
 def _keep_workers(listener: socket.socket, found: files.TemplateFiles) -> NoReturn:
-    """Add workers to the one that runs, and one for each that ends."""
+    """Start more workers beside the one that runs, and one for each that ends."""
     num_missing = NUM_WORKERS - 1
     while True:
         for _ in range(num_missing):
@@ -81,7 +81,7 @@ def _keep_workers(listener: socket.socket, found: files.TemplateFiles) -> NoRetu
 
 
 def _start_worker(listener: socket.socket, found: files.TemplateFiles) -> str | None:
-    """Fork a worker and wait until it can render; the reason if it cannot."""
+    """Fork a worker and wait until it can render; returns the reason if it cannot."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -100,7 +100,7 @@ def _start_worker(listener: socket.socket, found: files.TemplateFiles) -> str | 
 
 
 def _work(listener: socket.socket, found: files.TemplateFiles, writer: int) -> None:
-    """Say whether the template can be used, and render with it for ever; comes back if it cannot."""
+    """Say whether the template can be used, and render with it for ever; returns if it cannot."""
     die_with_parent(signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     with open(writer, "wb") as said:
@@ -125,7 +125,7 @@ def _serve(listener: socket.socket, answer: Callable[[bytes], dict[str, str]]) -
 
 
 def _render(template: ChatTemplate, data: bytes) -> dict[str, str]:
-    """The answer. A `MemoryError` ends the process, and with it the connection, which says the same."""
+    """Make the answer. A `MemoryError` ends the process, and so the connection, as the kernel would."""
     try:
         with _Stopwatch():
             prompt = template.render(json.loads(data))
@@ -137,7 +137,7 @@ def _render(template: ChatTemplate, data: bytes) -> dict[str, str]:
 
 
 class _Stopwatch:
-    """While it is entered, the kernel ends this process when it has computed for `MAX_CPU_S`."""
+    """Have the kernel end this process if it computes for `MAX_CPU_S` while this is entered."""
 
     def __enter__(self) -> None:
         signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)

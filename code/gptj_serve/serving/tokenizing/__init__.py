@@ -1,4 +1,4 @@
-"""What a model directory's tokenizer files say, as one ``tokenizer.json`` and a few facts beside it."""
+"""What a model directory's tokenizer files say, as a ``tokenizer.json`` and a few facts beside it."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -9,12 +9,12 @@ _FILE = "prepared.json"
 
 @dataclass(frozen=True, slots=True)
 class PreparedTokenizer:
-    """A tokenizer as Transformers' ``AutoTokenizer`` makes it of a directory's files.
+    """A tokenizer as Transformers' ``AutoTokenizer`` makes it from a directory's files.
 
     Attributes:
-        definition: A ``tokenizer.json`` that says all, what is added to prompts included.
+        definition: A ``tokenizer.json`` that says everything, also what is added to prompts.
         eos_token_id: The token that the tokenizer itself names as the end of a text, if it does.
-        splits_special_tokens: A special token's text in a prompt is text like any other.
+        splits_special_tokens: Whether a special token's text in a prompt is text like any other.
     """
 
     definition: str = field(repr=False)
@@ -25,7 +25,7 @@ class PreparedTokenizer:
         """Write it where `load` finds it.
 
         Args:
-            directory: Made if it is not there.
+            directory: The directory, which is made if it is not there.
         """
         directory.mkdir(exist_ok=True)
         (directory / _FILE).write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")

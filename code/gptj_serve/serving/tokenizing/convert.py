@@ -1,9 +1,9 @@
-"""Lets Transformers make one tokenizer of a model directory's files.
+"""Lets Transformers make a tokenizer from a model directory's files.
 
 Usage: python -m gptj_serve.serving.tokenizing.convert --model-dir DIR --directory DIR
 
-A process of its own: importing Transformers takes seconds, which pass while the weights load, and the
-fronts stay small. Exit codes: 0 the tokenizer is written, 1 the reason is.
+This is a process of its own: importing Transformers takes seconds, which pass while the weights load, and the
+fronts stay small. Exit codes: 0 the tokenizer was written, 1 the reason was.
 """
 
 import argparse
@@ -28,10 +28,10 @@ _CLEAN_UP = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_ou
 
 
 def convert(model_dir: Path) -> PreparedTokenizer:
-    """What ``AutoTokenizer`` makes of a model directory's files.
+    """The tokenizer that ``AutoTokenizer`` makes from a model directory's files.
 
     Raises:
-        StartupError: It makes nothing of them, or something that text cannot be read with here.
+        StartupError: It makes none, or one that cannot be used here.
     """
     loaded = _load(model_dir)
     if loaded.clean_up_tokenization_spaces and getattr(loaded, _CLEAN_UP, False):
@@ -55,7 +55,7 @@ def _load(model_dir: Path) -> Any:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         loaded = AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever its many ways of reading raise
+    except Exception as error:  # its many ways of reading raise many kinds of errors
         files = ", ".join(sorted(path.name for path in model_dir.glob("*") if _is_tokenizers(path.name)))
         said = " ".join(str(error).split())
         raise StartupError(
@@ -67,9 +67,9 @@ def _load(model_dir: Path) -> Any:
 
 
 def _definition(backend: Any) -> str:
-    """The ``tokenizer.json``, whose flags say which tokens the library itself takes for special.
+    """The ``tokenizer.json``, with flags for the tokens that the library itself treats as special.
 
-    It goes by their text. Where files contradict each other, the flag of the last one is written.
+    The library goes by their text. If files contradict each other, the last one's flag is written.
     """
     saved = json.loads(backend.to_str())
     for token in saved["added_tokens"]:
@@ -83,13 +83,13 @@ def _is_tokenizers(name: str) -> bool:
 
 
 def main() -> int:
-    """Write the tokenizer, or why there is none; returns the exit code."""
+    """Write the tokenizer, or the reason why there is none; returns the exit code."""
     parser = argparse.ArgumentParser(prog="gptj_serve.serving.tokenizing.convert")
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--directory", type=Path, required=True)
     args = parser.parse_args()
     started_s = time.monotonic()
-    os.environ["HF_HUB_OFFLINE"] = "1"  # all that is needed is in the directory
+    os.environ["HF_HUB_OFFLINE"] = "1"  # everything that is needed is in the directory
     try:
         logs.configure("tokenizer", Settings.from_env(os.environ).log_level)
         convert(args.model_dir).save(args.directory)

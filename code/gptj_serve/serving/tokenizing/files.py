@@ -1,8 +1,8 @@
-"""Looks at a directory's tokenizer files: whether ``tokenizer.json`` alone says all that they say.
+"""Checks whether ``tokenizer.json`` alone says everything that a directory's tokenizer files say.
 
-If it does, it is read as it is. Everything else is Transformers' to make sense of
-(`gptj_serve.serving.tokenizing.convert`): no rule of how files are put together is repeated here. So a
-file, a field or a value that is not known to change nothing makes a directory one of those.
+If it does, it is read as it is. Everything else is left to Transformers
+(`gptj_serve.serving.tokenizing.convert`): no rule of how files are combined is repeated here. So a file, a
+field or a value that is not known to change nothing leaves the directory to Transformers.
 """
 
 import json
@@ -26,7 +26,7 @@ MERGES = "merges.txt"
 
 _GPT2 = "GPT2Tokenizer"
 _AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend")
-"""Classes that take ``tokenizer.json`` as it is; GPT-2's takes vocabulary and merges out of it."""
+"""Classes that use ``tokenizer.json`` as it is; GPT-2's class takes vocabulary and merges from it."""
 _END_OF_TEXT = "<|endoftext|>"
 
 _MAIN_TOKENS = ("bos_token", "eos_token", "unk_token")
@@ -68,14 +68,14 @@ _PLAIN_MODEL = {
 }
 
 AddedTokens = Mapping[str, Mapping[str, Any]]
-"""Those of ``tokenizer.json``, by their text."""
+"""The added tokens of ``tokenizer.json``, by their text."""
 
 
 def read_plain(directory: Path) -> PreparedTokenizer | None:
-    """What ``tokenizer.json`` says, if the other files add nothing to it; None if they may.
+    """What ``tokenizer.json`` says if the other files add nothing to it; None if they may.
 
     Raises:
-        StartupError: Files are missing or cannot be read; says which and why.
+        StartupError: Files are missing or cannot be read; the message says which and why.
     """
     config, special_map, added_ids = (
         _read_if_there(directory / name) for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS)
@@ -139,7 +139,7 @@ def _added_tokens(saved: Mapping[str, Any], backend: tokenizers.Tokenizer) -> Ad
 
 
 def _are_all_special(named: Mapping[str, Any], known: AddedTokens) -> bool:
-    """Whether all tokens that have a name, or are listed, are special in ``tokenizer.json`` too."""
+    """Whether all tokens that have a name or are listed are also special in ``tokenizer.json``."""
     tokens: list[Any] = []
     for name, value in named.items():
         is_list = name in _TOKEN_LISTS and isinstance(value, (list, dict))
@@ -151,7 +151,7 @@ def _are_all_special(named: Mapping[str, Any], known: AddedTokens) -> bool:
 
 
 def _is_their_decoder(decoder: Any, known: AddedTokens) -> bool:
-    """Whether a list of added tokens by their ids is that of ``tokenizer.json``, if there is one."""
+    """Whether a list of added tokens by their ids, if there is one, is that of ``tokenizer.json``."""
     ours = {str(token["id"]): _flags(token) for token in known.values()}
     if not isinstance(decoder, dict) or not all(isinstance(token, dict) for token in decoder.values()):
         return decoder is None
@@ -164,7 +164,7 @@ def _flags(token: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _class_name(directory: Path, config: Mapping[str, Any]) -> str:
-    """Which of Transformers' classes reads the directory, as far as that is known here; else ""."""
+    """The class of Transformers that reads the directory, as far as that is known here; else ""."""
     model = _read_if_there(directory / "config.json")
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
     if name is None and model.get("model_type") == "gptj":
@@ -173,7 +173,7 @@ def _class_name(directory: Path, config: Mapping[str, Any]) -> str:
 
 
 def _named_by_default(name: str, config: Mapping[str, Any]) -> dict[str, str]:
-    # the class names these where the files do not
+    # the class names these if the files do not
     return {key: _END_OF_TEXT for key in _MAIN_TOKENS if name == _GPT2 and key not in config}
 
 
@@ -182,7 +182,7 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _agree(special: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Which of the two files counts depends on the version that wrote them: both must say the same."""
+    """Whether both files say the same, as it depends on the version that wrote them which one counts."""
     if not config:
         return True
     return all(_content(config.get(name)) == _content(value) for name, value in special.items())
@@ -201,7 +201,7 @@ def _says_nothing_else(config: Mapping[str, Any]) -> bool:
 
 
 def _is_byte_level(saved: Mapping[str, Any], add_prefix_space: Any) -> bool:
-    """Whether a ``tokenizer.json`` is GPT-2's in kind, so that every class makes the same of it."""
+    """Whether a ``tokenizer.json`` is of GPT-2's kind, so that all classes make the same of it."""
     model = saved["model"]
     pre_tokenizer = saved.get("pre_tokenizer") or {}
     post_processor = saved.get("post_processor") or {}

@@ -1,6 +1,6 @@
-"""Makes one tokenizer of a model directory's files; where need be, by a process that asks Transformers.
+"""Makes a tokenizer from a model directory's files, in a process that asks Transformers where that is needed.
 
-The process is `gptj_serve.serving.tokenizing.convert`. What imports this module imports no Transformers.
+That process is `gptj_serve.serving.tokenizing.convert`; importing this module does not import Transformers.
 """
 
 import subprocess
@@ -17,10 +17,10 @@ from gptj_serve.serving.tokenizing.files import read_plain
 def prepare(model_dir: Path) -> PreparedTokenizer:
     """The tokenizer of a model directory.
 
-    Takes seconds where ``tokenizer.json`` does not say all.
+    It takes seconds if ``tokenizer.json`` does not say everything.
 
     Raises:
-        StartupError: Files are missing or cannot be read, or Transformers makes no tokenizer of them.
+        StartupError: Files are missing or cannot be read, or Transformers makes no tokenizer from them.
     """
     plain = read_plain(model_dir)
     if plain is not None:
@@ -31,25 +31,25 @@ def prepare(model_dir: Path) -> PreparedTokenizer:
 
 
 def command(model_dir: Path, directory: Path) -> list[str]:
-    """How to start the process that writes what Transformers makes of a model directory's files.
+    """The command of the process that writes what Transformers makes from a model directory's files.
 
     Args:
         model_dir: Where config.json and the tokenizer's files are.
-        directory: Where it writes to.
+        directory: Where the process writes to.
     """
     module = "gptj_serve.serving.tokenizing.convert"
     return [sys.executable, "-m", module, "--model-dir", str(model_dir), "--directory", str(directory)]
 
 
 def outcome(directory: Path, exit_code: int | None) -> PreparedTokenizer:
-    """What the process wrote.
+    """Read what the process wrote.
 
     Args:
-        directory: Where it wrote to.
-        exit_code: Its exit code.
+        directory: Where the process wrote to.
+        exit_code: The process's exit code.
 
     Raises:
-        StartupError: There is no tokenizer; says why.
+        StartupError: There is no tokenizer; the message says why.
     """
     if exit_code == 0:
         return PreparedTokenizer.load(directory)

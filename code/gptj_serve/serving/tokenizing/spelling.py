@@ -1,4 +1,4 @@
-"""How byte-level BPE spells the bytes that its tokens stand for."""
+"""Knows how byte-level BPE spells the bytes that its tokens stand for."""
 
 import codecs
 import functools
@@ -10,10 +10,10 @@ import tokenizers
 from gptj_serve.errors import StartupError
 
 BROKEN = "\ufffd"
-"""What stands for bytes that are no character."""
+"""The character that stands for bytes that are no character."""
 
 _BEFORE = ("Replace", "Strip")
-"""Decoders that look at one token at a time, so that what they make of it is known beforehand."""
+"""Decoders that look at one token at a time, so their results are known beforehand."""
 _AFTER = ("Fuse",)
 """Decoders that change nothing of text that is already put together."""
 
@@ -25,14 +25,14 @@ class TokenSpelling:
         backend: A tokenizer.
 
     Raises:
-        StartupError: Its decoder is no byte-level one, or a sequence that looks at several tokens together.
+        StartupError: Its decoder is not byte-level, or looks at several tokens together.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
         self._before = _decoder_before_bytes(backend.decoder)
         vocab = backend.get_vocab(with_added_tokens=False)
-        # added tokens such as "Größe", whose characters also spell bytes. The library takes them for these,
+        # the characters of added tokens such as "Größe" also spell bytes. The library takes them for these,
         # and a text with the token would have a broken character
         ambiguous = {
             token_id: token.content
@@ -44,7 +44,7 @@ class TokenSpelling:
         """How bytes that are no UTF-8 are decoded."""
 
     def to_bytes(self, token_id: int) -> bytes:
-        """A token's bytes; none for ids that the tokenizer does not know."""
+        """A token's bytes; empty for ids that the tokenizer does not know."""
         token = self._backend.id_to_token(token_id) or ""
         if token_id in self._in_characters:
             return token.encode()
@@ -53,7 +53,7 @@ class TokenSpelling:
 
 @functools.cache
 def byte_by_char() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable ones stand for themselves, the rest from U+0100 on."""
+    """GPT-2's spelling of bytes: printable bytes stand for themselves, the others are from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]
     table = {chr(byte): byte for byte in printable}
@@ -64,8 +64,8 @@ def byte_by_char() -> dict[str, int]:
 def _errors(chars: str) -> str:
     """How to decode bytes where added tokens are one character that also spells a byte of the vocabulary.
 
-    Such a token has the byte's id. It is the byte where that makes a character with its neighbours, and else
-    itself: an error handler is what is asked only then.
+    Such a token has the byte's id. It is the byte if that makes a character with its neighbours, and
+    otherwise itself; an error handler is only called in the latter case.
     """
     if not chars:
         return "replace"
@@ -99,7 +99,7 @@ def _bytes(spelled: str) -> bytes:
     try:
         return bytes([table[char] for char in spelled])
     except KeyError:
-        return spelled.encode()  # an added token that is spelled in characters, not bytes
+        return spelled.encode()  # this is an added token, which is spelled in characters, not bytes
 
 
 def _is_text(data: bytes) -> bool:
@@ -111,7 +111,7 @@ def _is_text(data: bytes) -> bool:
 
 
 def _decoder_before_bytes(decoder: Any) -> tokenizers.decoders.Decoder | None:
-    """What is done to each token before its characters are taken for bytes; None for nothing."""
+    """The decoder that changes each token before its characters are read as bytes; None if there is none."""
     described = json.loads(decoder.__getstate__()) if decoder is not None else {"type": "missing"}
     parts = list(_flat(described))
     kinds = [part["type"] for part in parts]
@@ -129,7 +129,7 @@ def _decoder_before_bytes(decoder: Any) -> tokenizers.decoders.Decoder | None:
 
 
 def _flat(described: dict[str, Any]) -> list[dict[str, Any]]:
-    """A decoder's or pre-tokenizer's parts, those of sequences within sequences included."""
+    """The parts of a decoder or pre-tokenizer, also those of nested sequences."""
     if described["type"] != "Sequence":
         return [described]
     inner = described.get("decoders") or described.get("pretokenizers") or ()

@@ -1,8 +1,8 @@
 """The messages between a front and the engine: one JSON object a line over a Unix socket.
 
-Front to engine: `Submit`, `Abort` and `Watch`. Engine to front: `Hello` first, then one `Events` a step
-with all that happened to the sequences of this connection; after `Watch` also `Stats`, at once and
-`STATS_INTERVAL_S` apart.
+A front sends `Submit`, `Abort` and `Watch`. The engine sends `Hello` first, then an `Events` for each step
+with everything that happened to the sequences of this connection; after a `Watch` it also sends `Stats`, at
+once and `STATS_INTERVAL_S` apart.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from gptj_serve.request import EndEvent, EngineStats, Event, GenerationRequest, 
 
 STATS_INTERVAL_S = 0.25
 MAX_LINE_BYTES = 64 * 1024 * 1024
-"""A longer line ends the connection. 256 sequences of 2048 ids are about 4 MB."""
+"""A longer line ends the connection; 256 sequences of 2048 ids are about 4 MB."""
 
 
 class Submit(msgspec.Struct, tag_field="type", tag="submit"):
@@ -81,7 +81,7 @@ def stats(now: EngineStats) -> bytes:
 
 
 def events(batch: Iterable[Event]) -> bytes:
-    """The line of an `Events`. A log-probability that is not finite becomes None: JSON has no -inf."""
+    """The line of an `Events`. A log-probability that is not finite becomes None, as JSON has no -inf."""
     tokens: list[TokenEvent] = []
     ends: list[EndEvent] = []
     for event in batch:
@@ -93,17 +93,17 @@ def events(batch: Iterable[Event]) -> bytes:
 
 
 def read_from_front(line: bytes) -> Submit | Abort | Watch:
-    """What a front says. Raises ValueError if it is none of that."""
+    """Read what a front says; raises ValueError if it is none of these messages."""
     return _from_front.decode(line)
 
 
 def read_hello(line: bytes) -> ModelInfo:
-    """What the engine says first. Raises ValueError if it is something else."""
+    """Read what the engine says first; raises ValueError if it is something else."""
     return _hello.decode(line).model
 
 
 def read_from_engine(line: bytes) -> Events | Stats:
-    """What the engine says after that. Raises ValueError if it is none of that."""
+    """Read what the engine says after that; raises ValueError if it is none of these messages."""
     return _from_engine.decode(line)
 
 

@@ -1,4 +1,4 @@
-"""Puts one call's answers together from the engine's events. No I/O, no clock."""
+"""Puts a call's answers together from the engine's events. There is no I/O and no clock here."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ DEADLINE = "deadline"
 
 
 class LikelyToken(msgspec.Struct, frozen=True):
-    """One of the most likely tokens at a place, chosen or not; the fields are those of `Token`."""
+    """One of the most likely tokens at a position, chosen or not; the fields are those of `Token`."""
 
     token_id: int
     text: str
@@ -25,15 +25,15 @@ class LikelyToken(msgspec.Struct, frozen=True):
 
 
 class Token(msgspec.Struct, frozen=True):
-    """One generated token as ``details`` reports it.
+    """A generated token as ``details`` reports it.
 
     Attributes:
-        token_id: Its id.
-        text: Its own text; U+FFFD stands for bytes that are only part of a character.
-        logprob: None where it is not asked for or not finite: JSON has no -inf.
-        special: A mark (such as the end of text), not text.
+        token_id: The token's id.
+        text: The token's own text; U+FFFD stands for bytes that are only a part of a character.
+        logprob: Its log-probability; None if it was not asked for or is not finite, as JSON has no -inf.
+        special: Whether it is a mark (such as the end of text) and not text.
         top: The most likely tokens, the likeliest first.
-        start: The character of the generated text that it begins at, or that its first byte is a part of.
+        start: The character of the generated text at which it begins, or which its first byte is a part of.
     """
 
     token_id: int
@@ -46,15 +46,15 @@ class Token(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One finished sequence.
+    """A finished sequence.
 
     Attributes:
-        text: What was generated, up to the stop string; without special tokens, unless they were asked for.
+        text: The generated text up to the stop string, without special tokens unless they were asked for.
         finish_reason: "length", "eos_token", "stop_sequence", or "deadline" for a stream that was cut off.
-        num_tokens: Tokens generated, up to the one that ended the sequence.
+        num_tokens: How many tokens were generated, up to the one that ended the sequence.
         tokens: Those tokens; empty unless they were asked for.
-        mean_logprob: Of those tokens; None if log-probabilities were not asked for.
-        others: Of a prompt's best answer: the candidates that are no answers, the likeliest first.
+        mean_logprob: The tokens' mean log-probability; None if log-probabilities were not asked for.
+        others: For a prompt's best answer, the candidates that are no answers, the likeliest first.
     """
 
     text: str = field(repr=False)
@@ -66,14 +66,14 @@ class Answer:
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """What one event added.
+    """What an event added.
 
     Attributes:
-        index: Which sequence of the call.
-        text: Text that became final: of this token, of earlier ones, or none yet.
+        index: The number of the sequence in the call.
+        text: Text that became final, of this token or of earlier ones; there may be none yet.
         token: The token that came; None if the sequence only ended.
-        stop_found: This event completed a stop string: the engine need not go on.
-        finish_reason: Set once, by the event that ended the sequence.
+        stop_found: Whether this event completed a stop string, so that the engine need not go on.
+        finish_reason: The reason of the end; None unless this event ended the sequence.
     """
 
     index: int
@@ -87,18 +87,18 @@ class Delta(msgspec.Struct, frozen=True):
 
 
 class SequenceAssembler:
-    """Turns one sequence's tokens into text, up to its end or a stop string.
+    """Turns a sequence's tokens into text, up to its end or a stop string.
 
     Stop strings are looked for in the text with its special tokens, whether or not the answer shows them,
     up to the token that ends the sequence.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
         stops: Strings that end the answer.
-        eos_token_ids: Ids that end the sequence: they are no text, whatever the tokenizer says.
+        eos_token_ids: Ids that end the sequence, which are no text, whatever the tokenizer says.
         keep_tokens: Whether `answer` reports every token.
-        keep_stop: The answer ends after the stop string, or the token that ended it, not before.
-        skip_special: The answer has no special tokens. A stop string that is kept is kept whole.
+        keep_stop: Whether the answer includes the stop string, or the token that ended it.
+        skip_special: Whether the answer has no special tokens. A stop string that is kept is kept whole.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class SequenceAssembler:
         is_end = token_id in self._eos_token_ids
         hidden = (is_end and not self._keep_stop) or (form.special and self._skip_special)
         if hidden:
-            # it may stand between two parts of a character, which is whole without it
+            # it may come between two parts of a character, which is whole without it
             piece, start = form.text, self._detokenizer.num_chars
         else:
             piece, start = self._detokenizer.push(token_id)
@@ -151,7 +151,7 @@ class SequenceAssembler:
         if logprob is not None:
             self._logprobs.append(logprob)
         if is_end:
-            # It is the reason of the end and no text: the text before it is no stop string's beginning.
+            # It is the reason of the end and no text, so the text before it begins no stop string.
             text = self._stop_finder.finish() + ("" if hidden else piece)
         else:
             text = self._stop_finder.push(piece, hidden)
@@ -208,11 +208,11 @@ def _finite(logprob: float | None) -> float | None:
 
 
 class Generation:
-    """All sequences of one call.
+    """All sequences of a call.
 
     Args:
         requests: What the engine was asked, in the answer's order.
-        assemblers: One for each request.
+        assemblers: An assembler for each request.
     """
 
     def __init__(
@@ -256,7 +256,7 @@ class Generation:
         return Delta(index, text, token, assembler.stop_found, assembler.finish_reason)
 
     def cut(self, reason: str) -> list[Delta]:
-        """End every sequence that has not ended, keeping what it has; what that made final."""
+        """End every sequence that has not ended, keeping what it has; returns what became final."""
         deltas = []
         for index, assembler in enumerate(self._assemblers):
             if assembler.finish_reason is None:

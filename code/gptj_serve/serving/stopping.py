@@ -1,4 +1,4 @@
-"""Stop strings: found wherever token borders fall, and cut out of the answer."""
+"""Finds stop strings wherever token borders fall, and cuts them out of the answer."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 class StopFinder:
     """Looks for stop strings in text that comes in pieces.
 
-    The first stop string to be complete ends the text, at the character where it begins (of
-    several that are complete at the same character, the longest counts). What pieces the text
-    comes in makes no difference. Text can be hidden: it is looked at, and is no part of what comes out.
+    The first stop string to be complete ends the text at the character where it begins; of several that are
+    complete at the same character, the longest counts. It makes no difference in which pieces the text comes.
+    Hidden text is looked at, but is not a part of what comes out.
 
     Args:
         stops: The strings to look for, none of them empty.
-        keep_stop: What comes out ends after the stop string, hidden parts of it included, not before it.
+        keep_stop: Whether what comes out includes the stop string, with hidden parts of it.
     """
 
     def __init__(self, stops: Sequence[str], keep_stop: bool = False) -> None:
@@ -27,7 +27,7 @@ class StopFinder:
         """Take the next piece.
 
         Returns:
-            What can no longer belong to a stop string; nothing once one was found.
+            The text that can no longer belong to a stop string; empty once one was found.
         """
         if self.found:
             return ""
@@ -48,7 +48,7 @@ class StopFinder:
         return self._release(self._num_held - num_undecided)
 
     def finish(self) -> str:
-        """The end: what was held back is text, unless a stop was found; later text is not looked at."""
+        """End the text; returns what was held back, unless a stop was found. Later text is not looked at."""
         self._matchers = []
         return "" if self.found else self._release(self._num_held)
 
@@ -67,7 +67,7 @@ class StopFinder:
 
 
 class _Matcher:
-    """Knuth-Morris-Pratt for one string: constant amortised time a character."""
+    """Knuth-Morris-Pratt for one string, with constant amortised time a character."""
 
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern

@@ -1,4 +1,4 @@
-"""Text to token ids and back, for byte-level BPE tokenizers as GPT-J's."""
+"""Turns text into token ids and back, for byte-level BPE tokenizers such as GPT-J's."""
 
 import codecs
 import functools
@@ -17,13 +17,13 @@ MAX_CACHED_WORDS = 2048
 
 
 class TokenForm(NamedTuple):
-    """One token as text.
+    """A token as text.
 
     Attributes:
-        data: The bytes that it stands for: none for ids that the tokenizer does not know.
-        text: Those bytes alone as text; U+FFFD stands for bytes that are only part of a character.
-        is_whole: They are characters by themselves, wherever no character has begun before them.
-        special: It is a mark (such as the end of text) and not text.
+        data: The bytes that it stands for; empty for ids that the tokenizer does not know.
+        text: Those bytes as text; U+FFFD stands for bytes that are only a part of a character.
+        is_whole: Whether they are whole characters, if no character has begun before them.
+        special: Whether it is a mark (such as the end of text) and not text.
     """
 
     data: bytes
@@ -38,7 +38,7 @@ class Tokenizer:
     Args:
         backend: A byte-level BPE tokenizer.
         eos_token_id: The token that it names as the end of a text, if it does.
-        splits_special_tokens: A special token's text in a prompt is text like any other.
+        splits_special_tokens: Whether a special token's text in a prompt is text like any other.
 
     Raises:
         StartupError: Tokens are not spelled in bytes, so text could not be put together from them.
@@ -65,7 +65,7 @@ class Tokenizer:
             max(map(len, vocab), default=1),
             max((len(token.content.encode()) for token in added.values()), default=1),
         )
-        # what a text loses on its way to tokens makes fewer of them
+        # a text that loses characters on its way to tokens has fewer of them
         self._may_shorten = (
             backend.normalizer is not None
             or any(token.lstrip or token.rstrip for token in added.values())
@@ -84,19 +84,19 @@ class Tokenizer:
     def load(model_dir: Path) -> "Tokenizer":
         """Load a model directory's tokenizer, as Transformers' ``AutoTokenizer`` would.
 
-        Takes seconds where Transformers itself has to be asked (`gptj_serve.serving.tokenizing`).
+        It takes seconds if Transformers itself has to be asked (`gptj_serve.serving.tokenizing`).
 
         Raises:
-            StartupError: Files are missing or cannot be read; says which and why.
+            StartupError: Files are missing or cannot be read; the message says which and why.
         """
         return Tokenizer.of(prepare(model_dir))
 
     @staticmethod
     def of(prepared: PreparedTokenizer) -> "Tokenizer":
-        """The tokenizer that a directory's files were made.
+        """The tokenizer that was made from a directory's files.
 
         Raises:
-            StartupError: It is none that we can read text with.
+            StartupError: It is none that can be used here.
         """
         return Tokenizer(
             tokenizers.Tokenizer.from_str(prepared.definition),
@@ -109,7 +109,7 @@ class Tokenizer:
 
         Args:
             text: A prompt.
-            add_special_tokens: With what the tokenizer adds to prompts: as a rule nothing, or a first token.
+            add_special_tokens: Include what the tokenizer adds to prompts: usually nothing, or a first token.
         """
         # `encode` would also compute offsets, which nobody reads
         (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
@@ -119,7 +119,7 @@ class Tokenizer:
         """The last of the ids that `encode` gives, at least ``num_tokens`` if it has as many.
 
         Raises:
-            ValueError: As `PromptTail.encode`.
+            ValueError: See `PromptTail.encode`.
         """
         return self._tails[add_special_tokens].encode(text, num_tokens)
 
@@ -138,7 +138,7 @@ class Tokenizer:
         return token_id in self._special_ids
 
     def form(self, token_id: int) -> TokenForm:
-        """One token as text; made once for each."""
+        """The text of a token, which is made once for each."""
         known = self._forms.get(token_id)
         if known is None:
             data = self._spelling.to_bytes(token_id)
@@ -157,10 +157,10 @@ class Tokenizer:
 
 
 class Detokenizer:
-    """Turns the tokens of one sequence into text, one by one, in constant time each.
+    """Turns the tokens of a sequence into text one by one, each in constant time.
 
-    The pieces joined are what decoding all ids at once gives, less an incomplete character at the
-    end: it is held back until the rest of it comes.
+    The joined pieces are what decoding all ids at once gives, without an incomplete character at the end,
+    which is held back until the rest of it comes.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -180,7 +180,7 @@ class Detokenizer:
         data, text, is_whole, _ = self._tokenizer.form(token_id)
         if self._is_inside_a_character and data:
             text = self._decode(data[:1])
-            # more than the one character: the token did not go on with it
+            # it is more than one character, so the token did not continue it
             start += len(text) if self._is_inside_a_character else len(text) - 1
             text += self._decode(data[1:])
         elif not is_whole:
@@ -189,7 +189,7 @@ class Detokenizer:
         return text, start
 
     def finish(self) -> str:
-        """No more tokens come: the text of bytes that were held back, unless they are part of a character."""
+        """End the text; returns that of bytes that were held back, unless they are a part of a character."""
         text = self._utf8.decode(b"", final=True).rstrip(BROKEN)
         self.num_chars += len(text)
         return text
@@ -201,7 +201,7 @@ class Detokenizer:
 
 
 def _bound_cache(backend: tokenizers.Tokenizer) -> None:
-    """Else the library remembers 10000 words of up to 256 characters: 80 MB, if clients want it so."""
+    """Bound the library's cache: by default it keeps 10000 words of up to 256 characters, up to 80 MB."""
     resize = getattr(backend.model, "_resize_cache", None)
     if resize is not None:
         resize(MAX_CACHED_WORDS)

@@ -1,4 +1,4 @@
-"""The endpoints that generate text: one ASGI application for each way a body may be read."""
+"""The endpoints that generate text: an ASGI application for each way in which a body may be read."""
 
 import asyncio
 import hmac
@@ -55,7 +55,7 @@ class Shared:
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and how far it has come; its time counts from the end of its head."""
+    """A request and how far it has come; its time counts from the end of its head."""
 
     headers: Headers
     request_id: str
@@ -93,9 +93,9 @@ class InFlight:
         exchange: The request that asked for it.
         call: What it asks for.
         generation: Its answers so far.
-        events: What the engine says of it.
+        events: What the engine says about it.
         first_token_s: When its first token came, in seconds since it arrived.
-        failure: What is told once all that came before it has been told.
+        failure: The error that is sent once everything that came before it was sent.
     """
 
     exchange: Exchange
@@ -115,9 +115,9 @@ class Generate:
     """An endpoint.
 
     Args:
-        shared: What it works with.
+        shared: What all endpoints work with.
         read: Reads a body in the endpoint's schemas.
-        errors: The schema of errors before a body has been read; None: what the body looks like.
+        errors: The schema of errors before a body has been read; None takes the one that the body looks like.
     """
 
     def __init__(self, shared: Shared, read: Read, errors: Schema | None = None) -> None:
@@ -126,7 +126,7 @@ class Generate:
         self._errors = errors
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
-        """Answer one request; nothing is raised but what the server itself has to see."""
+        """Answer a request; only what the server itself has to see is raised."""
         headers = http_headers.read(scope["headers"])
         writer = scope.get("extensions", {}).get(BodyWriter.NAME, {}).get("writer")
         exchange = Exchange(
@@ -173,11 +173,11 @@ class Generate:
         stream = call.ask.stream
         limit_s = shared.settings.stream_timeout_s if stream else shared.settings.request_timeout_s
         limit_s = http_headers.timeout_s(exchange.headers, limit_s)
-        # not before the schema has had its say: some answers cannot be streamed
+        # not before the schema has decided, as some answers cannot be streamed
         renderer = schemas.of(call.ask.schema).stream(call, exchange.request_id) if stream else None
         shared.admission.enter(call.num_sequences, time.monotonic())
         try:
-            # ids of the engine must be unique, and clients choose theirs
+            # the engine's ids must be unique, and clients choose theirs
             generation = shared.service.start(call, f"{exchange.request_id}#{id(exchange)}", limit_s)
             with shared.link.submit(generation.requests) as events:
                 watch.break_off(events)
@@ -217,7 +217,7 @@ class Generate:
             self._shared.metrics.stream_closed()
 
     def _collect(self, flight: InFlight, events: list[Event]) -> bool:
-        """Take events of a whole answer: nobody has to know before its end."""
+        """Take events of a whole answer, of which nobody has to know before its end."""
         self._push(flight, events)
         if flight.is_over:
             flight.events.wake()
@@ -245,7 +245,7 @@ class Generate:
             return flight.generation.cut(DEADLINE)
 
     def _push(self, flight: InFlight, events: list[Event]) -> list[Delta]:
-        """What a list of events added. A failure is kept: what came before it is told first."""
+        """What a list of events added. A failure is kept until what came before it is sent."""
         if flight.first_token_s is None and any(isinstance(event, TokenEvent) for event in events):
             flight.first_token_s = self._shared.service.now_s(flight.call)
         deltas: list[Delta] = []
@@ -300,7 +300,7 @@ class Generate:
             await exchange.send_body(b"")
 
     def _schema(self, exchange: Exchange) -> Schema:
-        """That of an error's answer."""
+        """The schema of an error's answer."""
         if self._errors is not None:
             return self._errors
         encoding = exchange.headers.get("content-encoding")
@@ -318,7 +318,7 @@ class Generate:
 
 
 async def rendered(service: Service, call: Call, result: Result) -> tuple[bytes, str]:
-    """`Service.render`, beside the event loop where it takes long enough to hold up every stream."""
+    """Call `Service.render`, beside the event loop if it takes long enough to hold up all streams."""
     num_told = sum(len(answer.tokens) for answer in result.answers)
     if num_told * (1 + call.parameters.num_top_logprobs) > LARGE_ANSWER_TOKENS:
         return await asyncio.to_thread(service.render, call, result)
@@ -326,7 +326,7 @@ async def rendered(service: Service, call: Call, result: Result) -> tuple[bytes,
 
 
 class _Watch:
-    """While it is entered, a client that hangs up breaks off what is done for it."""
+    """Breaks off what is done for a client that hangs up, while this is entered."""
 
     def __init__(self, receive: Any) -> None:
         self._receive = receive
@@ -340,7 +340,7 @@ class _Watch:
         self._task.cancel()
 
     async def race(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of some work, which is cancelled when the client goes. Raises `ClientGone` then."""
+        """The result of some work, which is cancelled when the client goes; raises `ClientGone` then."""
         task = asyncio.get_running_loop().create_task(work)
         try:
             await asyncio.wait((task, self._task), return_when=asyncio.FIRST_COMPLETED)
@@ -351,7 +351,7 @@ class _Watch:
             task.cancel()
 
     def break_off(self, events: CallEvents) -> None:
-        """From now on, a client's end breaks these off."""
+        """Let a client's end break off these events from now on."""
         self._events = events
         if self._task.done():
             events.break_off(ClientGone())

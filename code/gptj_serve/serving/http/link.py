@@ -1,4 +1,4 @@
-"""The front's side of the engine's socket for a front that has a loop: many calls on one connection."""
+"""The front's side of the engine's socket for a front with an event loop: many calls share a connection."""
 
 import asyncio
 import contextlib
@@ -13,11 +13,11 @@ from gptj_serve.serving.client import give_up_after_s
 
 
 class EngineLink:
-    """One connection to the engine; made by `connect`.
+    """A connection to the engine, made by `connect`.
 
     Attributes:
         info: What runs in the engine.
-        stats: What the engine last said of itself.
+        stats: What the engine last said about itself.
     """
 
     def __init__(self, info: ModelInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -33,7 +33,7 @@ class EngineLink:
 
     @staticmethod
     async def connect(socket_path: Path) -> "EngineLink":
-        """Connect to the engine's socket. Raises OSError or EOFError."""
+        """Connect to the engine's socket; raises OSError or EOFError."""
         reader, writer = await asyncio.open_unix_connection(str(socket_path), limit=wire.MAX_LINE_BYTES)
         info = wire.read_hello(await reader.readuntil(b"\n"))
         return EngineLink(info, reader, writer)
@@ -67,7 +67,7 @@ class EngineLink:
         return None
 
     def submit(self, requests: Sequence[GenerationRequest]) -> "CallEvents":
-        """Send a call's sequences. Raises `Unavailable`."""
+        """Send a call's sequences; raises `Unavailable`."""
         if not self._is_open:
             raise Unavailable("the engine is gone")
         call = CallEvents(self, requests)
@@ -77,7 +77,7 @@ class EngineLink:
         return call
 
     def abort(self, request_id: str) -> None:
-        """Cancel one sequence; its end is not reported."""
+        """Cancel a sequence, whose end is not reported."""
         if self._calls.pop(request_id, None) is not None and self._is_open:
             self._writer.write(wire.abort(request_id))
 
@@ -108,7 +108,7 @@ class EngineLink:
     def _dispatch(self, message: wire.Events) -> None:
         events: dict[CallEvents, list[Event]] = {}
         for token in message.tokens:
-            # else it was aborted
+            # otherwise it was aborted
             if (call := self._calls.get(token.request_id)) is not None:
                 events.setdefault(call, []).append(token)
         for end in message.ends:
@@ -119,7 +119,7 @@ class EngineLink:
 
 
 class CallEvents:
-    """The events of one call, as they come. A context manager: leaving it cancels what still runs.
+    """The events of a call as they come. Leaving it as a context manager cancels what still runs.
 
     Attributes:
         take: Asked first, while somebody waits in `next`: it takes events at once, so that no task is woken
@@ -185,16 +185,16 @@ class CallEvents:
         self.wake()
 
     def wake(self) -> None:
-        """Let `next` return."""
+        """Make `next` return."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def break_off(self, error: BaseException) -> None:
-        """Let `next` raise once the events that came before have been taken."""
+        """Make `next` raise once the events that came before have been taken."""
         if self._error is None:
             self._error = error
         self.wake()
 
 
 class ClientGone(Exception):
-    """The client has closed its connection: nobody waits for the answer."""
+    """The client has closed its connection, so nobody waits for the answer."""

@@ -1,4 +1,4 @@
-"""uvicorn's connection, with limits on what comes before a request exists, and on clients that are slow."""
+"""uvicorn's connection with limits on what comes before a request exists, and on slow clients."""
 
 import asyncio
 import socket
@@ -15,26 +15,26 @@ from gptj_serve.serving.http.places import Places, most_connections
 MAX_CONNECTIONS = 1024
 HEADER_TIMEOUT_S = 10.0
 MAX_HEADER_BYTES = 32 * 1024
-"""Of a head, and of trailers or anything else in a body that is no part of its content."""
+"""The largest head, and the most bytes of trailers or anything else in a body that is not its content."""
 BODY_TIMEOUT_S = 15.0
-"""From the head to the end of the body, whoever reads it; more than a path that reads one waits itself."""
+"""How many seconds a body has from the end of its head; paths that read bodies wait less themselves."""
 MAX_LENGTH_DIGITS = 20
 MAX_WAITING_BYTES = 64 * 1024
-"""What is read of requests that come before the one before them has been answered."""
+"""How many bytes are read of requests that come before the previous one has been answered."""
 
 SEND_TIMEOUT_S = 30.0
 MIN_SENT_BYTES = 16 * 1024
-"""A client that takes less than this of what waits for it, within the timeout, loses its connection."""
+"""A client that takes less than this of what waits for it within the timeout loses its connection."""
 SOCKET_BUFFER_BYTES = 128 * 1024
-"""What the kernel is asked to buffer for a connection; Linux takes twice as much."""
+"""How much the kernel is asked to buffer for a connection; Linux takes twice as much."""
 
 PARSE_BYTES = 32 * 1024
-"""What is parsed of a connection before others have their turn: chunks of a byte take long."""
+"""How much of a connection is parsed before others have their turn, as chunks of a byte take long."""
 
 LOOK_S = 0.1
-"""How often to ask the kernel about a client from which nothing is read any more."""
+"""Seconds between looks at a client from which nothing is read any more."""
 TCP_CLOSE, TCP_CLOSE_WAIT = 7, 8
-"""Of Linux: the connection was reset; the client will send no more."""
+"""States of connections in Linux: it was reset; the client will send no more."""
 
 _END = b"\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -48,8 +48,8 @@ class LimitedProtocol(HttpToolsProtocol):
     not take what waits for it. A stream waits as soon as uvicorn's 64 KiB are full. When all places are
     taken, the connection that has waited the longest for a request is closed for a new one.
 
-    One request at a time reaches the parser, up to its last byte: what comes behind it stays unparsed until
-    it is answered. So a client that goes away is seen to go, whatever it has sent.
+    One request at a time reaches the parser, up to its last byte; what comes after it stays unparsed until it
+    is answered. So it is noticed when a client goes away, whatever it has sent.
     """
 
     flow: "_Flow"
@@ -84,7 +84,7 @@ class LimitedProtocol(HttpToolsProtocol):
         _places.leaves(self)
         self._stop_read_timer()
         self._stop_send_timer()
-        self._is_refused = True  # nothing of it is parsed any more
+        self._is_refused = True  # nothing of this connection is parsed any more
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -95,7 +95,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._parse()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio lets it say that the rest stays open
-        """The client sends no more. It may have gone, or wait for the answer to what it has sent."""
+        """The client sends no more: it may have gone, or wait for the answer to what it has sent."""
         self._is_half_closed = self._is_answering()
         if self._is_half_closed:
             self._look_for_client()
@@ -117,14 +117,14 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer, which means nothing here."""
+        """A header, or a trailer, which has no meaning here."""
         if self._reads_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """A request's head is here."""
         if self.parser.should_upgrade():
-            return  # it comes again, without the offer
+            return  # the head comes again without the offer
         self._reads_head, self._num_other_bytes = False, 0
         self._stop_read_timer()
         lengths = [value for name, value in self.headers if name == b"content-length"]
@@ -172,12 +172,12 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Nothing was asked since an answer, or something begins to be or is: that has its own limits."""
+        """Close the connection if nothing was asked since an answer; begun requests have other limits."""
         if self._read_timer is None and not self._is_answering():
             super().timeout_keep_alive_handler()
 
     def give_up_place(self) -> None:
-        """Close a connection that waits, for another one."""
+        """Close a connection that waits, to make room for another."""
         is_read_from = self.cycle is not None and not self.cycle.response_complete
         if is_read_from or self.transport.get_write_buffer_size() > 0:
             self.transport.abort()
@@ -231,12 +231,12 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse_long_head()
 
     def _take_piece(self, max_bytes: int) -> bytes:
-        """What has come, at most to where a request may end: the parser gets nothing of the next one."""
+        """What has come, but at most up to where a request may end: the parser gets nothing of the next."""
         if self._num_body_left:
             length = min(self._num_body_left, len(self._input), max_bytes)
             self._num_body_left -= length
             is_end = True
-        else:  # heads, and bodies in chunks, end with an empty line; its beginning may have come before
+        else:  # heads and chunked bodies end with an empty line, whose beginning may have come before
             seam = (self._tail + self._input[:3]).find(_END)
             end = seam - len(self._tail) if seam >= 0 else self._input.find(_END)
             is_end = seam >= 0 or end >= 0
@@ -261,10 +261,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self.parser.feed_data(b"\r\n".join(lines) + _END)
 
     def _look_for_client(self) -> None:
-        """Ask the kernel whether a client that is not read from any more is still there, until its answer.
+        """Ask the kernel until the answer whether a client from which nothing is read is still there.
 
-        Who has closed one half of the connection and who has closed all of it look alike until something is
-        sent: an interim answer is what a client has to pass over, and what is reset where nobody is left.
+        A client that has closed half of the connection and one that has closed all of it look alike until
+        something is sent. Clients have to ignore an interim answer, and where nobody is left, it resets the
+        connection.
         """
         if self._look_timer is not None:
             self._look_timer.cancel()
@@ -287,7 +288,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._read_timer = self.loop.call_later(HEADER_TIMEOUT_S, self._refuse, 408, "timeout", message)
 
     def _give_up_body(self) -> None:
-        """The rest of a body that nobody waits for any more, or that its reader has not given up itself."""
+        """Give up the rest of a body that nobody waits for any more, or that its reader has not given up."""
         if self.cycle.response_complete:
             self.transport.close()
             self._start_send_timer()
@@ -300,7 +301,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._read_timer = None
 
     def _start_send_timer(self) -> None:
-        """Look after a while whether the client has taken enough of what waits for it now."""
+        """Check after a while whether the client has taken enough of what waits for it now."""
         self._stop_send_timer()
         self._num_unsent_bytes = self.transport.get_write_buffer_size()
         if self._num_unsent_bytes > 0:
@@ -341,7 +342,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 class BodyWriter:
-    """An extension of ASGI: writes parts of an answer's body without a task, which `send` would need.
+    """An extension of ASGI that writes parts of an answer's body without the task that `send` would need.
 
     Args:
         cycle: The answer.
@@ -353,18 +354,18 @@ class BodyWriter:
         self._cycle = cycle
 
     def is_ready(self) -> bool:
-        """Whether a part can be written now: its head was, as for a body in chunks, and the client reads."""
+        """Whether a part can be written now: the head of a chunked answer was, and the client reads."""
         cycle = self._cycle
         return bool(cycle.chunked_encoding and not cycle.response_complete and not cycle.flow.write_paused)
 
     def write(self, part: bytes) -> None:
-        """Write a part, if the client is still there. There is more to come."""
+        """Write a part if the client is still there; more parts follow."""
         if part and not self._cycle.disconnected:
             self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
 
 
 class _OldCycle(RequestResponseCycle):
-    """An answer to an HTTP/1.0 client, which knows no chunks: one of unknown length ends the connection."""
+    """An answer to an HTTP/1.0 client, which knows no chunks: an unknown length ends the connection."""
 
     _is_open_ended = False
 
@@ -380,10 +381,10 @@ class _OldCycle(RequestResponseCycle):
 
 
 class _Flow(FlowControl):
-    """Whether a connection is read: not while its requests wait, whatever uvicorn says.
+    """Decides whether a connection is read, which it is not while its requests wait, whatever uvicorn says.
 
     Attributes:
-        is_full: So much waits that no more is read.
+        is_full: Whether so much waits that no more is read.
     """
 
     is_full = False

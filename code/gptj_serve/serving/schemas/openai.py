@@ -84,7 +84,7 @@ _BIASES = {
 _STREAM_OPTIONS: Mapping[str, Check] = {
     "include_usage": boolean,
     "include_obfuscation": only(False),
-    # vLLM's, and what measures servers asks for it
+    # this is vLLM's, and load generators ask for it
     "continuous_usage_stats": boolean,
 }
 
@@ -100,7 +100,7 @@ SHARED: Mapping[str, Check] = {
     "frequency_penalty": number(-2, 2),
     "logit_bias": Check(_logit_bias, _BIASES),
     **openai_fields.NO_EFFECT,
-    # not OpenAI's, but common among servers that speak its schema
+    # these are not OpenAI's, but common among servers that speak its schema
     "min_tokens": COMMON["min_new_tokens"],
     "ignore_eos": boolean,
     "add_special_tokens": boolean,
@@ -162,11 +162,11 @@ def read(document: Any) -> Ask:
 
 
 def to_parameters(fields: Mapping[str, Any], **own: Any) -> Parameters:
-    """What the checked fields of completions or chat ask for.
+    """The parameters that the checked fields of completions or chat ask for.
 
     Args:
-        fields: Those of `SHARED`, and others, which are ignored.
-        own: What the schema makes of its other fields.
+        fields: The fields of `SHARED`, and others, which are ignored.
+        own: The parameters that the schema makes of its other fields.
 
     Raises:
         BadRequest: Fields contradict each other.
@@ -196,7 +196,7 @@ class Completions(Schema):
     """OpenAI's completions.
 
     Attributes:
-        id_prefix: How the ids of answers begin.
+        id_prefix: The beginning of answers' ids.
         whole: An answer's ``object``.
         chunk: The ``object`` of a stream's chunks.
     """
@@ -240,7 +240,7 @@ class Completions(Schema):
         }
 
     def head(self, call: Call, request_id: str, kind: str) -> dict[str, Any]:
-        """What an answer and each chunk of a stream begin with; ``kind`` is their ``object``."""
+        """The fields with which an answer and each chunk of a stream begin; ``kind`` is their ``object``."""
         call_id = f"{self.id_prefix}-{request_id}"
         return {"id": call_id, "object": kind, "created": int(time.time()), "model": call.model}
 
@@ -259,13 +259,13 @@ class Completions(Schema):
     def chunk_choices(
         self, call: Call, delta: Delta, is_first: bool, logprobs: dict[str, Any] | None
     ) -> Iterator[dict[str, Any]]:
-        """The choices that tell of an event, each in a chunk of its own.
+        """The choices for an event, each in a chunk of its own.
 
         Args:
             call: What was asked.
             delta: What the event added.
-            is_first: It is the first one of its sequence.
-            logprobs: Of the tokens whose text became final with it.
+            is_first: Whether it is the first event of its sequence.
+            logprobs: Log-probabilities of the tokens whose text became final with it.
         """
         if is_first and call.parameters.return_full_text:
             yield choice(delta.index, self.piece(_echo(call, delta.index)))
@@ -274,7 +274,7 @@ class Completions(Schema):
 
 
 def finish_reason(reason: str | None) -> str | None:
-    """OpenAI's word for the end of a sequence: it tells no end of text from a stop string."""
+    """OpenAI's word for the end of a sequence, which is the same for an end of text and a stop string."""
     return "stop" if reason in ("eos_token", "stop_sequence") else reason
 
 
@@ -299,7 +299,7 @@ def usage(call: Call, answers: Sequence[Answer], num_generated: int | None = Non
 class SequenceState:
     """How far one sequence of a stream has come.
 
-    A token is kept until its text is final, so that no token of a stop string is ever told.
+    A token is kept until its text is final, so that no token of a stop string is ever sent.
     """
 
     def __init__(self) -> None:
@@ -308,7 +308,7 @@ class SequenceState:
         self._waiting: deque[Token] = deque()
 
     def push(self, delta: Delta) -> list[Token]:
-        """The tokens to tell with this event: those whose text became final, if it has a chunk at all."""
+        """The tokens to send with this event: those whose text became final, if it has a chunk at all."""
         if delta.token is not None:
             self._waiting.append(delta.token)
         self._num_chars += len(delta.text)
@@ -325,7 +325,7 @@ class ChunkStream:
     Args:
         schema: Makes the choices.
         call: What was asked.
-        request_id: The call's.
+        request_id: The call's id.
     """
 
     def __init__(self, schema: Completions, call: Call, request_id: str) -> None:
@@ -368,7 +368,7 @@ class ChunkStream:
         return self._chunk([choice(index, self._schema.piece(text))])
 
     def _chunk(self, choices: list[dict[str, Any]], counts: dict[str, int] | None = None) -> bytes:
-        # the client that asked for the counts finds the field in every chunk
+        # a client that asked for the counts finds the field in every chunk
         last = {"usage": counts} if self._call.parameters.include_usage else {}
         return server_sent_event({**self._head, "choices": choices, **last})
 
@@ -394,7 +394,7 @@ def _best_of(fields: Mapping[str, Any]) -> int | None:
 
 
 def _read_prompts(value: Any) -> tuple[tuple[str | tuple[int, ...], ...], bool]:
-    """The prompts, and whether they were a list: token ids alone are one prompt."""
+    """The prompts, and whether they were a list; a list of token ids is one prompt."""
     if value is None:
         raise BadRequest("prompt: is missing; must be a string, a list of strings, or token ids")
     if isinstance(value, list) and value and type(value[0]) is not int:

@@ -1,4 +1,4 @@
-"""What a schema is: how answers, their streams and errors look to the clients that speak it."""
+"""What a schema is: how answers, streams and errors look to the clients that speak it."""
 
 import json
 from abc import ABC, abstractmethod
@@ -10,16 +10,16 @@ from gptj_serve.serving.call import Call
 from gptj_serve.serving.generation import Answer, Delta
 
 encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-"""What `json.dumps` does with these options, without making an encoder for each event. No space is sent."""
+"""Encodes as `json.dumps` does with these options, without an encoder for each event and without spaces."""
 
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 
 
 class StreamRenderer(Protocol):
-    """Renders one call's answer piece by piece. No I/O; the pieces joined are the body of the response."""
+    """Renders a call's answer piece by piece, without I/O; the joined pieces are the body of the response."""
 
     def delta(self, delta: Delta) -> bytes:
-        """Events for what one token or end added; may be empty."""
+        """Events for what a token or an end added; may be empty."""
         ...
 
     def end(self, answers: tuple[Answer, ...]) -> bytes:
@@ -28,12 +28,12 @@ class StreamRenderer(Protocol):
 
 
 def server_sent_event(document: Any) -> bytes:
-    """One server-sent event that carries JSON."""
+    """A server-sent event that carries JSON."""
     return b"data: " + encode(document).encode() + b"\n\n"
 
 
 class EventTemplate:
-    """Events that differ in one string alone: all but that string is rendered once.
+    """Events that only differ in one string; everything else is rendered once.
 
     Args:
         render: Makes the event that has a given string, in one place.
@@ -50,10 +50,10 @@ class EventTemplate:
 
 
 class Schema(ABC):
-    """One schema. Bodies are read by functions of its module: their shape, or the path, says which it is.
+    """A schema. Functions of its module read bodies, whose shape or path shows which schema they have.
 
     Attributes:
-        name: What `Ask.schema`, logs and metrics call it.
+        name: The schema's name in `Ask.schema`, logs and metrics.
     """
 
     name: ClassVar[str]
@@ -66,13 +66,13 @@ class Schema(ABC):
 
         Args:
             call: What was asked.
-            answers: Those that the client gets, all of the first prompt first.
-            request_id: The call's.
-            num_generated: Tokens of all candidates; None if there were none but the answers.
+            answers: The answers for the client, all of the first prompt first.
+            request_id: The call's id.
+            num_generated: How many tokens all candidates have; None if there were only the answers.
         """
 
     def stream(self, call: Call, request_id: str) -> StreamRenderer:
-        """What renders the answer piece by piece.
+        """The renderer of the answer piece by piece.
 
         Raises:
             BadRequest: The schema has no streams.

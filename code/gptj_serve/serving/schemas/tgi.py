@@ -24,12 +24,12 @@ from gptj_serve.serving.schemas.field_checks import (
 from gptj_serve.serving.schemas.schema import Schema, encode, server_sent_event
 
 MAX_TOP_TOKENS = 5
-"""TGI's own default for its limit."""
+"""The default of TGI's own limit."""
 
 _CHECKS = {
     **COMMON,
     "frequency_penalty": number(-2, 2),
-    # TGI's clients send these even where they change nothing
+    # TGI's clients send these even if they change nothing
     "best_of": integer(1, MAX_TOKENS),
     "decoder_input_details": only(False),
     "grammar": only(None),
@@ -43,7 +43,7 @@ PROMPTS = checked_elsewhere({"anyOf": [_PROMPT, {"type": "array", "items": _PROM
 """The check of what `read_prompts` reads."""
 
 _OPTIONS = {"use_cache": boolean, "wait_for_model": boolean, "use_gpu": boolean}
-"""Of Hugging Face's hosted API; none of them changes an answer here."""
+"""Options of Hugging Face's hosted API, none of which changes an answer here."""
 
 _FIELDS = {
     "inputs": PROMPTS,
@@ -59,7 +59,7 @@ GENERATE_REQUEST = object_schema({**_FIELDS, "inputs": checked_elsewhere(_PROMPT
 """The JSON Schema of the bodies that `read_generate` reads."""
 
 _SAMPLES_UNLESS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "typical_p": 1.0, "min_p": 0.0}
-"""What asks for sampling unless it has the value that changes nothing: TGI's rule, which has no ``min_p``."""
+"""Fields that ask for sampling unless they have these values, as in TGI, which has no ``min_p``."""
 
 
 def read(document: dict[str, Any]) -> Ask:
@@ -86,7 +86,7 @@ def read(document: dict[str, Any]) -> Ask:
         parameters_field="parameters",
         parameters=replace(
             to_parameters(parameters),
-            logprobs=stream,  # its tokens always have theirs
+            logprobs=stream,  # its tokens always have log-probabilities
             num_top_logprobs=parameters.get("top_n_tokens", 0) if tells_tokens else 0,
         ),
         stream=stream,
@@ -95,7 +95,7 @@ def read(document: dict[str, Any]) -> Ask:
 
 
 def read_generate(document: dict[str, Any], stream: bool) -> Ask:
-    """Read a body of TGI's ``/generate`` or ``/generate_stream``: one prompt, one answer, in no list.
+    """Read a body of TGI's ``/generate`` or ``/generate_stream``: one prompt, one answer, and no lists.
 
     Args:
         document: The body.
@@ -119,7 +119,7 @@ def read_generate(document: dict[str, Any], stream: bool) -> Ask:
 def _translate(fields: dict[str, Any]) -> dict[str, Any]:
     translated = {**fields, "do_sample": _samples(fields), "best_of": _best_of(fields)}
     if "max_new_tokens" in fields:
-        # as Transformers has it today; the guide's was older
+        # as in today's Transformers; the guide's version was older
         translated.pop("max_length", None)
     return translated
 
@@ -138,7 +138,7 @@ def _best_of(fields: dict[str, Any]) -> int | None:
 
 
 def read_prompts(value: Any, where: str) -> tuple[tuple[str, ...], bool]:
-    """One prompt or a list of them, and whether it was a list."""
+    """Read one prompt or a list of them, and whether it was a list."""
     if isinstance(value, str):
         return (value,), False
     if not isinstance(value, list):
@@ -152,7 +152,7 @@ def read_prompts(value: Any, where: str) -> tuple[tuple[str, ...], bool]:
 
 
 def grouped(call: Call, answers: Sequence[Answer]) -> list[list[dict[str, Any]]]:
-    """The answers' entries, one list a prompt."""
+    """The answers' entries, as a list for each prompt."""
     num_answers = call.parameters.num_return_sequences
     return [
         [_entry(call, prompt, answer) for answer in answers[index * num_answers : (index + 1) * num_answers]]
@@ -172,7 +172,7 @@ class Tgi(Schema):
         request_id: str,
         num_generated: int | None,
     ) -> Any:
-        """A list with one entry an answer; of a call that is bare, the one entry.
+        """A list with an entry for each answer; only the entry for a bare call.
 
         With several answers for each of a list's prompts, a list of lists.
         """
@@ -184,15 +184,15 @@ class Tgi(Schema):
         return [entry for group in groups for entry in group]
 
     def stream(self, call: Call, request_id: str) -> "TgiStream":
-        """An event a token."""
+        """The stream, which has an event for each token."""
         return TgiStream(call)
 
 
 class TgiStream:
-    """TGI's stream of the one sequence of a call; see `StreamRenderer`.
+    """TGI's stream of a call's only sequence; see `StreamRenderer`.
 
-    Every token has an event, and the last one the whole answer. A token's ``text`` is what became final
-    with it, so the texts joined are the answer, whatever stop strings and split characters held back.
+    Every token has an event, and the last event has the whole answer. A token's ``text`` is what became final
+    with it, so the joined texts are the answer, whatever stop strings and split characters held back.
     """
 
     def __init__(self, call: Call) -> None:
@@ -222,11 +222,11 @@ class TgiStream:
         return before + self._event(delta)
 
     def end(self, answers: tuple[Answer, ...]) -> bytes:
-        """Nothing: the sequence's last event told everything."""
+        """Nothing, as the sequence's last event told everything."""
         return b""
 
     def _is_last(self, delta: Delta) -> bool:
-        """Whether the end comes next. TGI's clients expect it in the last token's event, not after it."""
+        """Whether the end comes next, which TGI's clients expect in the last token's event."""
         if delta.token is None or delta.finish_reason is not None:
             return False
         is_full = self._num_tokens >= self._prompt.sampling.max_new_tokens
@@ -311,7 +311,7 @@ def _told(prompt: Prompt, answer: Answer) -> dict[str, Any]:
 
 
 def _finish_reason(reason: str) -> str:
-    """TGI's word for it; its clients know no other, and to them a deadline is one more limit."""
+    """TGI's word for the reason; its clients know no others, so a deadline is a limit of length to them."""
     return "length" if reason == DEADLINE else reason
 
 

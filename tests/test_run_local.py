@@ -20,6 +20,8 @@ from support.server import (
     IN_THE_MIDDLE,
     ROOT,
     START_TIMEOUT_S,
+    WITHOUT_MODEL,
+    WITHOUT_MODEL_DIR,
     Server,
     free_port,
     held_in_flight,
@@ -116,8 +118,9 @@ def shown_completion(server: Server) -> Server:
 @pytest.mark.parametrize("front", ["mms", "http"])
 def test_run_local_shows_a_completion(front: str) -> None:
     log_level = {"mms": "info", "http": "warning"}[front]
+    engine = {"mms": WITHOUT_MODEL, "http": {"GPTJ_ENGINE": "auto"}}[front]
     with contextlib.closing(
-        Server("gptj_serve.run_local", GPTJ_FRONT=front, GPTJ_LOG_LEVEL=log_level, GPTJ_ENGINE="auto")
+        Server("gptj_serve.run_local", GPTJ_FRONT=front, GPTJ_LOG_LEVEL=log_level, **engine)
     ) as server:
         shown_completion(server)
         url = f"http://127.0.0.1:{server.port}/"
@@ -136,7 +139,7 @@ def test_a_terminal_gets_the_completion_and_warnings_in_plain_words() -> None:
         open(terminal, errors="replace") as shown,
         subprocess.Popen(
             [sys.executable, "-m", "gptj_serve.run_local"],
-            env={**env, "GPTJ_PORT": str(free_port()), "GPTJ_ENGINE": "fused"},
+            env={**env, **WITHOUT_MODEL, "GPTJ_PORT": str(free_port()), "GPTJ_ENGINE": "fused"},
             stdout=subprocess.PIPE,
             stderr=its_end,
             text=True,
@@ -185,18 +188,19 @@ def test_java_is_installed_for_the_model_server_alone(
 def test_run_local_asks_when_the_fronts_workers_are_up(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import time\nimport inference\nfrom inference import *\n"
-        "def model_fn(model_dir):\n    time.sleep(10)\n    return inference.model_fn(model_dir)\n"
+        "def model_fn(model_dir):\n    time.sleep(5)\n    return inference.model_fn(model_dir)\n"
     )
-    env = {"GPTJ_FRONT": "mms", "PYTHONPATH": python_path(tmp_path), "SAGEMAKER_PROGRAM": "slow"}
+    env = {"GPTJ_FRONT": "mms", "SAGEMAKER_PROGRAM": "slow"}
+    env["PYTHONPATH"] = python_path(tmp_path, WITHOUT_MODEL_DIR)
     with contextlib.closing(Server("gptj_serve.run_local", **env)) as server:
         shown_completion(server)
     seconds = re.search(r"^ +\((.+) s\)$", server.log, re.MULTILINE)
     assert seconds
-    assert float(seconds[1]) < 8
+    assert float(seconds[1]) < 4
 
 
 def test_run_local_ends_with_ctrl_c() -> None:
-    with contextlib.closing(Server("gptj_serve.run_local", GPTJ_FRONT="http")) as server:
+    with contextlib.closing(Server("gptj_serve.run_local", **WITHOUT_MODEL, GPTJ_FRONT="http")) as server:
         shown_completion(server)
         everything = server.descendants()
         assert everything
@@ -212,7 +216,7 @@ def test_run_local_ends_with_ctrl_c() -> None:
 
 def test_a_terminal_that_is_gone_ends_it_no_sooner() -> None:
     """Nobody reads the log any more: what runs is finished none the less."""
-    with contextlib.closing(Server("gptj_serve.run_local", GPTJ_FRONT="http")) as server:
+    with contextlib.closing(Server("gptj_serve.run_local", **WITHOUT_MODEL, GPTJ_FRONT="http")) as server:
         shown_completion(server)
         server.stop_reading()
         with in_flight(server, **IN_THE_MIDDLE) as request:
@@ -223,7 +227,7 @@ def test_a_terminal_that_is_gone_ends_it_no_sooner() -> None:
 
 def test_when_run_local_is_killed_serve_ends_in_order(tmp_path: Path) -> None:
     with contextlib.closing(
-        Server("gptj_serve.run_local", GPTJ_FRONT="http", TMPDIR=str(tmp_path))
+        Server("gptj_serve.run_local", **WITHOUT_MODEL, GPTJ_FRONT="http", TMPDIR=str(tmp_path))
     ) as server:
         server.wait_until_ready()
         everything = server.descendants()

@@ -23,6 +23,8 @@ from gptj_serve import demo
 from support.server import (
     ROOT,
     START_TIMEOUT_S,
+    WITHOUT_MODEL,
+    WITHOUT_MODEL_DIR,
     Server,
     free_port,
     nothing_left,
@@ -35,7 +37,8 @@ from support.server import (
 
 @pytest.mark.parametrize("front", ["mms", "http"])
 def test_ping_answers_only_when_the_engine_is_ready(tmp_path: Path, front: str) -> None:
-    with contextlib.closing(Server(TMPDIR=str(tmp_path), GPTJ_FRONT=front)) as server:
+    engine = {"mms": {}, "http": WITHOUT_MODEL}[front]
+    with contextlib.closing(Server(TMPDIR=str(tmp_path), GPTJ_FRONT=front, **engine)) as server:
         until(lambda: _answers_ping(server), START_TIMEOUT_S)
         answered = datetime.now(timezone.utc)
         assert datetime.fromisoformat(server.wait_for("engine_ready")["time"]) <= answered
@@ -129,7 +132,7 @@ def test_a_nested_and_read_only_model_directory_with_old_files_is_served(tmp_pat
     for folder in (nested, nested.parent, tmp_path):
         folder.chmod(0o555)
     try:
-        with serving(GPTJ_MODEL_DIR=str(tmp_path), GPTJ_FRONT="http", GPTJ_ENGINE="fused") as server:
+        with serving(**WITHOUT_MODEL, GPTJ_MODEL_DIR=str(tmp_path), GPTJ_FRONT="http") as server:
             (answer,) = server.generate("In the beginning", max_new_tokens=9, details=True).json
             assert server.events("tokenizer_converted")
             assert server.processes_of("gptj_serve.serving.tokenizing.convert") == []
@@ -183,7 +186,7 @@ def test_a_broken_model_directory_is_said_and_nothing_starts(tmp_path: Path, har
     directory = tmp_path / "model"
     shutil.copytree(demo.MODEL_DIR, directory)
     harm(directory)
-    with contextlib.closing(Server(GPTJ_MODEL_DIR=str(directory))) as server:
+    with contextlib.closing(Server(**WITHOUT_MODEL, GPTJ_MODEL_DIR=str(directory))) as server:
         assert server.wait_for_exit(START_TIMEOUT_S) == 1
         (event,) = server.events("not_started")
     assert says in event["message"]
@@ -236,7 +239,8 @@ def _holds_back_sigterm(pid: int) -> bool:
 
 def test_a_front_whose_workers_cannot_start_is_not_ready(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("def model_fn(model_dir): raise RuntimeError('on purpose')")
-    with contextlib.closing(Server(PYTHONPATH=python_path(tmp_path), SAGEMAKER_PROGRAM="broken")) as server:
+    env = {"PYTHONPATH": python_path(tmp_path, WITHOUT_MODEL_DIR), "SAGEMAKER_PROGRAM": "broken"}
+    with contextlib.closing(Server(**env)) as server:
         assert server.wait_for_exit(START_TIMEOUT_S) == 1
         (event,) = server.events("not_started")
         assert event["message"] == "the front could not start: RuntimeError: on purpose"
@@ -244,6 +248,8 @@ def test_a_front_whose_workers_cannot_start_is_not_ready(tmp_path: Path) -> None
 
 FAIL = """
 import sys
+
+import engine_without_model
 
 if any(name in " ".join(sys.orig_argv) for name in ("gptj_serve.serving.http", "model_service_worker")):
     from gptj_serve import errors
@@ -268,7 +274,7 @@ def test_what_a_front_finds_itself_is_the_one_reason_of_the_start_that_failed(
     tmp_path: Path, front: str, error: str, reason: str
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(FAIL.format(error=error))
-    env = {"GPTJ_FRONT": front, "GPTJ_ENGINE": "fused", "PYTHONPATH": python_path(tmp_path)}
+    env = {"GPTJ_FRONT": front, "PYTHONPATH": python_path(tmp_path, WITHOUT_MODEL_DIR)}
     with contextlib.closing(Server(**env)) as server:
         assert server.wait_for_exit(START_TIMEOUT_S) == 1
         assert [event["message"] for event in server.events("not_started")] == [reason]
@@ -279,7 +285,8 @@ def test_what_a_front_finds_itself_is_the_one_reason_of_the_start_that_failed(
 
 
 def test_a_relative_model_directory_is_served() -> None:
-    with serving(GPTJ_MODEL_DIR=str(demo.MODEL_DIR.relative_to(ROOT)), GPTJ_FRONT="http") as server:
+    relative = str(demo.MODEL_DIR.relative_to(ROOT))
+    with serving(**WITHOUT_MODEL, GPTJ_MODEL_DIR=relative, GPTJ_FRONT="http") as server:
         assert server.generate("In the", max_new_tokens=3).status == 200
 
 

@@ -28,7 +28,7 @@ from gptj_serve.benchmark.report.statistics import level_tokens_per_s
 from gptj_serve.benchmark.results import ResultsFile, Run, read
 from gptj_serve.benchmark.run import command as run
 from gptj_serve.errors import StartupError
-from support.server import WAIT_TIMEOUT_S, least, until
+from support.server import WAIT_TIMEOUT_S, WITHOUT_MODEL, least, until
 
 TINY = ("--inputs", "5,9", "--outputs", "4,6", "--runs", "2", "--latency-cells", "5x4", "--latency-runs", "3")
 LEVELS = ("--throughput-cell", "5x4", "--concurrency", "1,2", "--requests-per-client", "2")
@@ -42,13 +42,21 @@ def counts(results: ResultsFile) -> Counter[str]:
     return Counter(one.load for one in results.runs if not one.is_first)
 
 
+@pytest.fixture(autouse=True)
+def _no_gpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes PyTorch to find that there is none; `spawned` has looked for one."""
+    monkeypatch.setattr(run, "measure_in_child", lambda: None)
+
+
 @pytest.fixture(scope="module")
 def spawned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of everything, of one engine."""
     out = tmp_path_factory.mktemp("spawned") / "r.json"
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     loads = "grid,latency,throughput,memory,load"
-    given = arguments(out, "--spawn", "hf", "--model", str(demo.MODEL_DIR), "--load", loads, "--starts", "1")
+    given = arguments(
+        out, "--spawn", "fused", "--model", str(demo.MODEL_DIR), "--load", loads, "--starts", "1"
+    )
     assert run.main(given) == 0
     assert {child.pid for child in psutil.Process().children(recursive=True)} == before
     return out
@@ -65,9 +73,9 @@ def test_everything_of_an_engine_that_is_started(spawned: Path) -> None:
         assert (one.ttft_s is not None) == (one.load != "grid")
         assert (one.ttft_s or 0.0) <= one.seconds  # the same if this process saw all of a stream at once
     assert any(one.ttft_s is not None and one.ttft_s < one.seconds for one in results.runs)
-    facts = results.head["targets"]["hf"]
-    assert (facts["engine"], facts["streams"]) == ("hf", True)
-    assert facts["weight_bytes"] > 4 * results.head["model"]["num_weights"]
+    facts = results.head["targets"]["fused"]
+    assert (facts["engine"], facts["streams"]) == ("fused", True)
+    assert facts["weight_bytes"] == 4 * results.head["model"]["num_weights"]
     (start,) = results.starts
     assert 0 < start["parts"]["load"] < start["seconds"]
     (memory,) = results.memory
@@ -76,7 +84,7 @@ def test_everything_of_an_engine_that_is_started(spawned: Path) -> None:
 
 def test_the_same_command_again_does_nothing(spawned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = read(spawned)
-    given = arguments(spawned, "--spawn", "hf", "--model", str(demo.MODEL_DIR), "--load", "grid,latency")
+    given = arguments(spawned, "--spawn", "fused", "--model", str(demo.MODEL_DIR), "--load", "grid,latency")
     assert run.main(given) == 0
     assert "starting" not in capsys.readouterr().err
     assert read(spawned).runs == before.runs
@@ -229,17 +237,20 @@ def test_nobody_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ("--spawn", "hf", "--model", str(demo.MODEL_DIR), "--set", "GPTJ_MAX_CONTEXT=1")
+    given = ("--spawn", "fused", "--model", str(demo.MODEL_DIR), "--set", "GPTJ_MAX_CONTEXT=0")
     assert run.main(arguments(tmp_path / "r.json", *given)) == 1
-    assert "hf did not start:\n" in (said := capsys.readouterr().err)
+    assert "fused did not start:\n" in (said := capsys.readouterr().err)
     assert "GPTJ_MAX_CONTEXT" in said
 
 
-def test_memory_of_requests_that_fail_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_of_requests_that_fail_is_not_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", WITHOUT_MODEL["PYTHONPATH"])
     out = tmp_path / "r.json"
-    given = ["--spawn", "hf", "--model", str(demo.MODEL_DIR), "--load", "memory", "--out", str(out)]
+    given = ["--spawn", "fused", "--model", str(demo.MODEL_DIR), "--load", "memory", "--out", str(out)]
     assert run.main([*given, "--inputs", "2000", "--outputs", "100", "--throughput-cell", "5x4"]) == 1
-    assert "memory of hf under load was not measured: status 400" in capsys.readouterr().err
+    assert "memory of fused under load was not measured: status 400" in capsys.readouterr().err
     assert read(out).memory == []
 
 
@@ -291,10 +302,11 @@ def test_an_interrupted_measurement_goes_on(odd: Any, tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def spawning(out: Path, *rest: str) -> Iterator["subprocess.Popen[str]"]:
-    """A measurement that starts its server, in a process of its own."""
-    given = ["--spawn", "hf", "--model", str(demo.MODEL_DIR), *rest, "--out", str(out), "--commit", "abc"]
+    """A measurement that starts its server, without a model, in a process of its own."""
+    given = ["--spawn", "fused", "--model", str(demo.MODEL_DIR), *rest, "--out", str(out), "--commit", "abc"]
     command = [sys.executable, "-m", "gptj_serve.benchmark", "run", *given]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    env = {**os.environ, **WITHOUT_MODEL}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
         yield process
         process.kill()
 
@@ -334,7 +346,7 @@ def test_a_server_that_dies_says_why_and_is_asked_no_more(tmp_path: Path) -> Non
         assert process.stderr is not None
         said = process.stderr.read()
         assert process.wait() == 1
-    assert "hf does not answer any more" in said
+    assert "fused does not answer any more" in said
     assert "the engine was killed (out of memory?)" in said
     failed = [one for one in read(out).runs if one.has_failed]
     assert 0 < len(failed) <= 4  # the one that was cut off, and three

@@ -21,7 +21,7 @@ from schemathesis import Case, GenerationMode
 from schemathesis.checks import CHECKS
 
 from gptj_serve import demo
-from support.server import Server, serving
+from support.server import WITHOUT_MODEL, Server, serving
 
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
 SMALL = 60
@@ -35,7 +35,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     shutil.copytree(demo.MODEL_DIR, model_dir)
     (model_dir / "chat_template.jinja").write_text(TEMPLATE)
     env = {"GPTJ_MODEL_DIR": str(model_dir), "GPTJ_MAX_CONTEXT": "48", "GPTJ_MAX_BATCH_SIZE": "4"}
-    with serving(GPTJ_FRONT="http", **env) as running:
+    with serving(**WITHOUT_MODEL, GPTJ_FRONT="http", **env) as running:
         yield running
 
 

@@ -1,6 +1,5 @@
 """Chat from outside, on both fronts: with a template as fine-tunes have, and with one that is unusable."""
 
-import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from gptj_serve import demo
-from support.server import Server, nothing_left, until
+from support.server import WITHOUT_MODEL, Server, nothing_left, serving, until
 
 TEMPLATE = (
     "{% if messages[0].content == 'for ever' %}"
@@ -36,9 +35,8 @@ def model_with(folder: Path, template: str | None = None, **contents: str) -> Pa
 @pytest.fixture(scope="module", params=["mms", "http"])
 def chatty(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     model_dir = model_with(tmp_path_factory.mktemp("chat") / "model", TEMPLATE)
-    env = {"GPTJ_MODEL_DIR": str(model_dir), "GPTJ_FRONT": request.param, "GPTJ_ENGINE": "fused"}
-    with contextlib.closing(Server(**env, GPTJ_MAX_BATCH_SIZE="2")) as server:
-        yield server.wait_until_ready()
+    with serving(**WITHOUT_MODEL, GPTJ_MODEL_DIR=str(model_dir), GPTJ_FRONT=request.param) as server:
+        yield server
 
 
 def ask(server: Server, **fields: Any) -> Any:
@@ -73,10 +71,7 @@ def test_a_template_that_loops_costs_nobody_else_anything(chatty: Server) -> Non
 
 def test_a_template_that_cannot_be_used_refuses_chat_alone(tmp_path: Path) -> None:
     model_dir = model_with(tmp_path / "model", "{% if %}")
-    with contextlib.closing(
-        Server(GPTJ_MODEL_DIR=str(model_dir), GPTJ_FRONT="http", GPTJ_ENGINE="fused")
-    ) as server:
-        server.wait_until_ready()
+    with serving(**WITHOUT_MODEL, GPTJ_MODEL_DIR=str(model_dir), GPTJ_FRONT="http") as server:
         assert server.processes_of("gptj_serve.serving.templates.process")
         assert server.generate("In the", max_new_tokens=2).status == 200
         for _ in range(2):

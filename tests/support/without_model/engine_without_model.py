@@ -4,6 +4,7 @@ All else of the engine process is its own: how it starts and ends, its socket, s
 for tests of what is around the engine: a service with it takes a third of the processor time.
 """
 
+import logging
 import sys
 import time
 import zlib
@@ -76,8 +77,10 @@ def build_engine(settings: Any, checkpoint: Any, socket_path: Path) -> tuple[Any
     from gptj_serve.engine.engine import Engine
     from gptj_serve.engine.server import EngineServer
     from gptj_serve.engine.step_loop import StepLoop
+    from gptj_serve.logs import log_event
     from gptj_serve.request import ModelInfo
 
+    log_event(logging.getLogger(__name__), "model_loaded", "there is no model", device_bytes=0, seconds=0.0)
     limits = {
         "max_batch_size": settings.max_batch_size or 8,
         "max_context": settings.max_context or checkpoint.architecture.max_positions,

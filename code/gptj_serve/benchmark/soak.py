@@ -55,7 +55,7 @@ ATTACKS_WEIGHT = sum(KINDS.values()) / 9
 PING_EVERY_S = 0.05
 MAX_PING_RATIO = 2.0
 MAX_GROWTH_MIB = 128.0
-"""From the end of the first half to the end; buffers and the allocator may take so much."""
+"""How much memory may grow from the end of the first half to the end, for buffers and the allocator."""
 REST_S = 60.0
 """How long the server has to end what attacks leave behind: silent connections may take half a minute."""
 
@@ -72,7 +72,7 @@ class SoakState:
     """What all clients work with.
 
     Attributes:
-        alone: The answers that prompts get alone, by prompt and number of tokens.
+        expected: The answers that prompts get alone, by prompt and number of tokens.
         until_s: When clients begin nothing more, on the monotonic clock.
         counts: How many requests of each kind were made, and how many were refused or late.
         wrong: What was lost or crossed, in words.
@@ -82,7 +82,7 @@ class SoakState:
         got_through: What attacks found, in words.
     """
 
-    alone: dict[tuple[str, int], str]
+    expected: dict[tuple[str, int], str]
     until_s: float
     counts: collections.Counter[str] = field(default_factory=collections.Counter)
     wrong: list[str] = field(default_factory=list)
@@ -180,11 +180,11 @@ async def soak(
     attack: Attack | None = None,
 ) -> dict[str, Any]:
     """Run all clients and sum up."""
-    alone = await _answers_alone(url)
+    expected = await _expected_answers(url)
     before = await _resources_at_rest(pid)
     started_s = time.monotonic()
     half_s, until_s = started_s + seconds / 2, started_s + seconds
-    run = SoakState(alone, until_s, attack=attack, attacks_from_s=half_s)
+    run = SoakState(expected, until_s, attack=attack, attacks_from_s=half_s)
     watch = asyncio.create_task(_watch(run, pid, seconds))
     limits = httpx.Limits(max_connections=None)
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -245,7 +245,7 @@ def _percentiles(pings: list[tuple[float, float]], half_s: float) -> dict[str, f
     }
 
 
-async def _answers_alone(url: str) -> dict[tuple[str, int], str]:
+async def _expected_answers(url: str) -> dict[tuple[str, int], str]:
     async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client:
         return {
             (prompt, length): await _whole(client, prompt, length) for prompt in PROMPTS for length in LENGTHS
@@ -275,7 +275,7 @@ async def _client(client: httpx.AsyncClient, rng: random.Random, run: SoakState)
                 await _abandon(client, key[0], rng.random())
             else:
                 text = await (_whole if kind == "whole" else _stream)(client, *key)
-                if text != run.alone[key]:
+                if text != run.expected[key]:
                     run.wrong.append(f"{kind} {key}: {text!r}")
             run.counts[kind] += 1
         except ServerBusy as error:

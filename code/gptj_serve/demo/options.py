@@ -18,10 +18,10 @@ class TrainOptions:
         max_seconds: The steps end here at the latest, with the learning rate brought down in time;
             saving and measuring come on top.
         batch_size: Rows of ``n_positions`` tokens a step.
-        learning_rate: Peak, after the warm-up.
+        learning_rate: The peak after the warm-up.
         warmup_steps: Steps of linear warm-up.
-        weight_decay: AdamW's, on matrices.
-        dropout: Of attention weights, residual branches and embeddings, in training.
+        weight_decay: AdamW's weight decay, on matrices.
+        dropout: The dropout of attention weights, residual branches and embeddings in training.
         document_start_share: Share of the rows that start where a document does, as prompts do.
         eval_every: Steps between two looks at the dev split.
         vocab_size: Tokens the tokenizer may have, > 256.

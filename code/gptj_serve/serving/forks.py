@@ -68,7 +68,7 @@ class ForkServer:
     """A process that forks a process for each job. It must be made before there are threads or connections.
 
     Args:
-        work: As for `run`.
+        work: See `run`.
     """
 
     def __init__(self, work: Work) -> None:

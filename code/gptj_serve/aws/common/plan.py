@@ -48,7 +48,7 @@ class Action:
         return answer
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """The fields that ``--json`` shows."""
         return {"service": self.service, "operation": self.operation, "request": dict(self.request)}
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ class Program:
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """The fields that ``--json`` shows."""
         return {"program": list(self.argv)}
 
     def __str__(self) -> str:

@@ -152,7 +152,7 @@ def obstacle(variant: Mapping[str, Any]) -> str | None:
     """Why a variant cannot shrink to zero; None when it can.
 
     Args:
-        variant: Of the endpoint's configuration, as described or requested.
+        variant: A variant of the endpoint's configuration, as described or requested.
     """
     if "ModelName" in variant:
         return "its variant has the model itself, not an inference component"
@@ -169,7 +169,7 @@ def most_copies(variant: Mapping[str, Any]) -> int | None:
     """How many copies the instances of a variant have GPUs for, one each; None if that is not known.
 
     Args:
-        variant: Of the endpoint's configuration, as described or requested.
+        variant: A variant of the endpoint's configuration, as described or requested.
     """
     instance = find_instance(variant.get("InstanceType", ""))
     most = variant.get("ManagedInstanceScaling", {}).get("MaxInstanceCount")

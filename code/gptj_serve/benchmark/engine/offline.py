@@ -56,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     runner = FusedRunner(bench.state, bench.kernels, limits)
     warm_up(runner)
-    together = {number: _together(runner, number, args.runs) for number in args.together}
+    throughput = {number: _throughput(runner, number, args.runs) for number in args.together}
     disturbed = [_disturbed(runner) for _ in range(args.runs + 1)][1:]
     report = {
         **surroundings(),
-        "together": together,
+        "together": throughput,
         "under_prefill": DISTURBANCE,
         "under_prefill_ms": disturbed,
     }
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps(report, indent=1))
 
 
-def _together(runner: FusedRunner, number: int, num_runs: int) -> dict[str, Any]:
+def _throughput(runner: FusedRunner, number: int, num_runs: int) -> dict[str, Any]:
     """Measure tokens per second when ``number`` sequences come at the same moment."""
     seconds = []
     for _ in range(num_runs + 1):

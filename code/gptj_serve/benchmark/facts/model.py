@@ -12,8 +12,8 @@ def model_facts(root: Path, given: str | None = None) -> dict[str, Any]:
     """A model's dimensions and a fingerprint of its configuration and files' names and sizes.
 
     Args:
-        root: Its directory.
-        given: How the user wrote it; None is as it is.
+        root: The model's directory.
+        given: How the user wrote that; None is as it is.
 
     Raises:
         StartupError: There is no whole model.

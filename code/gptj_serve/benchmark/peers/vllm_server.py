@@ -37,7 +37,7 @@ def started(
         spawn: The peer; its settings are its environment.
         model: Model directory.
         max_context: Positions that are needed.
-        timeout_s: For an answer.
+        timeout_s: How many seconds an answer may take.
         watch_memory: Watch the start's memory.
 
     Raises:

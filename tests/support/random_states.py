@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from gptj_serve.engine.fused.kernels.prompt_attention import PromptPart
 from gptj_serve.engine.fused.kernels.protocol import (
     BLOCK_SIZE,
     Cache,
+    PromptPart,
+    Prompts,
     State,
     Tokens,
     make_rotary,
@@ -166,16 +167,22 @@ def batch(state: State, positions: Sequence[int], seed: int = 0) -> Batch:
 
 def mixed_step(state: State) -> PrefillBatch:
     """Two sequences are decoded, two prompts begin, of 40 and 10 tokens."""
-    positions = (300, 17, *range(40), *range(10))
+    positions, device = (300, 17, *range(40), *range(10)), state.history_SC.device
     tokens = batch(state, positions).tokens
-    last_R = torch.tensor([0, 1, 41, 51], device=state.history_SC.device)
+    last_R = torch.tensor([0, 1, 41, 51], dtype=torch.int32, device=device)
+    borders_P = torch.tensor([2, 42, 52], dtype=torch.int32, device=device)
     assert tokens.tables_TW is not None
     return PrefillBatch(
         tokens=tokens.select(slice(None)),
         decoding=replace(tokens.select(slice(2)), tables_TW=tokens.tables_TW[:2]),
-        ids_T=tokens.history_rows_T[2:],
-        parts=[PromptPart(2, 40, 0, None), PromptPart(42, 10, 0, None)],
-        borders=torch.tensor([2, 42, 52], dtype=torch.int32, device=state.history_SC.device),
+        prompts=Prompts(
+            parts=(PromptPart(2, 40, 0), PromptPart(42, 10, 0)),
+            query_borders_P=borders_P,
+            key_borders_P=borders_P,
+            key_rows_K=tokens.cache_rows_T,
+            all_begin=True,
+            max_queries=40,
+        ),
         last_R=last_R,
         last=tokens.select(last_R),
     )

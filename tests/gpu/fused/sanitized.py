@@ -38,6 +38,8 @@ def main(with_cublas: bool) -> None:
         FusedModel(state, kernels).prefill(step)
     elif step.decoding is not None:
         between_products(kernels, step.tokens, step.decoding, step.last)
+        if kernels.can_attend_prompts:
+            kernels.attend_prompts(step.prompts, step.tokens.num_tokens, 0)
     torch.cuda.synchronize()
     print("done")
 

@@ -1,8 +1,10 @@
 """The fused engine on a GPU: whole generations with the demo model, and the logits of GPT-J-6B's shape."""
 
 import gc
+import os
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,18 @@ from transformers import GPTJForCausalLM
 from gptj_serve import demo
 from gptj_serve.benchmark.engine.decode import GPT_J_6B
 from gptj_serve.engine.fused.build import load_fused
+from gptj_serve.engine.fused.graphs import PrefillGraphs
 from gptj_serve.engine.fused.kernels.cuda import CudaKernels
+from gptj_serve.engine.fused.kernels.library import find_library
 from gptj_serve.engine.fused.kernels.plain import PlainKernels
 from gptj_serve.engine.fused.model import FusedModel
 from gptj_serve.engine.fused.runner import FusedRunner
+from gptj_serve.engine.fused.schedule.plan import Row
+from gptj_serve.engine.fused.step_inputs import PrefillShape, StepInputs
 from gptj_serve.models.model_dir import find_checkpoint
 from gptj_serve.request import GenerationRequest, SamplingParams
 from support.fused_generation import Driver, check_greedy, greedy, ids
+from support.prefill_rows import BEGINNING, CONTINUING, DECODES
 from support.random_states import batch, copy_of, random_state, random_weights, rms, spoil_what_is_not_cached
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
@@ -99,6 +106,32 @@ def test_a_chosen_seed_gives_the_same_text_whatever_else_runs(runner: FusedRunne
     others = {f"{number}": greedy(prompt(50 + number), 120) for number in range(30)}
     for arrivals in ({0: others, 7: {"a": request}}, {0: {"a": request}, 9: others}):
         assert ids(Driver(runner).run(arrivals)["a"]) == alone
+
+
+@pytest.mark.parametrize(
+    ("prompts", "decodes"),
+    [(BEGINNING, ()), (BEGINNING, DECODES), (CONTINUING, ()), (CONTINUING, DECODES), (BEGINNING[1:], ())],
+)
+def test_graphs_of_prompts_compute_what_launching_does(
+    runner: FusedRunner, prompts: tuple[Row, ...], decodes: tuple[Row, ...]
+) -> None:
+    state, limits = runner.state, runner.limits
+    shape = PrefillShape.of(prompts, decodes)
+    assert any(of.holds(shape) for of in runner.prefill_graphs.shapes)
+    major, minor = torch.cuda.get_device_capability()
+    model = FusedModel(state, CudaKernels(find_library(os.environ, [f"{major}.{minor}"]), state))
+    inputs = StepInputs(limits, state.history_SC.shape[1])
+    launching = PrefillGraphs(model, inputs, limits, can_capture=False, device=DEVICE)
+    found = []
+    for graphs in (launching, runner.prefill_graphs):
+        for row in (*prompts, *decodes):
+            if row.start:  # what it finds in the cache
+                before = tuple(range(1, row.start + 1))
+                launching.prefill([replace(row, start=0, token_ids=before, samples=False)], [])
+        graphs.prefill(prompts, decodes)
+        found.append(state.scratch.logits_TV[: shape.num_choosing].clone())
+    for place in range(shape.num_choosing):
+        assert rms(found[1][place], found[0][place]) <= 0.01, place
 
 
 def test_cancellation_leaves_the_others_alone(runner: FusedRunner, truth: GPTJForCausalLM) -> None:

@@ -18,8 +18,12 @@ from gptj_serve.engine.fused.kernels.library import compile_library, find_nvcc
 from gptj_serve.engine.fused.kernels.plain import PlainKernels
 from gptj_serve.engine.fused.kernels.protocol import State
 from gptj_serve.engine.fused.model import FusedModel
+from gptj_serve.engine.fused.schedule.plan import Row
+from gptj_serve.engine.fused.step_inputs import PrefillShape, StepInputs, prompt_parts
 from gptj_serve.models.architecture import Architecture
+from support.prefill_rows import BEGINNING, CONTINUING, DECODES, LIMITS
 from support.random_states import (
+    MAX_CONTEXT,
     Batch,
     architecture,
     batch,
@@ -144,6 +148,24 @@ def test_prompts_and_decoding_in_one_step(library: Path, head_dim: int) -> None:
     for kind in ("keys_LNHSE", "values_LNHSE"):
         got, wanted = getattr(state.cache, kind).float(), getattr(exact.cache, kind)
         torch.testing.assert_close(got, wanted, rtol=2e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("prompts", [BEGINNING, CONTINUING])
+def test_chunks_of_prompts_beside_decoding(library: Path, head_dim: int, prompts: tuple[Row, ...]) -> None:
+    """Prompts that begin, and such as find their first tokens in the cache."""
+    state = make_state(architecture(head_dim))
+    exact = copy_of(state, torch.float32)
+    shape = PrefillShape.of(prompts, DECODES)
+    inputs = StepInputs(LIMITS, MAX_CONTEXT + 1)
+    words = torch.empty(inputs.num_prefill_words(shape), dtype=torch.int32, device="cuda")
+    inputs.upload_prefill(prompts, DECODES, shape, words)
+    step = inputs.prefill_batch(shape, words, prompt_parts(prompts, len(DECODES)))
+    FusedModel(exact, PlainKernels(exact)).prefill(step)
+    FusedModel(state, CudaKernels(library, state)).prefill(step)
+    for place in range(shape.num_choosing):
+        assert rms(state.scratch.logits_TV[place], exact.scratch.logits_TV[place]) <= 0.01, place
+    assert state.history_SC.equal(exact.history_SC)
 
 
 @pytest.mark.parametrize("inner", [64, 192, 4096])

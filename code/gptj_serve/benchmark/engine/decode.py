@@ -4,13 +4,16 @@ Usage: scripts/benchmark decode --out F [--contexts 50,500] [--batches 1,2] [--p
 
 Milliseconds are medians over CUDA events around many replays of one CUDA graph. ``share`` is how much of the
 limit is reached. At the limit, the weights (without the embedding) and the context's cache are read once, at
-the speed at which this GPU sums 6.6 GB.
+the speed at which this GPU sums 6.6 GB. ``prefill_ms`` is a prompt as the engine runs it, from its ids on the
+host to its first token; ``prefill_parts_ms`` are that prompt's matrix products and attention alone, in a CUDA
+graph.
 """
 
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,18 @@ import torch
 from gptj_serve.benchmark.facts.bandwidth import gpu_seconds, read_bytes_per_s
 from gptj_serve.benchmark.facts.surroundings import surroundings
 from gptj_serve.engine.fused.build import make_state
+from gptj_serve.engine.fused.graphs import PrefillGraphs
 from gptj_serve.engine.fused.kernels.cuda import CudaKernels
 from gptj_serve.engine.fused.kernels.library import find_library
-from gptj_serve.engine.fused.kernels.prompt_attention import PromptPart
+from gptj_serve.engine.fused.kernels.prompt_attention import FLASH
 from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE, Tokens
-from gptj_serve.engine.fused.model import FusedModel, PrefillBatch
+from gptj_serve.engine.fused.memory_needs import MAX_PREFILL, PREFILL_CHUNK
+from gptj_serve.engine.fused.model import FusedModel
+from gptj_serve.engine.fused.schedule.plan import Row, RunnerLimits
+from gptj_serve.engine.fused.step_inputs import StepInputs
 from gptj_serve.engine.fused.weights.pack import PackedWeights, empty_weights
 from gptj_serve.models.families import read_architecture
+from gptj_serve.request import GenerationRequest, SamplingParams
 
 GPT_J_6B = read_architecture({"model_type": "gptj"}, Path("GPT-J-6B"))
 MAX_CONTEXT = 2048
@@ -70,7 +78,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for size in args.batches
             if size <= 16
         },
-        "prefill_ms": {num: bench.prefill(num) for num in args.prompts},
+        "prefill_ms": bench.prefill(args.prompts),
+        "prefill_parts_ms": {num: bench.prefill_parts(num) for num in args.prompts},
         "gpu_memory_gib": bench.memory_gib(),
     }
     if args.profile:
@@ -106,17 +115,50 @@ class Bench:
             "share": round(share, 4),
         }
 
-    def prefill(self, num_tokens: int) -> float:
-        """Time a prompt's forward pass, launched from Python as the engine does it; returns milliseconds."""
-        positions = list(range(num_tokens))
-        tokens = self._tokens(positions, [0] * num_tokens)
-        last_R = torch.tensor([num_tokens - 1], device=self._device)
-        borders = torch.tensor([0, num_tokens], dtype=torch.int32, device=self._device)
-        parts = [PromptPart(0, num_tokens, 0, None)]
-        step = PrefillBatch(
-            tokens, None, tokens.history_rows_T, parts, borders, last_R, tokens.select(last_R)
+    def prefill(self, lengths: Sequence[int]) -> dict[int, float]:
+        """Prompts of these lengths, as the engine runs them, in ms."""
+        history_SC = self.state.history_SC
+        limits = RunnerLimits(
+            max_batch_size=MAX_BATCH,
+            max_context=MAX_CONTEXT,
+            vocab_size=GPT_J_6B.vocab_size,
+            block_size=BLOCK_SIZE,
+            num_blocks=self.state.cache.keys_LNHSE.shape[1],
+            prefill_chunk=PREFILL_CHUNK,
+            max_prefill=MAX_PREFILL,
         )
-        return round(gpu_seconds(lambda: self._model.prefill(step), 3) * 1e3, 3)
+        inputs = StepInputs(limits, history_SC.shape[1])
+        can_capture = self.kernels.can_attend_prompts
+        graphs = PrefillGraphs(self._model, inputs, limits, can_capture=can_capture, device=self._device)
+        graphs.capture()
+        blocks = range(MAX_CONTEXT // BLOCK_SIZE)
+        found = {}
+        for length in lengths:
+            prompt = tuple(number % limits.vocab_size for number in range(length))
+            request = GenerationRequest("benchmark", prompt, SamplingParams(1))
+            row = Row(0, 0, request, 0, blocks, 0, prompt, samples=True)
+            found[length] = round(gpu_seconds(partial(graphs.prefill, [row], []), REPEATS) * 1e3, 3)
+        return found
+
+    def prefill_parts(self, num_tokens: int) -> float:
+        """The products and attention of a prompt in a CUDA graph, nothing between them, in ms."""
+        weights, scratch, attention_width = self.state.weights, self.state.scratch, GPT_J_6B.attention_width
+        normed_TD, projected_TP, mixed_TK, added_TD = (
+            array[:num_tokens].normal_()
+            for array in (scratch.normed_TD, scratch.projected_TP, scratch.mixed_TK, scratch.added_TD)
+        )
+        heads_T3HE = projected_TP[:, : 3 * attention_width].view(num_tokens, 3, -1, GPT_J_6B.head_dim)
+        inputs = heads_T3HE[None].unbind(2)
+
+        def parts() -> None:
+            for layer in weights.layers:
+                project, add = layer.products
+                project.matrix.multiply(normed_TD, projected_TP)
+                FLASH(*inputs, None, None, num_tokens, num_tokens, 0.0, True, False)
+                add.matrix.multiply(mixed_TK, added_TD)
+            weights.head.multiply(normed_TD[-1:], scratch.logits_TV[:1])
+
+        return round(gpu_seconds(_captured(parts).replay, REPEATS) * 1e3, 3)
 
     def profile(self, size: int, context: int) -> dict[str, Any]:
         """Time each kernel of one step, in microseconds, with no kernel overlapping another."""
@@ -157,13 +199,8 @@ class Bench:
 
     def _graph(self, size: int, context: int, through_cublas: bool = False) -> torch.cuda.CUDAGraph:
         tokens = self._tokens([context] * size, list(range(size)))
-        self._model.decode(tokens, through_cublas=through_cublas)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._model.decode(tokens, through_cublas=through_cublas)
         self._keep = tokens  # the graph reads them
-        return graph
+        return _captured(lambda: self._model.decode(tokens, through_cublas=through_cublas))
 
     def _tokens(self, positions: Sequence[int], slots: Sequence[int]) -> Tokens:
         """Tokens of sequences whose cache blocks follow each other and are not shared."""
@@ -191,6 +228,16 @@ def _weights(device: torch.device) -> PackedWeights:
     for norm in weights.norms():
         norm.weight_D.add_(1)
     return weights
+
+
+def _captured(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """What is enqueued by ``work``, which is also run once before, as a graph."""
+    work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
 
 
 def _time_graph(graph: torch.cuda.CUDAGraph) -> float:

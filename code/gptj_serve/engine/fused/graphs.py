@@ -1,22 +1,42 @@
-"""Decoding as CUDA graphs: one a batch size, captured once and replayed with new inputs."""
+"""Steps as CUDA graphs: captured once for each of a few sizes, and replayed with new inputs.
 
-from collections.abc import Sequence
+What differs between steps of one size (positions, cache places, block tables, borders of prompts) lies in
+device memory that each step fills, so one graph serves them all. Launching the kernels of a short prompt one
+by one takes a host core longer than they take the GPU.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 
 from gptj_serve.engine.fused.model import FusedModel
-from gptj_serve.engine.fused.schedule.plan import Row
-from gptj_serve.engine.fused.step_inputs import StepInputs
+from gptj_serve.engine.fused.schedule.plan import Row, RunnerLimits
+from gptj_serve.engine.fused.step_inputs import PrefillShape, StepInputs, prompt_parts
 
 DECODE_SIZES = (*range(1, 17), 24, 32, 48, 64, 96, 128, 192, 256)
 """Batch sizes that have a graph; a batch is padded to the next one."""
+
+PROMPT_SIZES = (16, 32, 64, 96, 128, 160, 192, 208, 224, 256, 320, 384, 448, 512)
+"""Tokens of a step of prompts that begin, with no sequence decoded beside them."""
+
+MIXED_SIZES = (64, 128, 192, 256, 320)
+"""Tokens of a step that continues prompts, or decodes sequences beside them."""
+
+MAX_GRAPH_PROMPTS = 8
+"""Prompts in a step that a graph takes; more are launched kernel by kernel."""
+
+FEW_DECODES = 16
+"""Sequences that are decoded beside prompts: there are graphs for so many, and for the largest batch."""
 
 
 class DecodeGraphs:
     """Decodes batches of every size up to a largest one.
 
-    Positions, cache places and block tables lie in device memory that each batch fills, so one graph serves
-    every position. Without a GPU, and before `capture`, the model is run directly.
+    Without a GPU, and before `capture`, the model is run directly.
 
     Args:
         model: What is captured.
@@ -42,13 +62,8 @@ class DecodeGraphs:
             self._model.decode(tokens)
             if not self._words.is_cuda:
                 continue
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                self._model.decode(tokens)
-            pool = pool or graph.pool()
-            graph.replay()  # the first time takes longer
-            self._graphs[size] = graph
+            self._graphs[size] = _capture(partial(self._model.decode, tokens), pool)
+            pool = pool or self._graphs[size].pool()
 
     def decode(self, rows: Sequence[Row], *, through_cublas: bool = False) -> None:
         """One token of each row: logits and chosen tokens go to the scratch memory.
@@ -63,3 +78,128 @@ class DecodeGraphs:
             self._graphs[size].replay()
         else:
             self._model.decode(tokens, through_cublas=through_cublas)
+
+
+class PrefillGraphs:
+    """Computes steps with prompts: short ones as graphs, others kernel by kernel.
+
+    There are graphs only where the kernels attend to prompts: they find their borders in device memory. More
+    tokens than a graph takes keep the GPU busy for longer than the host needs to launch them.
+
+    Args:
+        model: What is captured.
+        inputs: Packs the inputs.
+        limits: The runner's.
+        can_capture: See `Kernels.can_attend_prompts`.
+        device: Where the model is.
+    """
+
+    def __init__(
+        self,
+        model: FusedModel,
+        inputs: StepInputs,
+        limits: RunnerLimits,
+        *,
+        can_capture: bool,
+        device: torch.device,
+    ) -> None:
+        self._model = model
+        self._inputs = inputs
+        self._prompt_shapes = _prompt_shapes(limits) if can_capture else []
+        self._mixed_shapes = _mixed_shapes(limits) if can_capture else []
+        shapes = [*self._prompt_shapes, *self._mixed_shapes]
+        num_words = max(map(inputs.num_prefill_words, shapes), default=0)
+        self._words = torch.zeros(num_words, dtype=torch.int32, device=device)
+        self._graphs: dict[PrefillShape, torch.cuda.CUDAGraph] = {}
+
+    def capture(self) -> None:
+        """Run and capture every shape, the largest first.
+
+        A size that a larger one is faster than gets no graph: cuBLAS is slow at some.
+        """
+        pool = None
+        found: list[tuple[PrefillShape, torch.cuda.CUDAGraph]] = []
+        for shapes in (self._mixed_shapes, self._prompt_shapes):
+            fastest_s = math.inf
+            for shape in reversed(shapes):
+                self._inputs.upload_prefill([], [], shape, self._words)
+                batch = self._inputs.prefill_batch(shape, self._words)
+                self._model.prefill(batch)
+                graph = _capture(partial(self._model.prefill, batch), pool)
+                pool = pool or graph.pool()
+                seconds = _replay_s(graph)
+                if seconds < fastest_s:
+                    fastest_s = seconds
+                    found.append((shape, graph))
+        self._graphs = dict(reversed(found))
+
+    @property
+    def shapes(self) -> list[PrefillShape]:
+        """What has a graph: prompts alone before others, and the smaller before the larger."""
+        return [*self._graphs]
+
+    def prefill(self, prompts: Sequence[Row], decodes: Sequence[Row]) -> None:
+        """Cache chunks of prompts, and decode sequences beside them; see `FusedModel.prefill`."""
+        exact = PrefillShape.of(prompts, decodes)
+        shape = next((shape for shape in self._graphs if shape.holds(exact)), None)
+        if shape is not None:
+            self._inputs.upload_prefill(prompts, decodes, shape, self._words)
+            self._graphs[shape].replay()
+            return
+        words = self._words.new_empty(self._inputs.num_prefill_words(exact))
+        self._inputs.upload_prefill(prompts, decodes, exact, words)
+        parts = prompt_parts(prompts, len(decodes))
+        self._model.prefill(self._inputs.prefill_batch(exact, words, parts))
+
+
+def _prompt_shapes(limits: RunnerLimits) -> list[PrefillShape]:
+    """Steps of prompts that begin: their keys are what the step itself projects."""
+    num_prompts = min(MAX_GRAPH_PROMPTS, limits.max_batch_size)
+    return [
+        PrefillShape(
+            num_tokens=size,
+            num_prompts=num_prompts,
+            num_decodes=0,
+            num_choosing=num_prompts,
+            num_keys=0,
+            max_queries=size,
+        )
+        for size in PROMPT_SIZES
+        if size <= limits.max_prefill
+    ]
+
+
+def _mixed_shapes(limits: RunnerLimits) -> list[PrefillShape]:
+    """Steps that continue prompts, or decode sequences beside them."""
+    nums_decodes = sorted({min(FEW_DECODES, limits.max_batch_size), limits.max_batch_size})
+    return [
+        PrefillShape(
+            num_tokens=size,
+            num_prompts=min(MAX_GRAPH_PROMPTS, limits.max_batch_size),
+            num_decodes=num_decodes,
+            num_choosing=limits.max_batch_size,
+            num_keys=limits.max_context + size,
+            max_queries=size,
+        )
+        for num_decodes in nums_decodes
+        for size in MIXED_SIZES
+        if size <= limits.max_prefill
+    ]
+
+
+def _capture(work: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
+    """What is enqueued by ``work``, which has run once, as a graph."""
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        work()
+    graph.replay()  # the first time takes longer
+    return graph
+
+
+def _replay_s(graph: torch.cuda.CUDAGraph) -> float:
+    torch.cuda.synchronize()
+    started_s = time.perf_counter()
+    graph.replay()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started_s

@@ -5,13 +5,13 @@ with the kernels doing what lies between the products. Launching from Python tak
 for all layers is worked out once a pass. Shape suffixes as in `kernels`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from gptj_serve.engine.fused.kernels.prompt_attention import PromptAttention, PromptPart, prompt_attentions
-from gptj_serve.engine.fused.kernels.protocol import Kernels, State, Tokens
+from gptj_serve.engine.fused.kernels.prompt_attention import prompt_attention
+from gptj_serve.engine.fused.kernels.protocol import Kernels, Prompts, State, Tokens
 from gptj_serve.engine.fused.weights.pack import Epilogue
 
 
@@ -20,20 +20,16 @@ class PrefillBatch:
     """Tokens of prompts, and of sequences that are decoded beside them: all share the products.
 
     Attributes:
-        tokens: First one token of each sequence that is decoded, then those of the prompts.
+        tokens: First one token of each sequence that is decoded, then those of the prompts, with their ids.
         decoding: The former, with their tables; None if there are none.
-        ids_T: int32, the ids of the latter.
-        parts: The prompts.
-        borders: int32, where each prompt begins, and where the last ends.
-        last_R: int64, indexes of the tokens after which one is chosen; may be empty.
+        prompts: What the latter's attention has to know.
+        last_R: int32, indexes of the tokens after which one is chosen; may be empty.
         last: Those tokens.
     """
 
     tokens: Tokens
     decoding: Tokens | None
-    ids_T: torch.Tensor
-    parts: Sequence[PromptPart]
-    borders: torch.Tensor
+    prompts: Prompts
     last_R: torch.Tensor
     last: Tokens
 
@@ -55,20 +51,20 @@ class FusedModel:
         if tokens.num_tokens <= self._kernels.max_decode_rows and not through_cublas:
             self._kernels.decode(tokens)
             return
-        self._blocks(tokens, [], tokens)
+        self._blocks(tokens, None, tokens)
         self._head(self._state.scratch.normed_TD[: tokens.num_tokens], tokens)
 
     def prefill(self, step: PrefillBatch) -> None:
-        """Cache prompts whose ids are in the history, decode the sequences beside them.
+        """Cache prompts, and decode the sequences beside them.
 
-        Logits and chosen tokens of `Prefill.last` come out as `decode` has them.
+        Logits and chosen tokens of `PrefillBatch.last` come out as `decode` has them.
         """
-        prompts = prompt_attentions(self._state, step.parts, step.borders)
+        prompts = prompt_attention(self._state, self._kernels, step.prompts, step.tokens.num_tokens)
         self._blocks(step.tokens, prompts, step.decoding)
         if len(step.last_R):
             self._head(self._state.scratch.normed_TD.index_select(0, step.last_R), step.last)
 
-    def _blocks(self, tokens: Tokens, prompts: Sequence[PromptAttention], decoding: Tokens | None) -> None:
+    def _blocks(self, tokens: Tokens, prompts: Callable[[int], None] | None, decoding: Tokens | None) -> None:
         """Embedding, all blocks, the last LayerNorm."""
         scratch, kernels, num = self._state.scratch, self._kernels, tokens.num_tokens
         normed_TD, projected_TP = scratch.normed_TD[:num], scratch.projected_TP[:num]
@@ -82,8 +78,8 @@ class FusedModel:
                     continue
                 product.matrix.multiply(normed_TD, projected_TP)
                 kernels.finish_projection(tokens, index, place)
-                for prompt in prompts:
-                    prompt.run(index)
+                if prompts is not None:
+                    prompts(index)
                 if decoding is not None:
                     kernels.attend(decoding, index)
 

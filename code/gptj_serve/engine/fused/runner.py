@@ -1,15 +1,14 @@
-"""Runs the continuous scheduler's steps on one model: prompts as they come, decoding as CUDA graphs.
+"""Runs the continuous scheduler's steps on one model, as CUDA graphs where they are short.
 
 The host waits for nothing but results.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 
 from gptj_serve.engine.device_errors import batch_errors
-from gptj_serve.engine.fused.graphs import DecodeGraphs
+from gptj_serve.engine.fused.graphs import DecodeGraphs, PrefillGraphs
 from gptj_serve.engine.fused.greedy import GreedyChoice, is_greedy
 from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE, Kernels, State
 from gptj_serve.engine.fused.model import FusedModel
@@ -32,6 +31,7 @@ class FusedRunner:
     Attributes:
         state: As given.
         graphs: What decodes batches.
+        prefill_graphs: What computes prompts.
     """
 
     name = "fused"
@@ -46,6 +46,9 @@ class FusedRunner:
         self._inputs = StepInputs(limits, state.history_SC.shape[1])
         device = state.history_SC.device
         self.graphs = DecodeGraphs(self._model, self._inputs, limits.max_batch_size, device)
+        self.prefill_graphs = PrefillGraphs(
+            self._model, self._inputs, limits, can_capture=kernels.can_attend_prompts, device=device
+        )
 
     @torch.inference_mode()
     def launch(self, step: ContinuousStep) -> "RunningStep":
@@ -54,7 +57,7 @@ class FusedRunner:
         parts: list[Part] = []
         together = joining(step)
         num_prefills = sum(row.samples for row in step.prefills)
-        with batch_errors("a step"), self._memory_given_back():
+        with batch_errors("a step"):
             if step.prefills:
                 choice = self.prefill(step.prefills, [step.decodes[place] for place in together])
                 if choice is not None:
@@ -67,15 +70,6 @@ class FusedRunner:
 
     def release(self) -> None:
         """Nothing to give up: slots and blocks are the scheduler's."""
-
-    @contextmanager
-    def _memory_given_back(self) -> Iterator[None]:
-        """After a step for which there was no memory: what lies about in pieces is of no use to the next."""
-        try:
-            yield
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            raise
 
     def _check(self, step: ContinuousStep) -> None:
         limits = self.limits
@@ -100,10 +94,7 @@ class FusedRunner:
         Returns:
             The tokens of `decodes`, then of the prompts that sample; None if there are none.
         """
-        history_T = self.state.history_SC.view(-1)
-        step = self._inputs.prefill(prompts, decodes, history_T.device)
-        history_T.index_copy_(0, step.tokens.history_rows_T[len(decodes) :].long(), step.ids_T.long())
-        self._model.prefill(step)
+        self.prefill_graphs.prefill(prompts, decodes)
         choosing = [*decodes, *(row for row in prompts if row.samples)]
         return self._choose(choosing) if choosing else None
 

@@ -24,6 +24,7 @@ PREFILL_SIZES = (2048, 512, 192, 64, 16)
 def warm_up(runner: FusedRunner) -> None:
     """Run everything once and capture the graphs."""
     runner.graphs.capture()
+    runner.prefill_graphs.capture()
     limits = runner.limits
     for num_tokens in PREFILL_SIZES:
         # a prompt of that length, and one more chunk of it, which finds the first in the cache

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from gptj_serve.engine.failures import BackendDead
-from gptj_serve.engine.fused.kernels.protocol import State, Tokens
+from gptj_serve.engine.fused.kernels.protocol import Prompts, State, Tokens
 from gptj_serve.engine.fused.layout import counter_sizes
 from gptj_serve.engine.fused.weights.formats.plain import PlainMatrix
 from gptj_serve.engine.fused.weights.matrix import Matrix
@@ -65,9 +65,17 @@ class _Model(ctypes.Structure):
 
 class _Tokens(ctypes.Structure):
     _fields_ = (
-        *((name, _pointer) for name in ("positions", "cache_rows", "history_rows", "tables")),
+        *((name, _pointer) for name in ("positions", "cache_rows", "history_rows", "ids", "tables")),
         ("table_width", _int),
         ("history", _pointer),
+    )
+
+
+class _Prompts(ctypes.Structure):
+    _fields_ = (
+        *((name, _pointer) for name in ("query_borders", "key_borders", "key_rows")),
+        ("num_prompts", _int),
+        ("all_begin", _int),
     )
 
 
@@ -97,6 +105,7 @@ _ARGUMENTS = {
     "decode": (_pointer, _pointer, _pointer, _pointer, _int, _int, _int),
     "embed": (_pointer, _pointer, _pointer, _int),
     "finish_projection": (_pointer, _pointer, _pointer, _pointer, _int, _int, _int),
+    "attend_prompts": (_pointer, _pointer, _pointer, _pointer, _int, _int),
     "attend": (_pointer, _pointer, _pointer, _pointer, _int, _int),
     "add": (_pointer, _pointer, _pointer, _int, _int, _int),
     "choose": (_pointer, _pointer, _pointer, _int, _int),
@@ -121,6 +130,7 @@ def open_library(library: Path) -> ctypes.CDLL:
             getattr(functions, f"fused_{name}").argtypes = [*types, _pointer]
         functions.fused_error.restype = ctypes.c_char_p
         functions.fused_can_overlap.restype = _int
+        functions.fused_can_attend_prompts.restype = _int
     except AttributeError as error:
         raise RuntimeError(f"the kernel library lacks a function: {error}") from error
     return functions
@@ -135,6 +145,7 @@ class CudaKernels:
 
     Attributes:
         overlap: Whether kernels may start while the one before still runs.
+        can_attend_prompts: See `Kernels`.
 
     Raises:
         RuntimeError: The library was built from other sources than this module.
@@ -152,7 +163,9 @@ class CudaKernels:
         num_layers, layer_bytes = len(state.weights.layers), ctypes.sizeof(_Layer)
         self._layers = [first_layer + layer * layer_bytes for layer in range(num_layers)]
         self._recent: list[tuple[Tokens, _Tokens]] = []
+        self._recent_prompts: tuple[Prompts, _Prompts] | None = None
         self.overlap = bool(functions.fused_can_overlap())
+        self.can_attend_prompts = bool(functions.fused_can_attend_prompts())
 
     def decode(self, tokens: Tokens) -> None:
         """See `Kernels.decode`; 1..16 tokens."""
@@ -167,6 +180,13 @@ class CudaKernels:
         """See `Kernels.finish_projection`."""
         of, num, at = self._address(tokens), tokens.num_tokens, self._layers[layer]
         self._call("finish_projection", self._model, at, of, self._scratch, product, num, self.overlap)
+
+    def attend_prompts(self, prompts: Prompts, num_tokens: int, layer: int) -> None:
+        """See `Kernels.attend_prompts`."""
+        if self._recent_prompts is None or self._recent_prompts[0] is not prompts:
+            self._recent_prompts = (prompts, _prompts(prompts))
+        of, at = ctypes.addressof(self._recent_prompts[1]), self._layers[layer]
+        self._call("attend_prompts", self._model, at, of, self._scratch, num_tokens, self.overlap)
 
     def attend(self, tokens: Tokens, layer: int) -> None:
         """See `Kernels.attend`."""
@@ -199,23 +219,29 @@ class CudaKernels:
 
 
 def _check_layout(functions: ctypes.CDLL) -> None:
-    sizes = (ctypes.c_int32 * 4)()
+    sizes = (ctypes.c_int32 * 5)()
     functions.fused_sizes(sizes)
-    own = [ctypes.sizeof(structure) for structure in (_Model, _Layer, _Tokens, _Scratch)]
+    own = [ctypes.sizeof(structure) for structure in (_Model, _Layer, _Tokens, _Prompts, _Scratch)]
     if list(sizes) != own:
         raise RuntimeError(f"the kernel library's structures have sizes {list(sizes)}, expected {own}")
 
 
 def _tokens(tokens: Tokens, history_SC: torch.Tensor) -> _Tokens:
-    tables = tokens.tables_TW
+    tables, ids = tokens.tables_TW, tokens.ids_T
     return _Tokens(
         tokens.positions_T.data_ptr(),
         tokens.cache_rows_T.data_ptr(),
         tokens.history_rows_T.data_ptr(),
+        None if ids is None else ids.data_ptr(),
         None if tables is None else tables.data_ptr(),
         0 if tables is None else tables.shape[1],
         history_SC.data_ptr(),
     )
+
+
+def _prompts(prompts: Prompts) -> _Prompts:
+    arrays = (prompts.query_borders_P, prompts.key_borders_P, prompts.key_rows_K)
+    return _Prompts(*_pointers(*arrays), len(prompts.query_borders_P) - 1, prompts.all_begin)
 
 
 def _model(state: State) -> _Model:

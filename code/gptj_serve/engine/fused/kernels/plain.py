@@ -1,12 +1,13 @@
 """The kernels' counterpart in plain PyTorch: it gives the same results on any device and describes them.
 
-It has no `decode`, so every batch takes the cuBLAS path. Shape suffixes are those of `kernels`.
+It has no `decode`, so every batch takes the cuBLAS path, and it leaves the attention of prompts to PyTorch.
+Shape suffixes are those of `kernels`.
 """
 
 import torch
 import torch.nn.functional as F
 
-from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE, State, Tokens
+from gptj_serve.engine.fused.kernels.protocol import BLOCK_SIZE, Prompts, State, Tokens
 from gptj_serve.engine.fused.weights.pack import Norm
 
 
@@ -18,6 +19,7 @@ class PlainKernels:
     """
 
     max_decode_rows = 0
+    can_attend_prompts = False
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -28,7 +30,11 @@ class PlainKernels:
 
     def embed(self, tokens: Tokens) -> None:
         """See `Kernels.embed`."""
-        ids_T = self._state.history_SC.view(-1)[tokens.history_rows_T.long()]
+        history_T = self._state.history_SC.view(-1)
+        if tokens.ids_T is not None:
+            is_known_T = tokens.ids_T >= 0
+            history_T[tokens.history_rows_T[is_known_T].long()] = tokens.ids_T[is_known_T].long()
+        ids_T = history_T[tokens.history_rows_T.long()]
         hidden_TD = self._state.weights.embedding_VD[ids_T].float()
         self._state.scratch.hidden_TD[: tokens.num_tokens] = hidden_TD
         self._normalise(tokens.num_tokens, self._state.weights.first_norm)
@@ -54,6 +60,10 @@ class PlainKernels:
         block_T, offset_T = rows_T // BLOCK_SIZE, rows_T % BLOCK_SIZE
         cache.keys_LNHSE[layer][block_T, :, offset_T] = heads[is_real_T, 1]
         cache.values_LNHSE[layer][block_T, :, offset_T] = heads[is_real_T, 2]
+
+    def attend_prompts(self, prompts: Prompts, num_tokens: int, layer: int) -> None:
+        """There is none."""
+        raise NotImplementedError
 
     def attend(self, tokens: Tokens, layer: int) -> None:
         """See `Kernels.attend`."""

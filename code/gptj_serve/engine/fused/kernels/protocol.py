@@ -35,12 +35,14 @@ class Tokens:
         cache_rows_T: int32, block * BLOCK_SIZE + position % BLOCK_SIZE.
         history_rows_T: int32, where in the history (as one row) the token's id is.
         tables_TW: int32, each token's cache blocks in order; None where no token is decoded.
+        ids_T: int32, ids that the history does not have yet, -1 where it has; None where it has all.
     """
 
     positions_T: torch.Tensor
     cache_rows_T: torch.Tensor
     history_rows_T: torch.Tensor
     tables_TW: torch.Tensor | None = None
+    ids_T: torch.Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -48,8 +50,49 @@ class Tokens:
         return self.positions_T.shape[0]
 
     def select(self, which: slice | torch.Tensor) -> "Tokens":
-        """Some of the tokens, without their tables."""
+        """Some of the tokens, without their tables and ids."""
         return Tokens(self.positions_T[which], self.cache_rows_T[which], self.history_rows_T[which])
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPart:
+    """A sequence's neighbouring tokens among those of a prefill.
+
+    Attributes:
+        first: Index of its first token.
+        num_tokens: How many there are.
+        start: Position of the first.
+    """
+
+    first: int
+    num_tokens: int
+    start: int
+
+    @property
+    def end(self) -> int:
+        """Position after the last."""
+        return self.start + self.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """What attention has to know of a prefill's prompts; P prompts and one, K keys of all of them.
+
+    Attributes:
+        parts: One a prompt, in the order of their tokens; a CUDA graph has none, since it serves many.
+        query_borders_P: int32, where each prompt's tokens begin, and where the last one's end.
+        key_borders_P: int32, the same of their keys.
+        key_rows_K: int32, where in the cache each key lies, block * BLOCK_SIZE + position % BLOCK_SIZE.
+        all_begin: None has any key in the cache before this pass.
+        max_queries: Tokens of one prompt at most.
+    """
+
+    parts: tuple[PromptPart, ...]
+    query_borders_P: torch.Tensor
+    key_borders_P: torch.Tensor
+    key_rows_K: torch.Tensor
+    all_begin: bool
+    max_queries: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,20 +174,32 @@ class Kernels(Protocol):
 
     Attributes:
         max_decode_rows: Sequences that `decode` takes; 0 if there is no `decode`.
+        can_attend_prompts: There is an `attend_prompts`, which finds everything in device memory.
     """
 
     max_decode_rows: int
+    can_attend_prompts: bool
 
     def decode(self, tokens: Tokens) -> None:
         """A whole decode step: one token of each sequence in, logits and chosen tokens out."""
         ...
 
     def embed(self, tokens: Tokens) -> None:
-        """hidden and normed of tokens whose ids are in the history."""
+        """Known ids go into the history; hidden and normed of all tokens."""
         ...
 
     def finish_projection(self, tokens: Tokens, layer: int, product: int) -> None:
         """Take projected apart: rotate q and k in place, cache k and v, mixed = gelu(fc_in)."""
+        ...
+
+    def attend_prompts(self, prompts: Prompts, num_tokens: int, layer: int) -> None:
+        """mixed = causal attention of prompts over their cache; only where `can_attend_prompts`.
+
+        Args:
+            prompts: Whose.
+            num_tokens: Of the whole prefill.
+            layer: Which one's.
+        """
         ...
 
     def attend(self, tokens: Tokens, layer: int) -> None:

@@ -13,7 +13,6 @@ namespace fused {
 
 constexpr int SPLIT_POSITIONS = 128; // a thread block more for each so many
 constexpr int LONG_SPLIT_POSITIONS = 512;
-constexpr int LOADS = 8;
 
 __device__ inline int num_splits(int length, int split_positions) {
   return min((length + split_positions - 1) / split_positions, MAX_SPLITS);
@@ -42,7 +41,10 @@ struct Running {
   float max = -INFINITY, sum = 0.f, values[8] = {};
 };
 
-template <int HEAD_DIM>
+// LOADS keys, and as many values, are under way at once for each lane. More of them cost registers, and with those
+// thread blocks of a multiprocessor: where attention has a kernel of its own, many thread blocks with few loads are
+// faster; beside a product, whose registers are taken in any case, it is the other way round.
+template <int HEAD_DIM, int LOADS>
 struct Attention {
   static constexpr int LANES = HEAD_DIM / 8;           // of one position
   static constexpr int GROUPS = 32 / LANES;            // positions that one load of a warp covers

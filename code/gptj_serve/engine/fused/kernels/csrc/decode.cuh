@@ -85,7 +85,10 @@ __device__ __forceinline__ AttentionRow attention_row(const Model &model, const 
 __global__ void __launch_bounds__(THREADS)
 embed(const Model model, const Tokens tokens, const Scratch scratch, const Layout normed) {
   const int token = blockIdx.x, width = model.width;
-  const half *row = model.embedding + tokens.history[tokens.history_rows[token]] * width;
+  int64_t *const place = tokens.history + tokens.history_rows[token];
+  const int known = tokens.ids ? tokens.ids[token] : -1;
+  if (known >= 0 && threadIdx.x == 0) *place = known;
+  const half *row = model.embedding + (known >= 0 ? known : *place) * width;
   float *hidden = scratch.hidden + static_cast<int64_t>(token) * width;
   for (int i = threadIdx.x; i < width; i += THREADS) hidden[i] = __half2float(row[i]);
   __threadfence_block();
@@ -101,6 +104,8 @@ struct ProjectGrid {
   int num_attention, attention_blocks_per_head;
 };
 
+constexpr int PROJECT_LOADS = 8;
+
 template <class Weights, int TILES, int HEAD_DIM>
 __global__ void __launch_bounds__(THREADS, 2)
 project(const Model model, const Product product, half *keys, half *values, const Tokens tokens,
@@ -108,7 +113,7 @@ project(const Model model, const Product product, half *keys, half *values, cons
   const Layout mixed = {model.inner + model.attention_width, num_rows};
   __shared__ union {
     TileSums<TILES> sums;
-    typename Attention<HEAD_DIM>::Memory attention;
+    typename Attention<HEAD_DIM, PROJECT_LOADS>::Memory attention;
   } memory;
   let_next_kernel_start();
   const int index = blockIdx.x, attention_index = index - grid.num_tiles_before;
@@ -122,7 +127,7 @@ project(const Model model, const Product product, half *keys, half *values, cons
     wait_for_previous_kernel();
     wait_for_arrivals(scratch.arrived_heads + head * 8, 3 * HEAD_DIM / TILE_ROWS);
     for (int split = first_split; split < splits; split += stride) {
-      Attention<HEAD_DIM>::run(row, split, splits, memory.attention);
+      Attention<HEAD_DIM, PROJECT_LOADS>::run(row, split, splits, memory.attention);
       __syncthreads();
     }
     return;

@@ -3,6 +3,7 @@
 // depends on no version of PyTorch or Python.
 #include <algorithm>
 
+#include "prompts.cuh"
 #include "rows.cuh"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -13,12 +14,20 @@ namespace {
 
 enum class Start { AFTER, OVERLAPPING };  // the kernel before: wait for its end, or start while it runs
 
+struct Grid {
+  dim3 blocks;
+  int threads, shared_bytes;
+  Grid(dim3 blocks, int threads = THREADS, int shared_bytes = 0)
+      : blocks(blocks), threads(threads), shared_bytes(shared_bytes) {}
+};
+
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, cudaStream_t stream, Start start,
+cudaError_t launch(void (*kernel)(Parameters...), Grid grid, cudaStream_t stream, Start start,
                    Arguments... arguments) {
   cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(THREADS);
+  config.gridDim = grid.blocks;
+  config.blockDim = dim3(grid.threads);
+  config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = stream;
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -105,13 +114,41 @@ int attend(const Call &call, const Layer &layer) {
                 is_small ? SPLIT_POSITIONS : LONG_SPLIT_POSITIONS);
 }
 
+// Shared memory that a thread block of eight warps needs: Ampere's and Ada's smaller GPUs have 99 KiB.
+constexpr int LARGE_SHARED_BYTES = 132 << 10;
+
+template <int HEAD_DIM, int KEY_GROUPS>
+int attend_tiles(const Model &model, const Layer &layer, const Prompts &prompts, const Scratch &scratch,
+                 int num_tokens, Start start, cudaStream_t stream) {
+  using Memory = PromptMemory<HEAD_DIM, KEY_GROUPS>;
+  const auto kernel = attend_prompts<HEAD_DIM, KEY_GROUPS>;
+  TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Memory::BYTES));
+  // each prompt may end with a tile that is not full
+  const dim3 tiles(num_tokens / QUERY_TILE + prompts.num_prompts, model.num_heads);
+  return launch(kernel, Grid(tiles, Memory::THREADS, Memory::BYTES), stream, start, model, layer.keys, layer.values,
+                prompts, scratch.projected, scratch.mixed);
+}
+
+template <int HEAD_DIM>
+int attend_all_prompts(const Model &model, const Layer &layer, const Prompts &prompts, const Scratch &scratch,
+                       int num_tokens, Start start, cudaStream_t stream) {
+  int device, shared_bytes;
+  TRY(cudaGetDevice(&device));
+  TRY(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  // prompts that begin are short here: a second half of the tile would come for nothing
+  if (shared_bytes >= LARGE_SHARED_BYTES && !prompts.all_begin)
+    return attend_tiles<HEAD_DIM, 4>(model, layer, prompts, scratch, num_tokens, start, stream);
+  return attend_tiles<HEAD_DIM, 2>(model, layer, prompts, scratch, num_tokens, start, stream);
+}
+
 Start start_of(int overlap) { return overlap ? Start::OVERLAPPING : Start::AFTER; }
 
 }  // namespace
 
-// Sizes of the structures in the order Model, Layer, Tokens, Scratch: the caller's mirror must agree.
-EXPORT void fused_sizes(int32_t sizes[4]) {
-  sizes[0] = sizeof(Model), sizes[1] = sizeof(Layer), sizes[2] = sizeof(Tokens), sizes[3] = sizeof(Scratch);
+// Sizes of the structures in the order of fused.h: the caller's mirror must agree.
+EXPORT void fused_sizes(int32_t sizes[5]) {
+  sizes[0] = sizeof(Model), sizes[1] = sizeof(Layer), sizes[2] = sizeof(Tokens), sizes[3] = sizeof(Prompts);
+  sizes[4] = sizeof(Scratch);
 }
 
 EXPORT const char *fused_error(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
@@ -121,6 +158,15 @@ EXPORT const char *fused_error(int error) { return cudaGetErrorString(static_cas
 EXPORT int fused_can_overlap() {
   cudaFuncAttributes attributes = {};
   return cudaFuncGetAttributes(&attributes, add_rows) == cudaSuccess && attributes.ptxVersion >= 90;
+}
+
+// Whether `fused_attend_prompts` may be called: it needs what compute capability 8.0 has.
+EXPORT int fused_can_attend_prompts() {
+#ifdef FUSED_NO_MMA
+  return 0;
+#endif
+  cudaFuncAttributes attributes = {};
+  return cudaFuncGetAttributes(&attributes, add_rows) == cudaSuccess && attributes.ptxVersion >= 80;
 }
 
 // `overlap` below: kernels may start while the one before still runs (only where `fused_can_overlap`).
@@ -149,9 +195,21 @@ EXPORT int fused_finish_projection(const Model *model, const Layer *layer, const
                                    const Scratch *scratch, int product, int num_rows, int overlap,
                                    cudaStream_t stream) {
   // a few tokens would leave most of the GPU idle
-  const int blocks_per_token = num_rows >= 512 ? 1 : num_rows >= 128 ? 4 : 16;
+  const int blocks_per_token = num_rows >= 512 ? 4 : num_rows >= 128 ? 7 : 14;
   return launch(finish_projection_rows, dim3(num_rows, blocks_per_token), stream, start_of(overlap), *model,
                 layer->products[product], layer->keys, layer->values, *tokens, *scratch);
+}
+
+// See `attend_prompts`. `prompts` is in host memory, what it points to is not.
+EXPORT int fused_attend_prompts(const Model *model, const Layer *layer, const Prompts *prompts,
+                                const Scratch *scratch, int num_tokens, int overlap, cudaStream_t stream) {
+  const Start start = start_of(overlap);
+  switch (model->head_dim) {
+    case 64: return attend_all_prompts<64>(*model, *layer, *prompts, *scratch, num_tokens, start, stream);
+    case 128: return attend_all_prompts<128>(*model, *layer, *prompts, *scratch, num_tokens, start, stream);
+    case 256: return attend_all_prompts<256>(*model, *layer, *prompts, *scratch, num_tokens, start, stream);
+  }
+  return cudaErrorInvalidValue;
 }
 
 // See `attend_rows`.
@@ -175,5 +233,5 @@ EXPORT int fused_add(const Model *model, const Layer *layer, const Scratch *scra
 // See `choose_rows`.
 EXPORT int fused_choose(const Model *model, const Tokens *tokens, const Scratch *scratch, int num_rows, int overlap,
                         cudaStream_t stream) {
-  return launch(choose_rows, dim3(num_rows), stream, start_of(overlap), *model, *tokens, *scratch);
+  return launch(choose_rows, Grid(dim3(num_rows), CHOOSE_THREADS), stream, start_of(overlap), *model, *tokens, *scratch);
 }

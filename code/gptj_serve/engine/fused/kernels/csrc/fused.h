@@ -73,9 +73,19 @@ struct Tokens {
   const int32_t *positions;         // [T]
   const int32_t *cache_rows;        // [T]: block * BLOCK_SIZE + position % BLOCK_SIZE
   const int32_t *history_rows;      // [T]: where in `history` the token's id is
+  const int32_t *ids;               // [T]: ids that are not in `history` yet, -1 where they are; or null
   const int32_t *tables;            // [T, table_width]: each token's cache blocks, in order; decode only
   int32_t table_width;
   int64_t *history;                 // token ids; a chosen token goes behind the one it follows
+};
+
+// The prompts that one call computes, P of them.
+struct Prompts {
+  const int32_t *query_borders;     // [P + 1]: index of each prompt's first token; where the last one's end
+  const int32_t *key_borders;       // [P + 1]: the same of their keys, in `key_rows`
+  const int32_t *key_rows;          // where in the cache each key lies: block * BLOCK_SIZE + position % BLOCK_SIZE
+  int32_t num_prompts;
+  int32_t all_begin;                // none has any key in the cache before this pass
 };
 
 // Scratch memory. Counters are zero before a call and are zero again after it.

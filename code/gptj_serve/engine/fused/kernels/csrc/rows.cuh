@@ -70,11 +70,14 @@ finish_projection_rows(const Model model, const Product product, half *keys, hal
 }
 
 // Attention of one token a sequence. Grid: thread blocks that share the splits, heads, tokens.
+constexpr int ATTEND_LOADS = 4;
+
 template <int HEAD_DIM>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 4)
 attend_rows(const Model model, half *keys, half *values, const Tokens tokens, const Scratch scratch,
             const int split_positions) {
-  __shared__ typename Attention<HEAD_DIM>::Memory memory;
+  using Rows = Attention<HEAD_DIM, ATTEND_LOADS>;
+  __shared__ typename Rows::Memory memory;
   wait_for_previous_kernel();
   const int width = model.attention_width;
   const AttentionRow row = attention_row(model, keys, values, tokens, scratch, scratch.projected,
@@ -82,7 +85,7 @@ attend_rows(const Model model, half *keys, half *values, const Tokens tokens, co
   if (row.length < 1) return;
   const int splits = num_splits(row.length, split_positions);
   for (int split = blockIdx.x; split < splits; split += gridDim.x) {
-    Attention<HEAD_DIM>::run(row, split, splits, memory);
+    Rows::run(row, split, splits, memory);
     __syncthreads();
   }
 }
@@ -110,24 +113,26 @@ add_rows(const Model model, const Product product, const Scratch scratch) {
   normalise_vectors(hidden, product.norm, scratch.normed, {width, 0}, blockIdx.x, model.epsilon);
 }
 
+constexpr int CHOOSE_THREADS = 1024; // a vocabulary is long
+
 // logits += bias, and the likeliest token. One thread block a token.
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(CHOOSE_THREADS)
 choose_rows(const Model model, const Tokens tokens, const Scratch scratch) {
   constexpr int AT_ONCE = 8; // the loads of so many are under way together
-  __shared__ uint64_t best[WARPS];
+  __shared__ uint64_t best[CHOOSE_THREADS / 32];
   wait_for_previous_kernel();
   float *logits = scratch.logits + static_cast<int64_t>(blockIdx.x) * model.vocab;
   uint64_t key = 0;
-  for (int first = threadIdx.x; first < model.vocab; first += AT_ONCE * THREADS) {
+  for (int first = threadIdx.x; first < model.vocab; first += AT_ONCE * CHOOSE_THREADS) {
     float values[AT_ONCE];
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
-      const int row = first + i * THREADS;
+      const int row = first + i * CHOOSE_THREADS;
       if (row < model.vocab) values[i] = logits[row] + __half2float(model.head_bias[row]);
     }
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
-      const int row = first + i * THREADS;
+      const int row = first + i * CHOOSE_THREADS;
       if (row >= model.vocab) break;
       logits[row] = values[i];
       const uint64_t other = sort_key(values[i], row);
@@ -142,7 +147,7 @@ choose_rows(const Model model, const Tokens tokens, const Scratch scratch) {
   if (threadIdx.x % 32 == 0) best[threadIdx.x / 32] = key;
   __syncthreads();
   if (threadIdx.x) return;
-  for (int warp = 1; warp < WARPS; warp++) key = best[warp] > key ? best[warp] : key;
+  for (int warp = 1; warp < CHOOSE_THREADS / 32; warp++) key = best[warp] > key ? best[warp] : key;
   choose(tokens, scratch, blockIdx.x, key);
 }
 

@@ -111,6 +111,31 @@ def test_keys_of_prompts_that_continue_need_room() -> None:
     assert not PrefillShape.of([row(0, 0, 300)], []).holds(shape)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "decodes", "num_tokens", "num_decodes"),
+    [
+        ((row(0, 0, 16),), (), 16, 0),
+        ((row(0, 0, 150), row(1, 0, 43)), (), 208, 0),
+        ((row(0, 0, 16),), DECODES, 64, 16),
+        ((row(0, 37, 60),), tuple(row(slot, 9, 1, decodes=True) for slot in range(1, 18)), 128, 64),
+        (tuple(row(slot, 0, 2) for slot in range(9)), (), None, None),  # too many prompts
+        ((row(0, 0, 257),), (), None, None),  # more than a step of these limits has
+    ],
+)
+def test_steps_take_the_smallest_graph_that_holds_them(
+    state: State,
+    inputs: StepInputs,
+    prompts: tuple[Row, ...],
+    decodes: tuple[Row, ...],
+    num_tokens: int | None,
+    num_decodes: int | None,
+) -> None:
+    model = FusedModel(state, PlainKernels(state))
+    graphs = PrefillGraphs(model, inputs, LIMITS, can_capture=True, device=CPU)
+    found = graphs.shape_for(PrefillShape.of(prompts, decodes))
+    assert (found and found.num_tokens, found and found.num_decodes) == (num_tokens, num_decodes)
+
+
 def test_without_a_gpu_steps_are_computed_as_they_are(state: State, inputs: StepInputs) -> None:
     one = copy_of(state)
     model = FusedModel(one, PlainKernels(one))

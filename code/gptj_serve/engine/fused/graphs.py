@@ -5,8 +5,6 @@ device memory that each step fills, so one graph serves them all. Launching the 
 by one takes a host core longer than they take the GPU.
 """
 
-import math
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -20,8 +18,8 @@ from gptj_serve.engine.fused.step_inputs import PrefillShape, StepInputs, prompt
 DECODE_SIZES = (*range(1, 17), 24, 32, 48, 64, 96, 128, 192, 256)
 """Batch sizes that have a graph; a batch is padded to the next one."""
 
-PROMPT_SIZES = (16, 32, 64, 96, 128, 160, 192, 208, 224, 256, 320, 384, 448, 512)
-"""Tokens of a step of prompts that begin, with no sequence decoded beside them."""
+PROMPT_SIZES = (16, 32, 64, 96, 128, 160, 192, 208, 224, 256, 320, 384, 512)
+"""Tokens of a step of prompts that begin, with no sequence decoded beside them. At 448, cuBLAS is slower."""
 
 MIXED_SIZES = (64, 128, 192, 256, 320)
 """Tokens of a step that continues prompts, or decodes sequences beside them."""
@@ -92,6 +90,9 @@ class PrefillGraphs:
         limits: The runner's.
         can_capture: See `Kernels.can_attend_prompts`.
         device: Where the model is.
+
+    Attributes:
+        shapes: What has a graph once it is captured: prompts alone first, and the smaller before the larger.
     """
 
     def __init__(
@@ -105,44 +106,30 @@ class PrefillGraphs:
     ) -> None:
         self._model = model
         self._inputs = inputs
-        self._prompt_shapes = _prompt_shapes(limits) if can_capture else []
-        self._mixed_shapes = _mixed_shapes(limits) if can_capture else []
-        shapes = [*self._prompt_shapes, *self._mixed_shapes]
-        num_words = max(map(inputs.num_prefill_words, shapes), default=0)
+        self.shapes = [*_prompt_shapes(limits), *_mixed_shapes(limits)] if can_capture else []
+        num_words = max(map(inputs.num_prefill_words, self.shapes), default=0)
         self._words = torch.zeros(num_words, dtype=torch.int32, device=device)
         self._graphs: dict[PrefillShape, torch.cuda.CUDAGraph] = {}
 
     def capture(self) -> None:
-        """Run and capture every shape, the largest first.
-
-        A size that a larger one is faster than gets no graph: cuBLAS is slow at some.
-        """
+        """Run and capture every shape, the largest first: all use the memory of that one."""
         pool = None
-        found: list[tuple[PrefillShape, torch.cuda.CUDAGraph]] = []
-        for shapes in (self._mixed_shapes, self._prompt_shapes):
-            fastest_s = math.inf
-            for shape in reversed(shapes):
-                self._inputs.upload_prefill([], [], shape, self._words)
-                batch = self._inputs.prefill_batch(shape, self._words)
-                self._model.prefill(batch)
-                graph = _capture(partial(self._model.prefill, batch), pool)
-                pool = pool or graph.pool()
-                seconds = _replay_s(graph)
-                if seconds < fastest_s:
-                    fastest_s = seconds
-                    found.append((shape, graph))
-        self._graphs = dict(reversed(found))
+        for shape in reversed(self.shapes):
+            self._inputs.upload_prefill([], [], shape, self._words)
+            batch = self._inputs.prefill_batch(shape, self._words)
+            self._model.prefill(batch)
+            self._graphs[shape] = _capture(partial(self._model.prefill, batch), pool)
+            pool = pool or self._graphs[shape].pool()
 
-    @property
-    def shapes(self) -> list[PrefillShape]:
-        """What has a graph: prompts alone before others, and the smaller before the larger."""
-        return [*self._graphs]
+    def shape_for(self, exact: PrefillShape) -> PrefillShape | None:
+        """The smallest shape of a graph that holds a step; None if there is none."""
+        return next((shape for shape in self.shapes if shape.holds(exact)), None)
 
     def prefill(self, prompts: Sequence[Row], decodes: Sequence[Row]) -> None:
         """Cache chunks of prompts, and decode sequences beside them; see `FusedModel.prefill`."""
         exact = PrefillShape.of(prompts, decodes)
-        shape = next((shape for shape in self._graphs if shape.holds(exact)), None)
-        if shape is not None:
+        shape = self.shape_for(exact)
+        if shape is not None and shape in self._graphs:
             self._inputs.upload_prefill(prompts, decodes, shape, self._words)
             self._graphs[shape].replay()
             return
@@ -195,11 +182,3 @@ def _capture(work: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
         work()
     graph.replay()  # the first time takes longer
     return graph
-
-
-def _replay_s(graph: torch.cuda.CUDAGraph) -> float:
-    torch.cuda.synchronize()
-    started_s = time.perf_counter()
-    graph.replay()
-    torch.cuda.synchronize()
-    return time.perf_counter() - started_s

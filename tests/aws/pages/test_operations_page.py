@@ -6,11 +6,12 @@ import re
 import pytest
 
 from gptj_serve.aws.endpoint import alarms, lookup
-from gptj_serve.request import EngineStats, ModelInfo
+from gptj_serve.request import EngineStats
 from gptj_serve.serving.http.metrics import Metrics
 from gptj_serve.settings import KEYS
 from support.aws.run_commands import call
 from support.server import ROOT
+from support.serving_fakes import model_info
 
 AWS = ROOT / "code/gptj_serve/aws"
 PAGE = (ROOT / "docs/operations.md").read_text()
@@ -31,13 +32,8 @@ def test_every_metric_is_one_of_ours() -> None:
 
 def metrics() -> str:
     """What ``/metrics`` shows."""
-    info = ModelInfo(**{name: _some(kind) for name, kind in ModelInfo.__annotations__.items()})
     stats = EngineStats(**dict.fromkeys(EngineStats.__annotations__, 0))
-    return Metrics(info, lambda: stats).render()[0].decode()
-
-
-def _some(kind: object) -> object:
-    return {str: "", int: 1, float: 1.0, bool: True}.get(kind, 1) if isinstance(kind, type) else 1
+    return Metrics(model_info(), lambda: stats).render()[0].decode()
 
 
 def test_every_setting_exists() -> None:

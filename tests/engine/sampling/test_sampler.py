@@ -80,7 +80,7 @@ BAD_LOGITS = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     sequences=st.lists(SEQUENCES, max_size=NUM_SLOTS),
     slots=st.permutations(range(NUM_SLOTS)),

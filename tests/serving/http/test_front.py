@@ -30,7 +30,7 @@ from support.server import (
     until,
 )
 
-PROMPTS = ["In the beginning", "And he said unto them,", "A hacker is", "The king"]
+PROMPTS = ["In the beginning", "And he said unto them,"]
 FRONT = "gptj_serve.serving.http"
 GENERATION_CONFIG = {
     "no_repeat_ngram_size": 2,

@@ -238,7 +238,7 @@ class Batching(RuleBasedStateMachine):
 
 
 TestBatching = Batching.TestCase
-TestBatching.settings = settings(max_examples=150, stateful_step_count=30)
+TestBatching.settings = settings(max_examples=75, stateful_step_count=30)
 
 
 def test_a_full_house_with_a_small_cache() -> None:

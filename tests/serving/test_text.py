@@ -22,7 +22,8 @@ BYTE_IDS = {tokenizer().token_bytes(token_id): token_id for token_id in range(ba
 
 def incrementally(ids: list[int]) -> list[str]:
     detokenizer = Detokenizer(tokenizer())
-    return [detokenizer.push(token_id)[0] for token_id in ids if not tokenizer().is_special(token_id)]
+    forms = map(tokenizer().form, ids)
+    return [detokenizer.push(form)[0] for form in forms if not form.special]
 
 
 def incomplete_tail(ids: list[int]) -> bytes:
@@ -180,9 +181,12 @@ def test_an_added_token_that_is_also_a_byte() -> None:
     for text in ("é", "aé", "éb éé¡ ¡", "鷗é鷗", "é日", "x\u00a1\u2021"):
         ids = [token_id for char in text for token_id in added.encode(char)]
         detokenizer = Detokenizer(added)
-        assert "".join(detokenizer.push(token_id)[0] for token_id in ids) + detokenizer.finish() == text
+        assert (
+            "".join(detokenizer.push(form)[0] for form in map(added.form, ids)) + detokenizer.finish() == text
+        )
     unfinished = Detokenizer(added)
-    assert [unfinished.push(BYTE_IDS[bytes([byte])])[0] for byte in "日".encode()[:2]] == ["", ""]
+    halves = [added.form(BYTE_IDS[bytes([byte])]) for byte in "日".encode()[:2]]
+    assert [unfinished.push(half)[0] for half in halves] == ["", ""]
     assert unfinished.finish() == ""
 
 

@@ -142,7 +142,7 @@ class SequenceAssembler:
             # it may come between two parts of a character, which is whole without it
             piece, start = form.text, self._detokenizer.num_chars
         else:
-            piece, start = self._detokenizer.push(token_id)
+            piece, start = self._detokenizer.push(form)
         top = tuple(map(self._likely, event.top_logprobs)) if event.top_logprobs else ()
         special = is_end or form.special
         self.last_token = Token(token_id, form.text, _finite(logprob), special, top, start)

@@ -165,11 +165,10 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.num_chars = 0
-        self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(tokenizer.errors)
         self._is_inside_a_character = False
 
-    def push(self, token_id: int) -> tuple[str, int]:
+    def push(self, form: TokenForm) -> tuple[str, int]:
         """Take the next token.
 
         Returns:
@@ -177,7 +176,7 @@ class Detokenizer:
             its first byte is a part of).
         """
         start = self.num_chars
-        data, text, is_whole, _ = self._tokenizer.form(token_id)
+        data, text, is_whole, _ = form
         if self._is_inside_a_character and data:
             text = self._decode(data[:1])
             # it is more than one character, so the token did not continue it

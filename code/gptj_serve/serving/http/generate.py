@@ -105,11 +105,6 @@ class InFlight:
     first_token_s: float | None = None
     failure: ServingError | None = None
 
-    @property
-    def is_over(self) -> bool:
-        """Whether no event can add anything."""
-        return self.generation.done or self.failure is not None
-
 
 class Generate:
     """An endpoint.
@@ -219,8 +214,6 @@ class Generate:
     def _collect(self, flight: InFlight, events: list[Event]) -> bool:
         """Take events of a whole answer, of which nobody has to know before its end."""
         self._push(flight, events)
-        if flight.is_over:
-            flight.events.wake()
         return True
 
     def _write_through(self, flight: InFlight, renderer: StreamRenderer, events: list[Event]) -> bool:
@@ -228,10 +221,7 @@ class Generate:
         writer = flight.exchange.writer
         if writer is None or not writer.is_ready():
             return False
-        deltas = self._push(flight, events)
-        writer.write(b"".join(map(renderer.delta, deltas)))
-        if flight.is_over:
-            flight.events.wake()
+        writer.write(b"".join(map(renderer.delta, self._push(flight, events))))
         return True
 
     async def _next_deltas(self, flight: InFlight) -> list[Delta]:
@@ -245,7 +235,10 @@ class Generate:
             return flight.generation.cut(DEADLINE)
 
     def _push(self, flight: InFlight, events: list[Event]) -> list[Delta]:
-        """What a list of events added. A failure is kept until what came before it is sent."""
+        """What a list of events added. A failure is kept until what came before it is sent.
+
+        Who waits for the call's next events is woken when the call is over.
+        """
         if flight.first_token_s is None and any(isinstance(event, TokenEvent) for event in events):
             flight.first_token_s = self._shared.service.now_s(flight.call)
         deltas: list[Delta] = []
@@ -254,11 +247,14 @@ class Generate:
                 delta = flight.generation.push(event)
             except ServingError as error:
                 flight.failure = error
+                flight.events.wake()
                 break
             if delta.stop_found:
                 self._shared.link.abort(event.request_id)
             if delta.token is not None or delta.finish_reason is not None:
                 deltas.append(delta)
+        if flight.generation.done:
+            flight.events.wake()
         return deltas
 
     def _result(self, flight: InFlight) -> Result:

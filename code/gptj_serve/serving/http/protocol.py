@@ -356,7 +356,7 @@ class BodyWriter:
     def is_ready(self) -> bool:
         """Whether a part can be written now: the head of a chunked answer was, and the client reads."""
         cycle = self._cycle
-        return bool(cycle.chunked_encoding and not cycle.response_complete and not cycle.flow.write_paused)
+        return cycle.chunked_encoding is True and not (cycle.response_complete or cycle.flow.write_paused)
 
     def write(self, part: bytes) -> None:
         """Write a part if the client is still there; more parts follow."""

@@ -48,9 +48,9 @@ def test_padding_changes_nothing(
     found = []
     for shape in (exact, padded):
         one = copy_of(state)
-        words = torch.full((inputs.num_prefill_words(shape),), 77, dtype=torch.int32)
-        inputs.upload_prefill(prompts, decodes, shape, words)
-        FusedModel(one, PlainKernels(one)).prefill(inputs.prefill_batch(shape, words, parts))
+        ints = torch.full((inputs.num_prefill_ints(shape),), 77, dtype=torch.int32)
+        inputs.upload_prefill(prompts, decodes, shape, ints)
+        FusedModel(one, PlainKernels(one)).prefill(inputs.prefill_batch(shape, ints, parts))
         found.append(one)
     same = {"rtol": 1e-5, "atol": 1e-5}
     num = exact.num_choosing
@@ -65,9 +65,9 @@ def test_padding_changes_nothing(
 def test_padding_alone_leaves_nothing(state: State, inputs: StepInputs) -> None:
     """What a graph is captured with."""
     one, shape = copy_of(state), PrefillShape(32, 3, 2, 4, 60, 32)
-    words = torch.full((inputs.num_prefill_words(shape),), 77, dtype=torch.int32)
-    inputs.upload_prefill([], [], shape, words)
-    FusedModel(one, PlainKernels(one)).prefill(inputs.prefill_batch(shape, words))
+    ints = torch.full((inputs.num_prefill_ints(shape),), 77, dtype=torch.int32)
+    inputs.upload_prefill([], [], shape, ints)
+    FusedModel(one, PlainKernels(one)).prefill(inputs.prefill_batch(shape, ints))
     assert one.history_SC[:-1].equal(state.history_SC[:-1])
     assert one.cache.keys_LNHSE.equal(state.cache.keys_LNHSE)
 
@@ -76,9 +76,9 @@ def test_ids_that_the_host_knows_go_into_the_history(state: State, inputs: StepI
     one = copy_of(state)
     before = one.history_SC.clone()
     shape = PrefillShape.of(CONTINUING, DECODES)
-    words = torch.zeros(inputs.num_prefill_words(shape), dtype=torch.int32)
-    inputs.upload_prefill(CONTINUING, DECODES, shape, words)
-    batch = inputs.prefill_batch(shape, words, prompt_parts(CONTINUING, 1))
+    ints = torch.zeros(inputs.num_prefill_ints(shape), dtype=torch.int32)
+    inputs.upload_prefill(CONTINUING, DECODES, shape, ints)
+    batch = inputs.prefill_batch(shape, ints, prompt_parts(CONTINUING, 1))
     FusedModel(one, PlainKernels(one)).prefill(batch)
     for of in CONTINUING:
         assert of.token_ids is not None
@@ -144,8 +144,8 @@ def test_without_a_gpu_steps_are_computed_as_they_are(state: State, inputs: Step
     graphs.prefill(BEGINNING, DECODES)
     other = copy_of(state)
     shape = PrefillShape.of(BEGINNING, DECODES)
-    words = torch.zeros(inputs.num_prefill_words(shape), dtype=torch.int32)
-    inputs.upload_prefill(BEGINNING, DECODES, shape, words)
+    ints = torch.zeros(inputs.num_prefill_ints(shape), dtype=torch.int32)
+    inputs.upload_prefill(BEGINNING, DECODES, shape, ints)
     parts = prompt_parts(BEGINNING, 1)
-    FusedModel(other, PlainKernels(other)).prefill(inputs.prefill_batch(shape, words, parts))
+    FusedModel(other, PlainKernels(other)).prefill(inputs.prefill_batch(shape, ints, parts))
     assert one.scratch.logits_TV[:2].equal(other.scratch.logits_TV[:2])

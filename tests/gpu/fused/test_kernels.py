@@ -158,9 +158,9 @@ def test_chunks_of_prompts_beside_decoding(library: Path, head_dim: int, prompts
     exact = copy_of(state, torch.float32)
     shape = PrefillShape.of(prompts, DECODES)
     inputs = StepInputs(LIMITS, MAX_CONTEXT + 1)
-    words = torch.empty(inputs.num_prefill_words(shape), dtype=torch.int32, device="cuda")
-    inputs.upload_prefill(prompts, DECODES, shape, words)
-    step = inputs.prefill_batch(shape, words, prompt_parts(prompts, len(DECODES)))
+    ints = torch.empty(inputs.num_prefill_ints(shape), dtype=torch.int32, device="cuda")
+    inputs.upload_prefill(prompts, DECODES, shape, ints)
+    step = inputs.prefill_batch(shape, ints, prompt_parts(prompts, len(DECODES)))
     FusedModel(exact, PlainKernels(exact)).prefill(step)
     FusedModel(state, CudaKernels(library, state)).prefill(step)
     for place in range(shape.num_choosing):

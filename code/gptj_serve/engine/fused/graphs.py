@@ -49,16 +49,16 @@ class DecodeGraphs:
         self._model = model
         self._inputs = inputs
         self._sizes = (*(size for size in DECODE_SIZES if size < max_batch_size), max_batch_size)
-        self._words = torch.zeros(inputs.num_decode_words(max_batch_size), dtype=torch.int32, device=device)
+        self._ints = torch.zeros(inputs.num_decode_ints(max_batch_size), dtype=torch.int32, device=device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def capture(self) -> None:
         """Run and capture every size, the largest first: all use the memory of that one."""
         pool = None
         for size in reversed(self._sizes):
-            tokens = self._inputs.decode([], size, self._words)
+            tokens = self._inputs.decode([], size, self._ints)
             self._model.decode(tokens)
-            if not self._words.is_cuda:
+            if not self._ints.is_cuda:
                 continue
             self._graphs[size] = _capture(partial(self._model.decode, tokens), pool)
             pool = pool or self._graphs[size].pool()
@@ -71,7 +71,7 @@ class DecodeGraphs:
             through_cublas: Take the path of large batches, whatever the number; this one has no graphs.
         """
         size = next(size for size in self._sizes if size >= len(rows))
-        tokens = self._inputs.decode(rows, size, self._words)
+        tokens = self._inputs.decode(rows, size, self._ints)
         if self._graphs and not through_cublas:
             self._graphs[size].replay()
         else:
@@ -107,16 +107,16 @@ class PrefillGraphs:
         self._model = model
         self._inputs = inputs
         self.shapes = [*_prompt_shapes(limits), *_mixed_shapes(limits)] if can_capture else []
-        num_words = max(map(inputs.num_prefill_words, self.shapes), default=0)
-        self._words = torch.zeros(num_words, dtype=torch.int32, device=device)
+        num_ints = max(map(inputs.num_prefill_ints, self.shapes), default=0)
+        self._ints = torch.zeros(num_ints, dtype=torch.int32, device=device)
         self._graphs: dict[PrefillShape, torch.cuda.CUDAGraph] = {}
 
     def capture(self) -> None:
         """Run and capture every shape, the largest first: all use the memory of that one."""
         pool = None
         for shape in reversed(self.shapes):
-            self._inputs.upload_prefill([], [], shape, self._words)
-            batch = self._inputs.prefill_batch(shape, self._words)
+            self._inputs.upload_prefill([], [], shape, self._ints)
+            batch = self._inputs.prefill_batch(shape, self._ints)
             self._model.prefill(batch)
             self._graphs[shape] = _capture(partial(self._model.prefill, batch), pool)
             pool = pool or self._graphs[shape].pool()
@@ -130,13 +130,13 @@ class PrefillGraphs:
         exact = PrefillShape.of(prompts, decodes)
         shape = self.shape_for(exact)
         if shape is not None and shape in self._graphs:
-            self._inputs.upload_prefill(prompts, decodes, shape, self._words)
+            self._inputs.upload_prefill(prompts, decodes, shape, self._ints)
             self._graphs[shape].replay()
             return
-        words = self._words.new_empty(self._inputs.num_prefill_words(exact))
-        self._inputs.upload_prefill(prompts, decodes, exact, words)
+        ints = self._ints.new_empty(self._inputs.num_prefill_ints(exact))
+        self._inputs.upload_prefill(prompts, decodes, exact, ints)
         parts = prompt_parts(prompts, len(decodes))
-        self._model.prefill(self._inputs.prefill_batch(exact, words, parts))
+        self._model.prefill(self._inputs.prefill_batch(exact, ints, parts))
 
 
 def _prompt_shapes(limits: RunnerLimits) -> list[PrefillShape]:

@@ -71,7 +71,7 @@ class StepInputs:
         # the row after the last slot's
         self._padding_row = limits.max_batch_size * history_width
 
-    def num_decode_words(self, size: int) -> int:
+    def num_decode_ints(self, size: int) -> int:
         """Numbers that a batch of this size takes."""
         return size * (3 + self._table_width)
 
@@ -86,15 +86,15 @@ class StepInputs:
         Returns:
             Views of the target.
         """
-        words = np.zeros(self.num_decode_words(size), dtype=np.int32)
-        self._fill_columns(words[: 3 * size].reshape(3, size), self._columns(rows)[:3])
-        self._fill_tables(words[3 * size :], rows)
-        uploaded = _upload(words, target)
+        ints = np.zeros(self.num_decode_ints(size), dtype=np.int32)
+        self._fill_columns(ints[: 3 * size].reshape(3, size), self._columns(rows)[:3])
+        self._fill_tables(ints[3 * size :], rows)
+        uploaded = _upload(ints, target)
         positions, cache_rows, history_rows = uploaded[: 3 * size].view(3, size).unbind(0)
         tables = uploaded[3 * size :].view(size, self._table_width)
         return Tokens(positions, cache_rows, history_rows, tables)
 
-    def num_prefill_words(self, shape: PrefillShape) -> int:
+    def num_prefill_ints(self, shape: PrefillShape) -> int:
         """Numbers that a prefill of this shape takes."""
         return sum(self._prefill_sizes(shape).values())
 
@@ -110,8 +110,8 @@ class StepInputs:
             target: int32, flat; `prefill_batch` finds them there.
         """
         sizes = self._prefill_sizes(shape)
-        words = np.zeros(sum(sizes.values()), dtype=np.int32)
-        fields = dict(zip(sizes, np.split(words, np.cumsum([*sizes.values()])[:-1]), strict=True))
+        ints = np.zeros(sum(sizes.values()), dtype=np.int32)
+        fields = dict(zip(sizes, np.split(ints, np.cumsum([*sizes.values()])[:-1]), strict=True))
         rows, num_decodes = [*decodes, *prompts], len(decodes)
         columns_4T, last = self._columns(rows), _last(rows)
         self._fill_columns(fields["tokens"].reshape(4, -1), columns_4T)
@@ -125,7 +125,7 @@ class StepInputs:
             _fill_borders(fields["key_borders"], 0, [row.end for row in prompts])
             for row, first in zip(prompts, fields["key_borders"], strict=False):
                 fields["key_rows"][first : first + row.end] = _cache_rows(row, 0)
-        _upload(words, target)
+        _upload(ints, target)
 
     def prefill_batch(
         self, shape: PrefillShape, target: torch.Tensor, parts: tuple[PromptPart, ...] = ()
@@ -193,9 +193,9 @@ class StepInputs:
         target[:, :num_tokens] = columns
         target[:, num_tokens:] = np.array([-1, 0, self._padding_row, -1])[: len(target), None]
 
-    def _fill_tables(self, words: Ints, rows: Sequence[Row]) -> None:
+    def _fill_tables(self, ints: Ints, rows: Sequence[Row]) -> None:
         """The rows' cache blocks, one line each."""
-        tables_TW = words.reshape(-1, self._table_width)
+        tables_TW = ints.reshape(-1, self._table_width)
         for place, row in enumerate(rows):
             num_blocks = -(-row.end // BLOCK_SIZE)
             tables_TW[place, :num_blocks] = row.blocks[:num_blocks]

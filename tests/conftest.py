@@ -37,7 +37,7 @@ def shared() -> Iterator[Callable[[str], Server]]:
     their names say and have no model.
     """
     engines = {
-        "hf": {"GPTJ_ENGINE": "hf"},
+        "hf": {"GPTJ_ENGINE": "auto", "CUDA_VISIBLE_DEVICES": ""},  # what it takes without a GPU
         "fused": {"GPTJ_ENGINE": "fused"},
         "static": {**WITHOUT_MODEL, "GPTJ_ENGINE": "hf"},
         "continuous": {**WITHOUT_MODEL, "GPTJ_ENGINE": "fused"},

@@ -118,9 +118,8 @@ def shown_completion(server: Server) -> Server:
 @pytest.mark.parametrize("front", ["mms", "http"])
 def test_run_local_shows_a_completion(front: str) -> None:
     log_level = {"mms": "info", "http": "warning"}[front]
-    engine = {"mms": WITHOUT_MODEL, "http": {"GPTJ_ENGINE": "auto"}}[front]
     with contextlib.closing(
-        Server("gptj_serve.run_local", GPTJ_FRONT=front, GPTJ_LOG_LEVEL=log_level, **engine)
+        Server("gptj_serve.run_local", GPTJ_FRONT=front, GPTJ_LOG_LEVEL=log_level, **WITHOUT_MODEL)
     ) as server:
         shown_completion(server)
         url = f"http://127.0.0.1:{server.port}/"

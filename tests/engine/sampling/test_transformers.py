@@ -285,14 +285,14 @@ def draws(logits_V: torch.Tensor, num: int, **sampling: Any) -> list[int]:
     ],
 )
 def test_draws_follow_the_filtered_distribution(model: GPTJForCausalLM, settings: dict[str, Any]) -> None:
-    """Chi-square over 2000 positions at significance 0.001; what is filtered out never comes."""
+    """Chi-square over 3200 positions at significance 0.001; what is filtered out never comes."""
     logits_V = random_logits(1, 11, vocab=8)[0] / 3
     one = row((1,), do_sample=True, eos_token_ids=(), **settings)
     probs = transformers_scores(model, one, logits_V).softmax(dim=-1)
-    counts = Counter(draws(logits_V, 2000, seed=2024, **settings))
+    counts = Counter(draws(logits_V, 3200, seed=2024, **settings))
     kept = [token for token in range(8) if probs[token] > 0]
     assert set(counts) <= set(kept)
-    expected = {token: 2000 * float(probs[token]) for token in kept}
+    expected = {token: 3200 * float(probs[token]) for token in kept}
     chi_square = sum((counts[token] - expected[token]) ** 2 / expected[token] for token in kept)
     # 0.999 quantiles of chi-square for 1 to 7 degrees of freedom
     limit = [10.83, 13.82, 16.27, 18.47, 20.52, 22.46, 24.32][len(kept) - 2]

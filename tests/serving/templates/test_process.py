@@ -54,7 +54,7 @@ class Process:
         self.supervisor = psutil.Process(self._popen.pid)
 
     def workers(self) -> list[psutil.Process]:
-        return [one for one in self.supervisor.children() if one.status() != psutil.STATUS_ZOMBIE]
+        return [one for one in self.supervisor.children() if not is_gone(one)]
 
     def close(self) -> str:
         """End it, and see that nothing is left; what it has logged."""

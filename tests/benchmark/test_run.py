@@ -1,7 +1,6 @@
 """``scripts/benchmark run`` as a user has it: real servers, a command line, a file of results."""
 
 import contextlib
-import http.server
 import itertools
 import json
 import math
@@ -13,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from gptj_serve.benchmark.report.statistics import level_tokens_per_s
 from gptj_serve.benchmark.results import ResultsFile, Run, read
 from gptj_serve.benchmark.run import command as run
 from gptj_serve.errors import StartupError
+from support.loopback_server import serving
 from support.server import WAIT_TIMEOUT_S, WITHOUT_MODEL, least, until
 
 TINY = ("--inputs", "5,9", "--outputs", "4,6", "--runs", "2", "--latency-cells", "5x4", "--latency-runs", "3")
@@ -148,7 +149,7 @@ def distances_from_its_pace(fake: str, out: Path) -> list[float]:
     ]
 
 
-class Odd(http.server.BaseHTTPRequestHandler):
+class Odd(BaseHTTPRequestHandler):
     """Answers as its server's ``plan`` says, one thing after the other; by default as asked."""
 
     protocol_version = "HTTP/1.1"
@@ -175,25 +176,18 @@ class Odd(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_error(404)
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @pytest.fixture
 def odd() -> Iterator[Any]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
-        server.asked, server.plan = [], iter(())  # type: ignore[attr-defined]
-        server.before_answer = lambda _: None  # type: ignore[attr-defined]
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with serving(Odd, asked=[], plan=iter(()), before_answer=lambda _: None) as server:
         yield server
-        server.shutdown()
 
 
 def test_wrong_lengths_and_errors_are_marked(
     odd: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "r.json"
-    given = ["--url", f"odd=http://127.0.0.1:{odd.server_port}", "--inputs", "5,9", "--outputs", "4"]
+    given = ["--url", f"odd={odd.url}", "--inputs", "5,9", "--outputs", "4"]
     given += ["--runs", "3", "--out", str(out), "--commit", "abc"]
     odd.plan = iter([(4, 200), (3, 200), (4, 500)])  # the first is the warm-up
     assert run.main(given) == 1
@@ -214,7 +208,7 @@ def test_a_front_that_does_not_stream(odd: Any, tmp_path: Path) -> None:
     out = tmp_path / "r.json"
     given = [
         "--url",
-        f"odd=http://127.0.0.1:{odd.server_port}",
+        f"odd={odd.url}",
         "--load",
         "latency",
         "--latency-cells",
@@ -258,7 +252,7 @@ def test_what_was_measured_of_nothing_is_not_taken_over(odd: Any, tmp_path: Path
     """A file without a run may be another machine's, whose memory has another speed."""
     out = tmp_path / "r.json"
     ResultsFile.open(out, head(read_bytes_per_s=9e11)).save()
-    given = ["--url", f"odd=http://127.0.0.1:{odd.server_port}", "--inputs", "9", "--outputs", "20"]
+    given = ["--url", f"odd={odd.url}", "--inputs", "9", "--outputs", "20"]
     assert run.main([*given, "--runs", "1", "--out", str(out)]) == 0
     assert read(out).head["read_bytes_per_s"] is None
 
@@ -274,7 +268,7 @@ def test_runs_of_another_engine_are_not_added(tmp_path: Path) -> None:
 
 def test_an_interrupted_measurement_goes_on(odd: Any, tmp_path: Path) -> None:
     out = tmp_path / "r.json"
-    given = ["--url", f"odd=http://127.0.0.1:{odd.server_port}", "--inputs", "9", "--outputs", "20,30"]
+    given = ["--url", f"odd={odd.url}", "--inputs", "9", "--outputs", "20,30"]
     given += ["--runs", "12", "--out", str(out)]
     is_held, go_on, numbers = threading.Event(), threading.Event(), itertools.count()
 

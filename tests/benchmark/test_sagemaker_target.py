@@ -2,7 +2,6 @@
 
 import asyncio
 import binascii
-import http.server
 import json
 import struct
 import subprocess
@@ -10,12 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 
 from gptj_serve.benchmark.targets.sagemaker import SageMakerTarget, connect, instance_type
 from gptj_serve.benchmark.targets.target import Query, TimedAnswer
+from support.loopback_server import serving
 
 pytest.importorskip("boto3")
 
@@ -41,7 +42,7 @@ FAILED = {
 }
 
 
-class Endpoint(http.server.BaseHTTPRequestHandler):
+class Endpoint(BaseHTTPRequestHandler):
     """Both of the service's ways to invoke an endpoint, and its errors."""
 
     def do_POST(self) -> None:
@@ -99,22 +100,16 @@ class Endpoint(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
-        server.seen, server.is_over = [], threading.Event()  # type: ignore[attr-defined]
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    with serving(Endpoint, seen=[], is_over=threading.Event()) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, "none")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
         yield server
         server.is_over.set()  # type: ignore[attr-defined]
-        server.shutdown()
 
 
 def ask(*asks: Query) -> list[TimedAnswer]:

@@ -11,7 +11,7 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from support.loopback_server import serving
 from support.server import WAIT_TIMEOUT_S
 
 CHROMIUM = shutil.which("chromium")
@@ -58,9 +59,6 @@ class Handler(BaseHTTPRequestHandler):
         self.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         with suppress(ConnectionError):
             type(self).answer(self)
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def refuse(self, status: int, body: bytes, **headers: str) -> None:
         self._start(status, "application/json", body, **headers)
@@ -103,13 +101,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def origin() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(Handler) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 
-from support.aws.loopback_server import serving
+from support.loopback_server import serving
 from support.server import WAIT_TIMEOUT_S
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -94,6 +94,6 @@ def running(files: Mapping[str, bytes]) -> Iterator[Hub]:
             with contextlib.suppress(OSError):  # the client has gone
                 self.wfile.write(body)
 
-    with serving(Handler) as url:
-        hub.url = url
+    with serving(Handler) as server:
+        hub.url = server.url
         yield hub

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote
 
-from support.aws.loopback_server import serving
+from support.loopback_server import serving
 from support.server import WAIT_TIMEOUT_S
 
 STREAM, WHOLE, ASYNC = "invocations-response-stream", "invocations", "async-invocations"
@@ -172,8 +172,8 @@ def running(answer: Answers) -> Iterator[Runtime]:
                 self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
                 self.wfile.flush()
 
-    with serving(Handler) as url:
-        runtime.url = url
+    with serving(Handler) as server:
+        runtime.url = server.url
         try:
             yield runtime
         finally:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -13,6 +14,9 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from support.server import WITHOUT_MODEL, Server, serving
+
+# what tests import stays: to look at it again and again takes a third of the time of importing it
+gc.disable()
 
 # tests and servers share few cores: threads that wait for each other there cost far more than they bring
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -85,6 +89,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return not takes_long, item.path.parent != here
 
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """From here on, only what tests leave is looked for."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,6 +9,7 @@ started, 70 the engine cannot go on.
 
 import argparse
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -51,6 +52,8 @@ def main() -> int:
         log_event(logger, "engine_not_started", message, level=logging.ERROR, error=error)
         _say(args.ready_fd, {"status": "failed", "message": f"{type(error).__name__}: {error}"})
         return EXIT_NOT_STARTED
+    gc.collect()
+    gc.freeze()  # what is loaded stays: looking at it would hold up a step by a tenth of a second
     seconds = round(time.monotonic() - started_s, 3)
     log_event(logger, "engine_ready", "the engine is ready", seconds=seconds)
     _say(args.ready_fd, {"status": "ready", "model": asdict(info)})

@@ -7,6 +7,7 @@ fronts stay small. Exit codes: 0 the tokenizer was written, 1 the reason was.
 """
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -89,6 +90,7 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, required=True)
     args = parser.parse_args()
     started_s = time.monotonic()
+    gc.disable()  # nothing here lives long, and it would look again and again at what Transformers imports
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything that is needed is in the directory
     try:
         logs.configure("tokenizer", Settings.from_env(os.environ).log_level)

@@ -262,13 +262,12 @@ def test_does_not_change_the_logits() -> None:
     assert torch.equal(logits_BV, before_BV)
 
 
-def draws(logits_V: torch.Tensor, num: int, **sampling: Any) -> list[int]:
-    """The tokens of ``num`` positions, in batches of 100 positions."""
+def draws(logits_V: torch.Tensor, num: int, seed: int, **sampling: Any) -> list[int]:
+    """The tokens of the first 100 positions of sequences whose seeds follow each other."""
     tokens = []
-    for start in range(0, num, 100):
-        rows = [
-            row((1,), (0,) * position, do_sample=True, **sampling) for position in range(start, start + 100)
-        ]
+    for first in range(0, num, 100):
+        one = {"do_sample": True, "seed": seed + first // 100, **sampling}
+        rows = [row((1,), (0,) * position, **one) for position in range(100)]
         tokens += [result.token_id for result in sample(logits_V.repeat(100, 1), rows)]
     return tokens
 
@@ -285,7 +284,7 @@ def draws(logits_V: torch.Tensor, num: int, **sampling: Any) -> list[int]:
     ],
 )
 def test_draws_follow_the_filtered_distribution(model: GPTJForCausalLM, settings: dict[str, Any]) -> None:
-    """Chi-square over 3200 positions at significance 0.001; what is filtered out never comes."""
+    """Chi-square over 3200 tokens at significance 0.001; what is filtered out never comes."""
     logits_V = random_logits(1, 11, vocab=8)[0] / 3
     one = row((1,), do_sample=True, eos_token_ids=(), **settings)
     probs = transformers_scores(model, one, logits_V).softmax(dim=-1)

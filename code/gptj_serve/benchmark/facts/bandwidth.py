@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from gptj_serve import safe_path
+from gptj_serve.host.driver import initialise_cuda
 
 BUFFER_BYTES = 6_600_000_000
 """Size of the buffer that is read; half of the GPU's free memory where that is less."""
@@ -67,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     argparse.ArgumentParser(
         prog="scripts/benchmark bandwidth", description=__doc__.splitlines()[0]
     ).parse_args(arguments)
-    import torch  # takes seconds, and `measure_in_child` does not need it
+    has_gpu = initialise_cuda() == 0
+    if has_gpu:
+        import torch  # takes seconds, and nothing without a GPU needs it
 
-    print(json.dumps({"read_bytes_per_s": read_bytes_per_s() if torch.cuda.is_available() else None}))
+        has_gpu = torch.cuda.is_available()
+    print(json.dumps({"read_bytes_per_s": read_bytes_per_s() if has_gpu else None}))

@@ -8,7 +8,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from gptj_serve.aws.common.command import run
 from gptj_serve.aws.common.console import Console
-from gptj_serve.aws.common.errors import CommandError, redact
+from gptj_serve.aws.common.errors import CommandError, Interrupted, redact
 from gptj_serve.aws.common.plan import Action
 from gptj_serve.aws.endpoint.deploying import options
 from gptj_serve.aws.endpoint.deploying.checks import check_alarms, check_traffic, check_update, costs
@@ -110,7 +110,7 @@ def _roll_out(made: Deployment, goal: EndpointGoal, rollout: Rollout) -> Descrip
     try:
         return made.roller.apply(rollout, goal)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
+        raise Interrupted(
             "Interrupted. Run the same command again: it goes on from here. An endpoint that is being made "
             f"goes on by itself, and costs; this ends it: scripts/delete {goal.name}"
         ) from None

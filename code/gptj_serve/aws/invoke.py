@@ -15,7 +15,7 @@ from gptj_serve.aws.ask.question import JSON, Question
 from gptj_serve.aws.common.clients import connect
 from gptj_serve.aws.common.command import make_parser, run
 from gptj_serve.aws.common.console import Console
-from gptj_serve.aws.common.errors import UsageError
+from gptj_serve.aws.common.errors import Interrupted, UsageError
 from gptj_serve.aws.common.plan import Action, show
 
 DEFAULT_NAME = "gpt-j"
@@ -114,8 +114,10 @@ def _invoke(arguments: argparse.Namespace, console: Console) -> None:
                 answer_view.show(here, asked, console)
         else:
             _invoke_endpoint(arguments, target, asked, console)
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(str(stop) or _STOPPED) from None
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted(_STOPPED) from None
 
 
 def _invoke_endpoint(arguments: argparse.Namespace, name: str, asked: Question, console: Console) -> None:

@@ -19,7 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionEr
 from gptj_serve.aws.common import command, console, plan
 from gptj_serve.aws.common.clients import Aws, connect
 from gptj_serve.aws.common.console import Console
-from gptj_serve.aws.common.errors import CommandError, UsageError, explain
+from gptj_serve.aws.common.errors import CommandError, Interrupted, UsageError, explain
 from gptj_serve.aws.common.plan import Action, Program
 from support.aws.run_commands import ACCESS_KEY, SECRET_KEY, Result
 from support.server import ROOT
@@ -224,6 +224,9 @@ class TestConsole:
         assert "between\n" in err.getvalue()
 
 
+AGAIN = "Interrupted. Run the same command again: it goes on from here."
+
+
 class TestEnds:
     def test_done(self) -> None:
         assert run(lambda _, shown: shown.result({"a": 1}, "one"), "--json") == Result(0, '{"a": 1}\n', "")
@@ -235,9 +238,12 @@ class TestEnds:
             (UsageError("--count: 3 is too many"), 2, "error: --count: 3 is too many\n"),
             (FileNotFoundError(2, "No such file", "x"), 1, "error: x: No such file\n"),
             (OSError("no room"), 1, "error: no room\n"),
+            (Interrupted("It goes on by itself."), 130, "\nIt goes on by itself.\n"),
+            # Python's own text, for a signal while a host's name was encoded
+            (KeyboardInterrupt("encoding with 'idna' codec failed"), 130, f"\n{AGAIN}\n"),
         ],
     )
-    def test_failed(self, error: Exception, code: int, said: str) -> None:
+    def test_failed(self, error: BaseException, code: int, said: str) -> None:
         def fail(*_: object) -> None:
             raise error
 
@@ -272,7 +278,7 @@ class TestEnds:
         before = signal.getsignal(number)
         result = run(wait)
         assert (result.code, cleaned) == (130, [True])
-        assert "Run the same command again" in result.err
+        assert result.err == f"\n{AGAIN}\n"
         assert signal.getsignal(number) is before
 
 

@@ -10,7 +10,7 @@ from gptj_serve.aws.ask.answer import refused
 from gptj_serve.aws.ask.endpoint_service import EndpointService
 from gptj_serve.aws.ask.question import Question
 from gptj_serve.aws.common.console import Console
-from gptj_serve.aws.common.errors import CommandError
+from gptj_serve.aws.common.errors import CommandError, Interrupted
 from gptj_serve.aws.common.plan import Action
 from gptj_serve.aws.common.s3 import S3Url, read_object
 from gptj_serve.aws.endpoint.lookup import describe_config, describe_endpoint
@@ -73,7 +73,7 @@ class AsyncService:
         try:
             body = self._wait(answer)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"The answer will be at {answer['OutputLocation']}") from None
+            raise Interrupted(f"The answer will be at {answer['OutputLocation']}") from None
         request = {"Bucket": put.request["Bucket"], "Key": put.request["Key"]}
         aws.client("s3").delete_object(**request)
         return body

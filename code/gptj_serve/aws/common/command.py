@@ -13,16 +13,13 @@ from types import FrameType
 from botocore.exceptions import BotoCoreError, ClientError
 
 from gptj_serve.aws.common.console import Console
-from gptj_serve.aws.common.errors import CommandError, explain, redact
+from gptj_serve.aws.common.errors import CommandError, Interrupted, explain, redact
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes; 2 is argparse's own."""
 
 Handler = Callable[[argparse.Namespace, Console], None]
-"""Does the work and shows the result; raises `CommandError` or what botocore raises.
-
-The argument of a `KeyboardInterrupt`, if it has one, is shown instead of the usual line.
-"""
+"""Does the work and shows the result; raises `CommandError` or what botocore raises."""
 
 
 def make_parser(name: str, description: str, examples: str, *, aws: bool = True) -> argparse.ArgumentParser:
@@ -80,7 +77,9 @@ def run(
             handler(arguments, Console(arguments.json))
         return DONE
     except KeyboardInterrupt as stop:
-        _say("\n" + (str(stop) or "Interrupted. Run the same command again: it goes on from here."))
+        again = "Interrupted. Run the same command again: it goes on from here."
+        # others' have texts, too: Python adds one where a codec was interrupted
+        _say("\n" + (str(stop) if isinstance(stop, Interrupted) else again))
         return INTERRUPTED
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

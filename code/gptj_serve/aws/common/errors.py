@@ -71,6 +71,10 @@ class UsageError(CommandError):
     exit_code = 2
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C with a text for the user, in place of the usual one."""
+
+
 def explain(error: boto.BotoCoreError | boto.ClientError) -> CommandError:
     """Turn what botocore raised into a sentence with a remedy."""
     if isinstance(error, boto.ClientError):
